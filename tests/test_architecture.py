@@ -1,0 +1,213 @@
+"""The floor plan: who may import whom, and what stands in one place only. Reads the code, runs none of it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "tlray"
+
+# Imports point to the left only. Moving a wall means changing this line, in the same step.
+# fmt: off
+ORDER = [
+    "errors", "config", "svg", "plots", "schema", "image", "storage", "dataset",
+    "stages", "weights", "backbone", "formats", "tasks", "bundle", "predict", "registry",
+    "runtime", "preflight", "sample", "ingest", "order", "stream",
+    "candidate", "checkpoint", "evaluate", "train", "search", "serve", "report", "quickstart", "cli",
+]
+# fmt: on
+# Forbidden although the order would allow it.
+APART = {
+    "tasks": {"formats"},
+    # Serving sees the bundle and what lies below, and the Ray session; never where models come from.
+    "serve": set(ORDER[ORDER.index("preflight") : ORDER.index("serve")]),
+}
+RAY = {"runtime", "ingest", "stream", "train", "evaluate", "search", "serve", "quickstart", "cli"}
+PRINT = {"cli", "quickstart"}
+# What makes a filesystem; the code of a format walks the one it was given.
+FILESYSTEMS = {"S3FileSystem", "LocalFileSystem", "SubTreeFileSystem", "PyFileSystem", "FSSpecHandler"}
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The module or folder directly below tlray/ that a file belongs to; "" for the package itself."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def dotted(path: Path) -> list[str]:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(tree: ast.AST, path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that a file imports, anywhere in it, and the lines."""
+    package = dotted(path) if path.name == "__init__.py" else dotted(path)[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{prefix}.{alias.name}", node.lineno
+
+
+def type_only(tree: ast.AST) -> set[int]:
+    """Lines below ``if TYPE_CHECKING``."""
+    return {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+
+
+def parsed() -> Iterator[tuple[Path, ast.Module]]:
+    for path in files():
+        yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_every_room_stands_in_the_order() -> None:
+    assert {room(path) for path in files()} - {"", "__main__"} <= set(ORDER)
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path, tree in parsed():
+        here = room(path)
+        for name, line in imports(tree, path):
+            parts = name.split(".")
+            if parts[0] == "jobs":
+                wrong.append(f"{where(path, line)} imports {name}")
+            if parts[0] != "tlray" or len(parts) < 2 or here in ("", "__main__"):
+                continue
+            there = parts[1]
+            if there == here or there not in ORDER:  # itself, or a name of the package (__version__)
+                continue
+            if ORDER.index(there) > ORDER.index(here) or there in APART.get(here, ()):
+                wrong.append(f"{where(path, line)} imports {name}")
+    assert wrong == []
+
+
+def test_the_package_itself_imports_nothing_of_ours() -> None:
+    path = PACKAGE / "__init__.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [name for name, _ in imports(tree, path) if name.startswith("tlray")] == []
+
+
+def test_ray_stays_in_its_rooms() -> None:
+    wrong = [
+        where(path, line)
+        for path, tree in parsed()
+        for name, line in imports(tree, path)
+        if name.split(".")[0] == "ray" and room(path) not in RAY
+    ]
+    assert wrong == []
+
+
+def test_only_storage_makes_filesystems() -> None:
+    wrong = []
+    for path, tree in parsed():
+        if room(path) == "storage":
+            continue
+        annotations = type_only(tree)
+        for name, line in imports(tree, path):
+            foreign = name.split(".")[0] in ("s3fs", "fsspec", "boto3", "botocore", "aiobotocore")
+            arrow = (name + ".").startswith("pyarrow.fs.") and room(path) != "formats"
+            if foreign or (arrow and line not in annotations):
+                wrong.append(f"{where(path, line)} imports {name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute | ast.Name):
+                used = node.attr if isinstance(node, ast.Attribute) else node.id
+                if used in FILESYSTEMS:
+                    wrong.append(f"{where(path, node.lineno)} uses {used}")
+    assert wrong == []
+
+
+def test_no_pickle_is_ever_loaded() -> None:
+    unsafe = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    wrong = []
+    for path, tree in parsed():
+        for name, line in imports(tree, path):
+            if name.split(".")[0] in unsafe or name == "torch.load":
+                wrong.append(f"{where(path, line)} imports {name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.hub.load"):
+                wrong.append(f"{where(path, node.lineno)} uses {ast.unparse(node)}")
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant)
+                if node.value.value is not False:
+                    wrong.append(f"{where(path, node.value.lineno)} allows a pickle")
+    assert wrong == []
+
+
+def test_print_is_for_results() -> None:
+    wrong = [
+        where(path, node.lineno)
+        for path, tree in parsed()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+        and room(path) not in PRINT
+    ]
+    assert wrong == []
+
+
+def test_what_is_particular_to_a_task_stands_in_its_file() -> None:
+    names = {path.stem for path in (PACKAGE / "tasks").glob("*.py")} - {"__init__", "base"}
+    assert names
+    wrong = []
+    for path, tree in parsed():
+        if room(path) == "tasks":
+            continue
+        for node in ast.walk(tree):
+            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            sides += [node.value] if isinstance(node, ast.MatchValue) else []
+            for side in sides:
+                inner = side.elts if isinstance(side, ast.Tuple | ast.List | ast.Set) else [side]
+                if any(isinstance(part, ast.Constant) and part.value in names for part in inner):
+                    wrong.append(f"{where(path, side.lineno)}: {ast.unparse(side)}")
+        for name, line in imports(tree, path):
+            if name.startswith("tlray.tasks.") and name.split(".")[2] in names:
+                wrong.append(f"{where(path, line)} imports {name}")
+    assert wrong == []
+
+
+def test_importing_the_package_does_no_work(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, threading\n"
+        "before = set(sys.modules)\n"
+        "import tlray\n"
+        "heavy = {'ray', 'torch', 'numpy', 'pyarrow', 'pydantic', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert threading.active_count() == 1\n"
+        "assert os.listdir('.') == [], os.listdir('.')\n"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
+def test_a_job_is_its_verb_and_no_more(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [name for name, _ in imports(tree, path) if name != "sys"] == ["tlray.cli.main"]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert [ast.unparse(call) for call in calls] == [f"main(['{path.stem}', *sys.argv[1:]])"]
+

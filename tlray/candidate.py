@@ -1,0 +1,150 @@
+"""A candidate: the trainable part of a model, its optimiser and its schedule.
+
+The loop trains a list of candidates over one stream of batches; plain training is a list of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tlray.backbone import Backbone
+from tlray.bundle import Model
+from tlray.config import Config, Optim
+from tlray.image import Preprocess
+from tlray.tasks.base import Task
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_model(
+    config: Config, task: Task, labels: list[str], counts: Sequence[int] | None, fingerprint: str
+) -> Model:
+    """Pretrained backbone, frozen to its depth, under a new head; preprocessing that fits its weights."""
+    chosen = config.input
+    backbone = Backbone(
+        config.model.backbone,
+        config.model.weights,
+        size=chosen.size,
+        mean=chosen.mean,
+        std=chosen.std,
+        drop_rate=config.model.drop_rate,
+        drop_path_rate=config.model.drop_path_rate,
+    )
+    depth = backbone.freeze(config.model.freeze)
+    side = backbone.size
+    preprocess = Preprocess(
+        size=(side, side) if isinstance(side, int) else (side[1], side[0]),
+        fit=chosen.fit,
+        mean=backbone.mean,
+        std=backbone.std,
+        interpolation="bicubic" if backbone.interpolation == "bicubic" else "bilinear",
+    )
+    module = task.build(backbone, labels, counts)
+    return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint)
+
+
+class Candidate:
+    """A model in training: one optimiser step per batch, at the schedule's learning rate."""
+
+    def __init__(
+        self, model: Model, config: Config, steps_per_epoch: int, device: torch.device, world: int = 1
+    ) -> None:
+        self.model, self.config, self.device, self.world = model, config, device, world
+        self.optim = config.optim
+        self.warmup_steps = round(config.optim.warmup_epochs * steps_per_epoch)
+        self.num_steps = config.train.epochs * steps_per_epoch
+        module = model.module.to(device)
+        if config.train.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = _optimizer(module, config.optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.forward: nn.Module = module
+        if config.train.compile:
+            self.forward = torch.compile(module)  # type: ignore[assignment]
+        if world > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.forward, device_ids=ids)
+
+    def train_mode(self) -> None:
+        """Training mode; frozen stages stay in evaluation mode by themselves."""
+        self.forward.train()
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the head at a step."""
+        return self.optim.lr * schedule(step, self.num_steps, self.warmup_steps, self.optim.final_lr_ratio)
+
+    def step(
+        self, x_BCHW: torch.Tensor, targets: dict[str, Any], step: int, weight: float
+    ) -> torch.Tensor:
+        """One update; returns the batch's mean loss (scalar, detached, on the device).
+
+        ``weight`` is this rank's share of the global batch times the number of ranks: gradients are
+        averaged over ranks, and every row shall count the same.
+        """
+        factor = self.lr(step) / self.optim.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        dtype = _DTYPES.get(self.config.train.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            loss: torch.Tensor = self.forward(x_BCHW, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss * weight).backward()
+        if self.optim.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trainable, self.optim.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """The optimiser's state as flat tensors ``<parameter number>.<name>``, for safetensors."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
+
+    def load_optimizer_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of `optimizer_tensors`."""
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            number, key = name.split(".", 1)
+            state.setdefault(int(number), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def schedule(step: int, num_steps: int, warmup_steps: int, final_ratio: float) -> float:
+    """Linear warm-up, then half a cosine down to ``final_ratio`` (arXiv 1608.03983): a factor in 0..1."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
+    """Groups by learning rate and decay: backbone stages below the head, no decay on norms and biases."""
+    backbone: Backbone = module.backbone  # type: ignore[assignment]
+    in_backbone = {id(p) for p in backbone.parameters()}
+    head = [p for p in module.parameters() if id(p) not in in_backbone and p.requires_grad]
+    parts: list[tuple[float, list[nn.Parameter]]] = [(settings.lr, head)]
+    for stage, parameters in backbone.parameter_groups():
+        distance = len(backbone.stages) - 1 - stage
+        lr = settings.lr * settings.backbone_lr_ratio * settings.layer_decay**distance
+        parts.append((lr, list(parameters.values())))
+    groups = [
+        {"params": chosen, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+        for lr, parameters in parts
+        for decay, chosen in (
+            (settings.weight_decay, [p for p in parameters if p.ndim > 1]),
+            (0.0, [p for p in parameters if p.ndim <= 1]),
+        )
+        if chosen
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))

@@ -1,0 +1,315 @@
+"""The one typed configuration tree: a YAML file, then dotted overrides (``optim.lr=0.01``).
+
+Imports neither ray nor torch, so that a mistake is reported before anything slow starts.
+Settings of a task (label smoothing, mixup, ...) belong to its file in ``tlray/tasks`` and stand
+under ``task:`` beside its name; they are checked there, when the task is made.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+
+from tlray.errors import ConfigError, nearest
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+S = TypeVar("S", bound=BaseModel)
+
+# YAML 1.1 reads 1e-3, a number to everybody else, as text.
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+class Strict(BaseModel):
+    """A part of the tree: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(Strict):
+    """Which data set, and how it is read."""
+
+    uri: str = ""
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    cache_mb: Count = 1024  # encoded pictures that each rendering process keeps in memory
+    shuffle_window: Count = 8192  # rows among which an epoch's order mixes, beyond shuffled row groups
+
+
+class Input(Strict):
+    """The model's input: every value left out comes from the backbone's pretrained weights."""
+
+    size: Annotated[int, Field(ge=16, le=4096)] | None = None  # side of the square input, px
+    fit: Literal["crop", "letterbox", "stretch"] = "crop"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+
+
+class Augmentation(Strict):
+    """Training-only randomness, a pure function of (seed, epoch, row)."""
+
+    scale: tuple[Share, Share] = (0.35, 1.0)  # share of the picture's area that a crop keeps
+    ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # width / height of the crop
+    hflip: Share = 0.5
+    vflip: Share = 0.0
+    brightness: Share = 0.2
+    contrast: Share = 0.2
+    saturation: Share = 0.2
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be two numbers above 0, the smaller one first")
+        return value
+
+
+class Model(Strict):
+    """The pretrained network and how much of it stays as it is."""
+
+    backbone: str = "resnet10t-nano"
+    weights: str = "builtin"  # builtin | timm | none | hf-hub:NAME | a local or s3:// .safetensors file
+    freeze: int | float | str = 0  # stages frozen from the input up: a count, a fraction, a stage's name, "all"
+    drop_rate: Share = 0.0
+    drop_path_rate: Share = 0.0
+
+
+class Optim(Strict):
+    """Optimiser and schedule: warm-up, then cosine."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3  # of the head
+    backbone_lr_ratio: NonNegative = 0.3  # learning rate of the backbone / of the head
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor per stage, from the head down
+    weight_decay: NonNegative = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd; adamw's beta1
+    warmup_epochs: NonNegative = 0.5
+    final_lr_ratio: Share = 0.01  # of the peak, at the last step
+    clip_grad_norm: Positive | None = 1.0
+
+
+class Train(Strict):
+    """The length of a run, its arithmetic and its checkpoints."""
+
+    epochs: Count = 10
+    batch_size: Count = 64  # of all workers together
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    early_stop_epochs: Count | None = None  # epochs without improvement before the run ends
+    checkpoint_every_steps: Count | None = None  # besides the one at each epoch's end
+    keep_checkpoints: Count = 2
+
+
+class Scale(Strict):
+    """How many workers, and what each one needs."""
+
+    num_workers: Count = 1
+    gpus_per_worker: NonNegative | Literal["auto"] = "auto"  # auto: one each where the cluster has any
+    cpus_per_worker: Count | Literal["auto"] = "auto"  # auto: the machine's cores shared out, threads too
+    max_failures: Annotated[int, Field(ge=0)] = 3  # lost workers before the run gives up
+
+
+class Choice(Strict):
+    """One of these values."""
+
+    choice: Annotated[list[Any], Field(min_length=1)]
+
+
+class Uniform(Strict):
+    """A number between two others; ``log`` spreads it evenly over orders of magnitude."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @field_validator("high")
+    @classmethod
+    def above_low(cls, value: float, info: Any) -> float:
+        if value <= info.data.get("low", float("-inf")):
+            raise ValueError("must be above low")
+        return value
+
+
+def _kind(value: Any) -> str:
+    """Which of the two a value of the space means, so that a mistake is told in the words of that one."""
+    return "choice" if isinstance(value, Choice) or (isinstance(value, dict) and "choice" in value) else "uniform"
+
+
+Range = Annotated[
+    Annotated[Choice, Tag("choice")] | Annotated[Uniform, Tag("uniform")],
+    Discriminator(_kind),
+]
+
+
+class Search(Strict):
+    """What ``tlray tune`` tries: any dotted key of this tree -> Choice or Uniform."""
+
+    space: dict[str, Range] = {
+        "model.freeze": Choice(choice=["all", 0.6, 0]),
+        "optim.lr": Choice(choice=[3e-3, 1e-3, 3e-4]),
+    }
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    num_trials: Count = 9  # grid: its whole product, whatever this says
+    scheduler: Literal["asha", "none"] = "asha"
+    grace_epochs: Count = 2  # that every trial gets before it may be stopped
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    max_concurrent: Count | Literal["auto"] = "auto"
+
+
+class Serving(Strict):
+    """The HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Count = 1
+    target_ongoing_requests: Positive = 8
+    max_queued_requests: Count = 256  # beyond it: 503 with Retry-After
+    max_batch_size: Count = 16
+    batch_wait_s: NonNegative = 0.005
+    max_body_mb: Positive = 32
+    max_pictures: Count = 64  # in one request
+    max_megapixels: Positive = 50
+    timeout_s: Positive = 30
+    cpus_per_replica: Positive = 1
+    gpus_per_replica: NonNegative = 0
+
+
+class Track(Strict):
+    """Where metrics go besides the report."""
+
+    tensorboard: bool = True
+    mlflow: str | None = None  # tracking URI
+
+
+class Config(Strict):
+    """The whole tree. ``name`` is the run's identity: the same name again goes on where it was."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    runs: str = "runs"  # folder or s3:// URI under which the run's folder lies
+    models: str = "models"  # the registry's folder or s3:// URI
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    task: dict[str, Any] = {"name": "classification"}
+    data: Data = Data()
+    input: Input = Input()
+    augment: Augmentation = Augmentation()
+    model: Model = Model()
+    optim: Optim = Optim()
+    train: Train = Train()
+    scale: Scale = Scale()
+    search: Search = Search()
+    serve: Serving = Serving()
+    track: Track = Track()
+
+    @property
+    def run_uri(self) -> str:
+        """Folder of this run."""
+        return f"{self.runs.rstrip('/')}/{self.name}"
+
+    def override(self, changes: dict[str, Any], origin: str = "override") -> Config:
+        """A new tree with dotted keys set; raises ConfigError as `load` does."""
+        tree = self.model_dump(mode="json")
+        for key, value in changes.items():
+            _set(tree, key, value, origin)
+        return parse(tree, origin)
+
+
+def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (None: all defaults) and apply ``key=value`` overrides, values in YAML syntax.
+
+    Raises ConfigError, one line, for a missing or unreadable file, an unknown key (with the nearest
+    one) or a value out of range.
+    """
+    tree: Any = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(f"{path}: cannot be read ({why}); accepted: a YAML file") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}" if mark else ""
+            raise ConfigError(f"{path}{line}: no valid YAML; accepted: a mapping of keys") from None
+        tree = {} if tree is None else tree
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path}: holds a {type(tree).__name__}; accepted: a mapping of keys")
+    origin = path or "command line"
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign:
+            raise ConfigError(f"{item!r} (command line): accepted: key=value, as in optim.lr=0.01")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{item!r} (command line): the value is no valid YAML") from None
+        _set(tree, key, value, "command line")
+    return parse(tree, origin)
+
+
+def parse(tree: dict[str, Any], origin: str) -> Config:
+    """Check a plain tree; ``origin`` (a file's name) stands in the message."""
+    return validate(Config, tree, origin)
+
+
+def validate(model: type[S], tree: Any, origin: str, prefix: str = "") -> S:
+    """Build any settings object from plain values; the first mistake is raised as one ConfigError."""
+    try:
+        return model.model_validate(_numbers(tree))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        key = prefix + ".".join(path)
+        if first["type"] == "extra_forbidden":
+            hint = nearest(path[-1], _fields(model, path[:-1]))
+            raise ConfigError(f"{key} ({origin}): unknown key; {hint}") from None
+        value = first["input"] if first["type"] != "missing" else "nothing"
+        said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        raise ConfigError(f"{key} = {value!r} ({origin}): accepted: {said}") from None
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Field names of the sub-model that a path leads to."""
+    here: Any = model
+    for part in path:
+        if not (isinstance(here, type) and issubclass(here, BaseModel)) or part not in here.model_fields:
+            continue  # a list index, a dict key or a union member's name
+        here = here.model_fields[part].annotation
+        for option in typing.get_args(here) if typing.get_origin(here) is not None else ():
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                here = option
+    if isinstance(here, types.UnionType) or not hasattr(here, "model_fields"):
+        return []
+    return list(here.model_fields)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    """Set a dotted key; keys of ``search.space`` contain dots themselves, so the rest of those is one key."""
+    head, parts = tree, key.split(".")
+    if parts[:2] == ["search", "space"] and len(parts) > 3:
+        parts = ["search", "space", ".".join(parts[2:])]
+    for part in parts[:-1]:
+        head = head.setdefault(part, {})
+        if not isinstance(head, dict):
+            raise ConfigError(f"{key} ({origin}): {part!r} is a single value and has no keys below it")
+    head[parts[-1]] = value
+
+
+def _numbers(value: Any) -> Any:
+    """Turn exponent notation into numbers, all over a plain tree."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value

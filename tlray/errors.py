@@ -1,0 +1,72 @@
+"""The exception tree: every mistake that a user can make ends here, in one line.
+
+    TlrayError                 exit code 2, one line, no traceback
+    |-- ConfigError            a key or value of the configuration
+    |-- DataError              a folder, data set, split or label
+    |   `-- PictureError       bytes that are no usable picture (carries the HTTP status it means)
+    |-- StorageError           a URI that cannot be read or written
+    |-- BundleError            a bundle that is damaged, foreign or unsafe
+    |-- RegistryError          a model name, version or alias
+    `-- RunError               a run that cannot start or go on (workers died, no resources)
+
+A message says the value, where it stood, and what is accepted:
+``optim.lr = -0.1 (clothing.yaml): must be greater than 0``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TlrayError(Exception):
+    """Base of all mistakes that are the user's to mend."""
+
+
+class ConfigError(TlrayError):
+    """A configuration key or value is not accepted."""
+
+
+class DataError(TlrayError):
+    """A folder, data set, split or label is missing or unusable."""
+
+
+class PictureError(DataError):
+    """Bytes are no usable picture; ``kind`` names why, ``status`` is the HTTP status that says so."""
+
+    STATUS = {"not_a_picture": 415, "truncated": 400, "empty": 400, "too_many_pixels": 413}
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.status = self.STATUS[kind]
+
+    def __reduce__(self) -> tuple[type[PictureError], tuple[str, str]]:
+        # Exceptions with two arguments do not unpickle by default, and this one crosses processes.
+        return PictureError, (self.kind, str(self))
+
+
+class StorageError(TlrayError):
+    """A URI cannot be read or written."""
+
+
+class BundleError(TlrayError):
+    """A bundle is damaged, foreign or unsafe."""
+
+
+class RegistryError(TlrayError):
+    """A model name, version or alias is unknown or not free."""
+
+
+class RunError(TlrayError):
+    """A run cannot start or cannot go on."""
+
+
+def nearest(value: str, accepted: Iterable[str], show: int = 8) -> str:
+    """Say what is accepted, nearest first: ``did you mean 'lr'?`` or ``accepted: a, b, c``."""
+    names = sorted(accepted)
+    close = difflib.get_close_matches(value, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", ... ({len(names)} in all)" if len(names) > show else ""
+    return "accepted: " + ", ".join(names[:show]) + more

@@ -1,0 +1,53 @@
+"""Evaluation of a bundle on a split: the same Predictor as serving, rendered by Ray Data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tlray import schema, stream, tasks
+from tlray.dataset import Dataset
+from tlray.errors import DataError
+from tlray.predict import Predictor
+
+BATCH_SIZE = 64
+
+
+def evaluate(
+    bundle_uri: str,
+    data_uri: str,
+    split: str = "test",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Predict every row of a split once: ``{"split", "metrics", "labels", "rows", "seconds"}``.
+
+    ``rows`` are in the split's order; what one holds is the task's (`Task.record`), besides id and path.
+    Raises DataError where the data's labels are not the model's, BundleError for an unsound bundle.
+    """
+    began = time.perf_counter()
+    predictor = Predictor(bundle_uri)
+    data, task, labels = Dataset.open(data_uri), predictor.task, predictor.labels
+    theirs = tasks.labels_of(task, data)
+    if theirs != labels:
+        odd = sorted(set(theirs) ^ set(labels)) or ["their order"]
+        raise DataError(
+            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(odd[:5])}); accepted: a data "
+            "set with the same labels in the same order"
+        )
+    source = stream.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
+    columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]
+    rows = data.read(split, columns).to_pylist()
+    metrics, records = task.metrics(labels), []
+    for batch in stream.evaluation_batches(source, 0, 1, BATCH_SIZE):
+        found = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
+        ours = [rows[int(i)] for i in batch.rows]
+        metrics.update(found, ours)
+        records += [
+            {"id": row.get(schema.ID, f"{split}-{i}"), **task.record(row, prediction)}
+            for i, row, prediction in zip(batch.rows, ours, found, strict=True)
+        ]
+        if progress is not None:
+            progress("evaluate", len(records), len(rows))
+    seconds = time.perf_counter() - began
+    return {"split": split, "metrics": metrics.compute(), "labels": labels, "rows": records, "seconds": seconds}

@@ -1,0 +1,308 @@
+"""Pixels and coordinates: the one way from encoded bytes to model input.
+
+``render`` is the only function that makes model input; training, validation, batch prediction and
+serving all call it. ``Preprocess`` is data and travels in the bundle. ``Augment`` is training-only
+randomness that samples a ``Geometry`` (which part of the picture, where, mirrored or not); what a
+geometry did to pixels it can do, and undo, to points and boxes.
+
+Layouts: x_CHW uint8 RGB 0..255; points_N2 as (x, y) and boxes_N4 as (x0, y0, x1, y1), in pixels with
+the origin at the top left corner of the top left pixel, after EXIF orientation.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict
+
+from tlray.config import Augmentation
+from tlray.errors import PictureError
+
+# What may be opened: raster formats only, none that hands its bytes to another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 50_000_000  # of a picture as stored; more is taken for a decompression bomb
+_ORIENTATION = 0x0112  # EXIF tag
+
+Size = tuple[int, int]  # (width, height), px
+Box = tuple[float, float, float, float]
+Floats = npt.NDArray[np.float64]
+
+
+class Preprocess(BaseModel):
+    """How a picture becomes model input; ``size`` is (width, height) in px.
+
+    ``fit``: crop = the largest centred part of the input's shape; letterbox = the whole picture,
+    padded with grey; stretch = the whole picture, its shape given up. ``mean`` and ``std`` are of
+    RGB in 0..1 and are applied by the model's first module.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: Size
+    fit: Literal["crop", "letterbox", "stretch"] = "crop"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    max_pixels: int = MAX_PIXELS
+
+    def geometry(self, source: Size) -> Geometry:
+        """The geometry without randomness."""
+        width, height = source
+        if self.fit != "crop":
+            return self.place(source, (0, 0, width, height))
+        scale = min(width / self.size[0], height / self.size[1])
+        w, h = max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale))
+        x, y = (width - w) // 2, (height - h) // 2
+        return self.place(source, (x, y, x + w, y + h))
+
+    def place(self, source: Size, crop: Box, hflip: bool = False, vflip: bool = False) -> Geometry:
+        """The geometry that brings a part of the source into the input, by this preprocess's fit."""
+        out_w, out_h = self.size
+        placed = (0, 0, out_w, out_h)
+        if self.fit == "letterbox":
+            scale = min(out_w / (crop[2] - crop[0]), out_h / (crop[3] - crop[1]))
+            w = min(out_w, max(1, round((crop[2] - crop[0]) * scale)))
+            h = min(out_h, max(1, round((crop[3] - crop[1]) * scale)))
+            x, y = (out_w - w) // 2, (out_h - h) // 2
+            placed = (x, y, x + w, y + h)
+        return Geometry(source, crop, self.size, placed, hflip, vflip)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which part (``crop``) of the source lies where (``placed``) in the input, then mirrored."""
+
+    source: Size
+    crop: Box
+    output: Size
+    placed: tuple[int, int, int, int]
+    hflip: bool = False
+    vflip: bool = False
+
+    def _affine(self) -> tuple[Floats, Floats]:
+        """Scale and offset with model = source * scale + offset, per axis."""
+        scale, offset = np.empty(2), np.empty(2)
+        for axis, flip in enumerate((self.hflip, self.vflip)):
+            c0, c1, p0, p1 = self.crop[axis], self.crop[axis + 2], self.placed[axis], self.placed[axis + 2]
+            s = (p1 - p0) / (c1 - c0)
+            o = p0 - c0 * s
+            scale[axis], offset[axis] = (-s, self.output[axis] - o) if flip else (s, o)
+        return scale, offset
+
+    def to_model(self, points_N2: Floats) -> Floats:
+        """Source pixels -> input pixels."""
+        scale, offset = self._affine()
+        return np.asarray(points_N2, dtype=np.float64) * scale + offset
+
+    def to_source(self, points_N2: Floats) -> Floats:
+        """Input pixels -> source pixels; the inverse of `to_model`."""
+        scale, offset = self._affine()
+        return (np.asarray(points_N2, dtype=np.float64) - offset) / scale
+
+    def boxes_to_model(self, boxes_N4: Floats) -> Floats:
+        """Boxes from source to input pixels; not clipped."""
+        return _sorted_boxes(self.to_model(np.reshape(boxes_N4, (-1, 2, 2))))
+
+    def boxes_to_source(self, boxes_N4: Floats) -> Floats:
+        """Boxes from input to source pixels; not clipped."""
+        return _sorted_boxes(self.to_source(np.reshape(boxes_N4, (-1, 2, 2))))
+
+
+def _sorted_boxes(corners_N22: Floats) -> Floats:
+    return np.concatenate([corners_N22.min(axis=1), corners_N22.max(axis=1)], axis=1)
+
+
+class Augment:
+    """Training-only randomness; every draw comes from the generator that is handed in."""
+
+    def __init__(self, settings: Augmentation) -> None:
+        self.settings = settings
+
+    def sample(self, rng: np.random.Generator, source: Size, pre: Preprocess) -> Geometry:
+        """Random resized crop (Inception, arXiv 1409.4842) and mirror, as a geometry."""
+        s, (width, height) = self.settings, source
+        hflip, vflip = bool(rng.random() < s.hflip), bool(rng.random() < s.vflip)
+        shape = pre.size[0] / pre.size[1] if pre.fit == "crop" else width / height
+        for _ in range(10):
+            area = width * height * rng.uniform(*s.scale)
+            ratio = shape * math.exp(rng.uniform(math.log(s.ratio[0]), math.log(s.ratio[1])))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                return pre.place(source, (x, y, x + w, y + h), hflip, vflip)
+        plain = pre.geometry(source)  # no crop of that area and shape fits into this picture
+        return pre.place(source, plain.crop, hflip, vflip)
+
+    def colour(self, rng: np.random.Generator, x_CHW: torch.Tensor) -> torch.Tensor:
+        """Brightness, contrast, saturation, each by a factor in 1 +- its setting: one linear map of RGB."""
+        s = self.settings
+        if not (s.brightness or s.contrast or s.saturation):
+            return x_CHW
+        b, c, t = (1 + rng.uniform(-v, v) for v in (s.brightness, s.contrast, s.saturation))
+        grey = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
+        pixels = x_CHW.flatten(1).float()
+        mean_grey = float(grey @ pixels.mean(dim=1))
+        mix = b * c * (t * torch.eye(3) + (1 - t) * grey.expand(3, 3))
+        out = torch.addmm(torch.full((3, 1), b * (1 - c) * mean_grey), mix, pixels)
+        return out.round_().clamp_(0, 255).to(torch.uint8).view_as(x_CHW)
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """What a picture is; width and height in px after EXIF orientation."""
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    orientation: int
+    frames: int
+
+
+def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    """Header only: (lazy picture, EXIF orientation)."""
+    if not data:
+        raise PictureError("empty", "0 bytes: accepted: an encoded picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bombs are counted below, odd metadata does no harm
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            orientation = int(picture.getexif().get(_ORIENTATION, 1) or 1)
+    except Image.DecompressionBombError:
+        raise PictureError("too_many_pixels", f"more than {max_pixels} pixels: accepted: at most that") from None
+    except Image.UnidentifiedImageError:
+        raise PictureError("not_a_picture", f"no picture: accepted: {', '.join(FORMATS)}") from None
+    except Exception as error:  # a decoder's view of hostile bytes: any exception means a damaged header
+        raise PictureError("truncated", f"truncated or damaged ({_first_line(error)})") from None
+    if picture.width * picture.height > max_pixels:
+        raise PictureError(
+            "too_many_pixels", f"{picture.width} x {picture.height} px: accepted: at most {max_pixels} pixels"
+        )
+    return picture, orientation if 1 <= orientation <= 8 else 1
+
+
+def _load(picture: Image.Image) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture.load()
+    except Exception as error:  # see _open
+        raise PictureError("truncated", f"truncated or damaged ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _oriented(size: Size, orientation: int) -> Size:
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> PictureInfo:
+    """Decode once and say what it is.
+
+    Raises PictureError (empty, not_a_picture, truncated, too_many_pixels).
+    """
+    picture, orientation = _open(data, max_pixels)
+    size, mode, kind = picture.size, picture.mode, picture.format or ""
+    _load(picture)
+    width, height = _oriented(size, orientation)
+    return PictureInfo(kind, width, height, mode, orientation, getattr(picture, "n_frames", 1))
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Encoded bytes -> upright RGB picture; transparency over white, first frame of several.
+
+    Raises PictureError as `probe` does.
+    """
+    picture, orientation = _open(data, max_pixels)
+    return _upright(picture, orientation)
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    _load(picture)
+    if picture.mode.startswith("I"):  # 16 bits a pixel
+        depth = np.asarray(picture).astype(np.float32) / 257.0
+        picture = Image.fromarray(depth.round().clip(0, 255).astype(np.uint8))
+    elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        picture = Image.new("RGBA", layer.size, "white")
+        picture.alpha_composite(layer)
+    rgb = picture.convert("RGB")
+    if orientation > 1:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    return rgb
+
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def source_size(data: bytes, max_pixels: int = MAX_PIXELS) -> Size:
+    """(width, height) in px after EXIF orientation, from the header alone. Raises PictureError."""
+    picture, orientation = _open(data, max_pixels)
+    return _oriented(picture.size, orientation)
+
+
+def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tuple[torch.Tensor, Geometry]:
+    """Encoded bytes -> (x_CHW uint8 RGB of ``pre.size``, the geometry used).
+
+    Without a geometry the one without randomness is taken. A JPEG much larger than needed is decoded
+    at 1/2, 1/4 or 1/8 (libjpeg's scaled DCT). Raises PictureError as `probe` does.
+    """
+    picture, orientation = _open(data, pre.max_pixels)
+    source = _oriented(picture.size, orientation)
+    geometry = geometry or pre.geometry(source)
+    x0, y0, x1, y1 = geometry.crop
+    px0, py0, px1, py1 = geometry.placed
+    if picture.format == "JPEG":
+        # draft() takes the smallest scale at which the crop still has at least the input's size.
+        need = min((x1 - x0) / (px1 - px0), (y1 - y0) / (py1 - py0))
+        if need >= 2:
+            picture.draft("RGB", (math.ceil(picture.width / need), math.ceil(picture.height / need)))
+    upright = _upright(picture, orientation)
+    sx, sy = upright.width / source[0], upright.height / source[1]
+    left, top = round(x0 * sx), round(y0 * sy)
+    part = (left, top, max(left + 1, round(x1 * sx)), max(top + 1, round(y1 * sy)))
+    pixels = torch.from_numpy(np.array(upright.crop(part) if part != (0, 0, *upright.size) else upright))
+    x_CHW = pixels.permute(2, 0, 1)
+    if x_CHW.shape[1:] != (py1 - py0, px1 - px0):
+        x_CHW = torch.nn.functional.interpolate(
+            x_CHW[None], (py1 - py0, px1 - px0), mode=pre.interpolation, antialias=True
+        )[0]
+    if geometry.placed != (0, 0, *geometry.output):
+        canvas = torch.full((3, geometry.output[1], geometry.output[0]), 114, dtype=torch.uint8)  # YOLO's grey
+        canvas[:, py0:py1, px0:px1] = x_CHW
+        x_CHW = canvas
+    mirrored = [axis for axis, flip in ((2, geometry.hflip), (1, geometry.vflip)) if flip]
+    return (x_CHW.flip(mirrored) if mirrored else x_CHW).contiguous(), geometry
+
+
+def shrink(data: bytes, max_side: int, quality: int = 92) -> bytes:
+    """The same picture with no side above ``max_side`` px, as JPEG; bytes unchanged if it is that already."""
+    width, height = source_size(data)
+    if max(width, height) <= max_side:
+        return data
+    picture, orientation = _open(data, MAX_PIXELS)
+    if picture.format == "JPEG":
+        picture.draft("RGB", (2 * max_side, 2 * max_side))
+    upright = ImageOps.contain(_upright(picture, orientation), (max_side, max_side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    upright.save(out, "JPEG", quality=quality)
+    return out.getvalue()

@@ -1,0 +1,297 @@
+"""Labelled pictures on storage -> a data set of Parquet shards, and the pre-flight report beside it.
+
+Two passes over the pictures, both in Ray Data tasks wherever the cluster has room; bytes never travel
+through the driver. The first looks at each picture (decode, hashes, sizes) and returns a small row. From
+those rows alone the driver decides what is left out, the splits and the order. In the second each task
+reads the pictures of one shard and writes it. What lands in which shard is decided from the rows and the
+seed, never from timing, so the same input and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tlray import formats, preflight, schema, storage
+from tlray.errors import ConfigError, DataError, StorageError
+from tlray.ingest import plan, shards
+
+MARKER = "dataset.json"
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total): stages "list", "inspect", "write"."""
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What was made: ``splits`` is split -> rows, ``seconds`` stage -> time."""
+
+    uri: str
+    splits: dict[str, int]
+    labels: dict[str, list[str]]
+    fingerprint: str
+    report: preflight.Report
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the whole report."""
+        found = Counter(f.severity for f in self.report.findings)
+        return {
+            "uri": self.uri,
+            "splits": self.splits,
+            "labels": self.labels,
+            "fingerprint": self.fingerprint,
+            "findings": dict(found),
+            "left_out": len(self.report.quarantined),
+            "seconds": self.seconds,
+        }
+
+
+def ingest(
+    source: str,
+    target: str,
+    *,
+    format: str = "auto",
+    task: str = "classification",
+    max_side: int | None = None,
+    validation: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    strict: bool = False,
+    max_bad_share: float = 0.05,
+    progress: Progress | None = None,
+) -> IngestResult:
+    """Make the data set at ``target``; one that stands there already is replaced.
+
+    ``max_side`` (px) shrinks larger pictures. Without splits in the source, shares ``validation`` and
+    ``test`` of each class are cut off by ``seed``, duplicates on one side; where the source has train but
+    no validation, validation is cut from train. Raises DataError for an unusable source, more than
+    ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    _check(source, target, max_side, validation, test, max_bad_share)
+    started, seconds = time.monotonic(), {}
+
+    def lap(stage: str) -> None:
+        nonlocal started
+        seconds[stage] = round(time.monotonic() - started, 2)
+        started = time.monotonic()
+
+    index, root, ignored = _index(source, format, task)
+    tell("list", index.num_rows, index.num_rows)
+    lap("list")
+    seen = _inspect(root, index, tell)
+    lap("inspect")
+    good, bad = plan.part(source, seen, max_bad_share)
+    exact = preflight.exact_groups(good["sha256"].to_pylist())
+    near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
+    good = plan.assign(source, good, plan.merged(exact, near), validation, test, seed)
+    good, bad, kept = plan.known_classes(good, bad)
+    exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
+    report = preflight.examine(source, good, bad, exact, near, ignored)
+    _fatal(report, strict, target)
+    columns, names = plan.label_columns(good, index)
+    lap("check")
+
+    planned = plan.shards(plan.encoded(good, names), seed)
+    with _staged(target) as stage:
+        files = _write(root, stage, planned, columns, max_side, tell)
+        written = {
+            split: sum(s["num_rows"] for s in planned if s["split"] == split) for split in report.counts
+        }
+        fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        storage.write_json(storage.join(stage, "preflight.json"), report.to_dict())
+        storage.write_bytes(storage.join(stage, "preflight.txt"), report.to_text().encode())
+        manifest = {
+            "format": 1,
+            "task_columns": sorted(columns),
+            "splits": written,
+            "labels": names,
+            "fingerprint": fingerprint,
+            "files": files,
+            "settings": {"max_side": max_side, "validation": validation, "test": test, "seed": seed},
+        }
+        storage.write_json(storage.join(stage, MARKER), manifest)
+    lap("write")
+    return IngestResult(target, written, names, fingerprint, report, seconds)
+
+
+def _check(
+    source: str, target: str, max_side: int | None, validation: float, test: float, max_bad_share: float
+) -> None:
+    """Settings and places, before anything starts."""
+    if max_side is not None and max_side < 16:
+        raise ConfigError(f"max_side = {max_side}: accepted: 16 px or more")
+    for name, value in (("validation", validation), ("test", test), ("max_bad_share", max_bad_share)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} = {value}: accepted: a share from 0 to 1")
+    if validation + test >= 1:
+        raise ConfigError(
+            f"validation + test = {validation + test:g}: accepted: less than 1, the rest is train"
+        )
+    if not storage.exists(source):
+        raise DataError(f"{source}: not found; accepted: a folder or table of labelled pictures")
+    here, there = (storage.open_fs(uri)[1].rstrip("/") for uri in (source, target))
+    if storage.is_local(source) == storage.is_local(target) and f"{there}/".startswith(f"{here}/"):
+        raise DataError(f"{target}: lies in the source {source}; accepted: a place outside it")
+    if storage.is_local(source) == storage.is_local(target) and f"{here}/".startswith(f"{there}/"):
+        raise DataError(
+            f"{target}: holds the source {source}, and would be replaced; accepted: a place outside it"
+        )
+    if (
+        storage.exists(target)
+        and not storage.exists(storage.join(target, MARKER))
+        and not storage.unfinished(target)
+    ):
+        others = set(storage.listdir(target)) if storage.is_dir(target) else {""}
+        if others - {"preflight.json", "preflight.txt"}:
+            raise DataError(
+                f"{target}: is there and no data set; accepted: a new place, or a data set to replace"
+            )
+
+
+def _index(source: str, format: str, task: str) -> tuple[pa.Table, str, dict[str, int]]:
+    """Index table, the URI its paths are relative to, and files passed over."""
+    from tlray import tasks  # here, because Ray's workers import this file and need no models
+
+    fs, path = storage.open_fs(source)
+    with storage.faults(source):
+        name = formats.find(fs, path) if format == "auto" else format
+        index = formats.load(name).index(fs, path)
+    lacking = sorted(set(tasks.load({"name": task}).columns) - set(index.column_names))
+    if lacking:
+        raise DataError(f"{source}: format {name} gives no column {lacking[0]}, which task {task} needs")
+    root = storage.absolute(source)  # workers have working directories of their own
+    root = root if storage.is_dir(root) else storage.parent(root)
+    metadata = index.schema.metadata or {}
+    return index.replace_schema_metadata(None), root, json.loads(metadata.get(b"ignored", b"{}"))
+
+
+def _inspect(root: str, index: pa.Table, tell: Progress) -> pa.Table:
+    """First pass: index + `preflight.SEEN`, in the index's order."""
+    total = index.num_rows
+    numbered = index.select(["path"]).append_column("row", pa.array(np.arange(total)))
+    size = min(256, max(16, total // 64))
+    blocks = [numbered.slice(n, size).combine_chunks() for n in range(0, total, size)]
+    parts, done = [], 0
+    tell("inspect", 0, total)
+    for part in _map(blocks, _inspect_block, root=root):
+        parts.append(part)
+        done += part.num_rows
+        tell("inspect", done, total)
+    seen = pa.concat_tables(parts).sort_by("row").drop_columns(["row"]).combine_chunks()
+    for name in index.column_names:
+        seen = seen.append_column(name, index[name])
+    return seen
+
+
+def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any) -> Iterator[pa.Table]:
+    """Results of ``work`` on each block, by Ray Data, in whatever order they come."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    bars = context.enable_progress_bars
+    context.enable_progress_bars = False  # ours counts pictures
+    noise = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}  # "bars disabled"
+    before = {name: logging.getLogger(name).level for name in noise}
+    for name, level in noise.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        data = ray.data.from_arrow(blocks).map_batches(
+            work, batch_size=None, batch_format="pyarrow", fn_kwargs=settings
+        )
+        yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    finally:
+        context.enable_progress_bars = bars
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _inspect_block(block: pa.Table, root: str) -> pa.Table:
+    """Rows of (path, row) -> rows of `preflight.SEEN` + row."""
+    rows = []
+    for data in shards.read(root, block["path"].to_pylist()):
+        if isinstance(data, StorageError):
+            rows.append(preflight.unusable("unreadable", str(data)))
+        else:
+            rows.append(preflight.inspect(data))
+    return pa.Table.from_pylist(rows, schema=preflight.SEEN).append_column("row", block["row"])
+
+
+def _fatal(report: preflight.Report, strict: bool, target: str) -> None:
+    """Raise where findings are fatal; the whole report is left where the data set would have been."""
+    try:
+        report.check(strict)
+    except DataError as error:
+        if storage.exists(storage.join(target, MARKER)):
+            raise  # an older data set stands there, with its own report
+        storage.write_json(storage.join(target, "preflight.json"), report.to_dict())
+        storage.write_bytes(storage.join(target, "preflight.txt"), report.to_text().encode())
+        raise DataError(f"{error}; all of them: {storage.join(target, 'preflight.txt')}") from None
+
+
+@contextmanager
+def _staged(target: str) -> Iterator[str]:
+    """URI to write to. Local: a staged sibling that is renamed at the end.
+
+    Object storage cannot rename, and many gigabytes must not pass through the driver: workers write in
+    place, the marker goes last, and an older data set is taken away first. On an exception nothing of
+    the new one is left.
+    """
+    if storage.is_local(target):
+        if storage.exists(target) and not storage.exists(storage.join(target, MARKER)):
+            storage.delete(target)  # `_check` has seen that it holds a report at most
+        with storage.publish(target, MARKER) as folder:
+            yield str(folder)
+        return
+    unfinished = storage.join(target, storage._UNFINISHED)  # readers refuse what has it
+    storage.delete(storage.join(target, MARKER))
+    storage.write_bytes(unfinished, b"")
+    try:
+        for file in storage.walk(target):
+            storage.delete(storage.join(target, file.path))
+        yield target
+        storage.delete(unfinished)
+    except BaseException:
+        storage.delete(target)
+        raise
+
+
+def _write(
+    root: str,
+    stage: str,
+    planned: Sequence[dict[str, Any]],
+    columns: dict[str, tuple[pa.DataType, Any]],
+    max_side: int | None,
+    tell: Progress,
+) -> dict[str, str]:
+    """Second pass: write all shards; returns sha256 by file, below the data set."""
+    kinds = schema.dataset_schema(columns)
+    total = sum(shard["num_rows"] for shard in planned)
+    # One block a shard, its rows as one list: Ray Data may bundle blocks, and cannot tear a row apart.
+    blocks = []
+    for shard in planned:
+        rows = pa.concat_arrays(shard["rows"].combine_chunks().to_struct_array().chunks)
+        whole = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)
+        blocks.append(pa.table({"name": [shard["name"]], "rows": whole}))
+    files: dict[str, str] = {}
+    done = 0
+    tell("write", 0, total)
+    for part in _map(blocks, shards.write_block, root=root, stage=stage, kinds=kinds, max_side=max_side):
+        for row in part.to_pylist():
+            if row["error"] is not None:
+                raise StorageError(row["error"])
+            files[row["name"]] = row["sha256"]
+            done += row["num_rows"]
+            tell("write", done, total)
+    return dict(sorted(files.items()))

@@ -1,0 +1,129 @@
+"""One shard: pictures read from the source, perhaps shrunk, and written as Parquet. Runs in Ray's tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import image, schema, storage
+from tlray.errors import StorageError
+from tlray.ingest.plan import GROUP_ROWS
+
+GROUP_BYTES = 256 * 2**20  # encoded pictures in a row group, before any shrinking
+_READERS = 8  # threads that read pictures in one task: object storage is all waiting
+
+
+def read(root: str, paths: Sequence[str]) -> Iterator[bytes | StorageError]:
+    """Pictures in order, a few at a time in memory; a fault is handed on, not raised."""
+
+    def one(path: str) -> bytes | StorageError:
+        try:
+            return storage.read_bytes(storage.join(root, path))
+        except StorageError as error:
+            return error
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(paths), 2 * _READERS):
+            yield from pool.map(one, paths[start : start + 2 * _READERS])
+
+
+def write_block(block: pa.Table, root: str, stage: str, kinds: pa.Schema, max_side: int | None) -> pa.Table:
+    """Write the shards of a block; a fault is a value here, because Ray would wrap an exception."""
+    made = []
+    for n, name in enumerate(block["name"].to_pylist()):
+        rows = pa.Table.from_struct_array(block["rows"].combine_chunks()[n].values)
+        row = {"name": name, "num_rows": rows.num_rows, "sha256": "", "error": None}
+        try:
+            row["sha256"] = _write_shard(root, storage.join(stage, name), rows, kinds, max_side)
+        except StorageError as error:
+            row["error"] = str(error)
+        made.append(row)
+    kind = [("name", pa.string()), ("num_rows", pa.int64()), ("sha256", pa.string()), ("error", pa.string())]
+    return pa.Table.from_pylist(made, schema=pa.schema(kind))
+
+
+class _Hashing(io.RawIOBase):
+    """A sink that hashes what passes: Parquet is written from front to back."""
+
+    def __init__(self, sink: Any) -> None:
+        self.sink, self.sha256 = sink, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.sink.write(data)
+        return len(data)
+
+
+def _write_shard(root: str, uri: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None) -> str:
+    """Write one shard and return its sha256. Raises StorageError, for a changed source too."""
+    fs, path = storage.open_fs(uri)
+    with storage.faults(uri):
+        if storage.is_local(uri):
+            fs.create_dir(path.rpartition("/")[0])
+        with fs.open_output_stream(path) as stream:
+            sink = _Hashing(stream)
+            # Encoded pictures do not get smaller, and readers fetch them as they lie.
+            packed = {name: "none" if name == schema.IMAGE else "zstd" for name in kinds.names}
+            packed[f"{schema.IMAGE}.bytes"] = packed[f"{schema.IMAGE}.path"] = "none"
+            columns = [name for name in kinds.names if name not in (schema.IMAGE, schema.ID)]
+            writer = pq.ParquetWriter(
+                pa.PythonFile(sink, mode="w"),
+                kinds,
+                compression=packed,
+                use_dictionary=columns,
+                write_statistics=columns,
+                version="2.6",
+                data_page_version="1.0",
+            )
+            with writer:
+                for start, stop in _groups(rows["num_bytes"].to_pylist()):
+                    group = _pictures(root, rows.slice(start, stop - start), kinds, max_side)
+                    writer.write_table(group, row_group_size=stop - start)
+    return sink.sha256.hexdigest()
+
+
+def _groups(num_bytes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Row groups (start, stop): 128 rows, fewer where pictures are so large that memory would suffer."""
+    start, held = 0, 0
+    for row, size in enumerate(num_bytes):
+        if row > start and (row - start == GROUP_ROWS or held + size > GROUP_BYTES):
+            yield start, row
+            start, held = row, 0
+        held += size
+    yield start, len(num_bytes)
+
+
+def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None) -> pa.Table:
+    """A row group: the pictures read again, shrunk where wanted, beside their columns."""
+    encoded, ids, sizes = [], [], []
+    told = zip(*(rows[name].to_pylist() for name in ("path", "sha256", "width", "height")), strict=True)
+    paths = rows["path"].to_pylist()
+    for data, (path, sha256, width, height) in zip(read(root, paths), told, strict=True):
+        if isinstance(data, StorageError):
+            raise data
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StorageError(f"{storage.join(root, path)}: has changed while it was ingested; try again")
+        small = data if max_side is None else image.shrink(data, max_side)
+        encoded.append(small)
+        sizes.append((width, height) if small is data else image.source_size(small))
+        ids.append(hashlib.sha256(f"{path}\0{sha256}".encode()).hexdigest()[:32])
+    common = {
+        schema.IMAGE: pa.StructArray.from_arrays(
+            [pa.array(encoded, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
+        ),
+        schema.ID: pa.array(ids, pa.string()),
+        schema.WIDTH: pa.array([w for w, _ in sizes], pa.int32()),
+        schema.HEIGHT: pa.array([h for _, h in sizes], pa.int32()),
+    }
+    return pa.table(
+        {name: common.get(name, rows[name] if name in rows.column_names else None) for name in kinds.names}
+    ).cast(kinds)

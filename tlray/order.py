@@ -1,0 +1,102 @@
+"""Which row comes when: a pure function of (seed, epoch, global index), never of timing or workers.
+
+The idea is MosaicML Streaming's canonical nodes. An epoch's rows are laid out in one line: row groups
+in a random order, rows shuffled within each. The line is cut into equal *lanes*, each shuffled again
+within a window. A global batch takes equally from all lanes, so it mixes rows from as many places of
+the data set as there are lanes, while each lane reads its row groups one after another. A rank owns
+whole lanes; the number of lanes depends on the batch size alone, so global batch g is the same set of
+rows on 1 rank and on 64. No row of an epoch is lost or doubled: the last batch is smaller instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray.errors import ConfigError
+
+MAX_LANES = 64
+Indices = npt.NDArray[np.int64]
+
+
+def num_lanes(batch_size: int) -> int:
+    """The largest divisor of the batch size that is at most 64."""
+    return max(n for n in range(1, min(MAX_LANES, batch_size) + 1) if batch_size % n == 0)
+
+
+class Order:
+    """The order of one split: ``group_rows`` are the rows of each row group, in global order.
+
+    Raises ConfigError where ``world`` ranks cannot share a global batch of ``batch_size`` equally.
+    """
+
+    def __init__(
+        self, group_rows: Sequence[int], batch_size: int, seed: int, world: int = 1, window: int = 8192
+    ) -> None:
+        self.starts = np.concatenate([[0], np.cumsum(group_rows)]).astype(np.int64)
+        self.num_rows = int(self.starts[-1])
+        self.batch_size, self.seed, self.world = batch_size, seed, world
+        self.lanes = num_lanes(batch_size)
+        self.window = max(1, window // self.lanes)
+        if self.lanes % world:
+            fits = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
+            raise ConfigError(
+                f"scale.num_workers = {world} with train.batch_size = {batch_size}: a global batch is shared "
+                f"equally; accepted: {', '.join(map(str, fits))} workers (or another batch size)"
+            )
+        self._epoch: tuple[int, Indices] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch, the last one possibly smaller: equal on every rank."""
+        return -(-self.num_rows // self.batch_size)
+
+    def epoch(self, epoch: int) -> Indices:
+        """Global row indices of a whole epoch (num_rows,), in order: batch g is [g * B : (g + 1) * B]."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._line_up(epoch))
+        return self._epoch[1]
+
+    def _line_up(self, epoch: int) -> Indices:
+        rng = np.random.default_rng((self.seed, epoch))
+        groups = rng.permutation(len(self.starts) - 1)
+        line = np.concatenate(
+            [self.starts[g] + rng.permutation(self.starts[g + 1] - self.starts[g]) for g in groups]
+            or [np.empty(0, np.int64)]
+        )
+        # Lane k is a contiguous span of the line; the first (num_rows mod lanes) lanes are one row longer.
+        lanes = np.array_split(line, self.lanes)
+        for lane in lanes:
+            for start in range(0, len(lane), self.window):
+                rng.shuffle(lane[start : start + self.window])
+        # Round after round, one row of every lane that has one left.
+        depth = len(lanes[0])
+        table = np.full((depth, self.lanes), -1, dtype=np.int64)
+        for k, lane in enumerate(lanes):
+            table[: len(lane), k] = lane
+        flat = table.ravel()
+        return flat[flat >= 0]
+
+    def global_batch(self, step: int) -> Indices:
+        """Rows of the step-th batch of the run, over all ranks."""
+        epoch, g = divmod(step, self.steps_per_epoch)
+        return self.epoch(epoch)[g * self.batch_size : (g + 1) * self.batch_size]
+
+    def local_batch(self, step: int, rank: int) -> Indices:
+        """Rows of a rank in the step-th batch: those of its lanes; may be empty in an epoch's last batch."""
+        rows = self.global_batch(step)
+        lane = np.arange(len(rows)) % self.lanes  # a batch starts at lane 0, whatever the step
+        per_rank = self.lanes // self.world
+        return rows[lane // per_rank == rank]
+
+
+def share(num_rows: int, rank: int, world: int) -> Indices:
+    """A rank's contiguous part of an evaluation: every row exactly once over all ranks."""
+    return np.array_split(np.arange(num_rows, dtype=np.int64), world)[rank]
+
+
+def row_rng(seed: int, epoch: int, row: int) -> np.random.Generator:
+    """The randomness of one row in one epoch, the same on any rank."""
+    return np.random.default_rng((seed, epoch, row))

@@ -1,0 +1,367 @@
+"""What is worth knowing about pictures before a model is trained on them.
+
+``inspect`` looks at one picture, wherever it is called; ``near_groups`` finds near duplicates among all
+of them; ``examine`` turns the table of what was seen into a `Report`, which is written beside the data
+as JSON and as text. Nothing here touches the pictures or imports Ray.
+
+Severity: error = figures measured on this data would mislead; warning = training suffers, or data was
+left out; info = good to know. Under ``strict`` errors and warnings are fatal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tlray import image
+from tlray.errors import DataError, PictureError
+
+TINY_SIDE = 32  # px
+FEW_ROWS = 10  # training pictures of a class below which nothing can be learned well
+IMBALANCE = 10.0  # largest class / smallest class
+HASH_DISTANCE = 6  # of 64 bits
+LIKENESS = 0.98  # correlation of 8 x 8 colour thumbnails
+UNKNOWN_CLASS = "class_not_in_train"
+_WHY = {
+    "too_many_pixels": "huge (more than 50 megapixels)",
+    "empty": "empty (0 bytes)",
+    "not_a_picture": "no picture",
+    "truncated": "truncated or damaged",
+    UNKNOWN_CLASS: "their class is not in train",
+}
+_SHOWN = 20  # examples kept of each finding, quarantined files shown in the text
+
+Severity = Literal["error", "warning", "info"]
+Hashes = npt.NDArray[np.uint64]
+Groups = npt.NDArray[np.int64]
+
+SEEN = pa.schema(
+    [
+        ("kind", pa.string()),  # why the picture is unusable; null where it is fine
+        ("reason", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("phash", pa.uint64()),
+        ("thumb", pa.binary(192)),  # 8 x 8 RGB
+        ("format", pa.string()),
+        ("mode", pa.string()),
+        ("orientation", pa.int32()),
+        ("frames", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+"""One picture as `inspect` saw it."""
+
+_THUMB = image.Preprocess(size=(32, 32), fit="stretch", mean=(0, 0, 0), std=(1, 1, 1))
+_DCT = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # the 8 lowest of DCT-II
+
+
+def inspect(data: bytes) -> dict[str, Any]:
+    """One picture -> a row of `SEEN`; never raises for what the bytes are."""
+    try:
+        info = image.probe(data)
+        thumb_CHW = image.render(data, _THUMB)[0].numpy()
+    except PictureError as error:
+        return {**unusable(error.kind, str(error)), "num_bytes": len(data)}
+    # pHash (Zauner 2010): signs of the low frequencies against their median, on luma.
+    luma = np.tensordot(np.array([0.299, 0.587, 0.114]), thumb_CHW.astype(np.float64), 1)
+    waves = (_DCT @ luma @ _DCT.T).ravel()
+    bits = np.packbits(waves > np.median(waves[1:]))
+    small = thumb_CHW.reshape(3, 8, 4, 8, 4).mean(axis=(2, 4)).round().astype(np.uint8)
+    return {
+        "kind": None,
+        "reason": None,
+        "num_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "phash": int.from_bytes(bits.tobytes(), "big"),
+        "thumb": small.tobytes(),
+        "format": info.format,
+        "mode": info.mode,
+        "orientation": info.orientation,
+        "frames": info.frames,
+        "width": info.width,
+        "height": info.height,
+    }
+
+
+def unusable(kind: str, reason: str) -> dict[str, Any]:
+    """A row of `SEEN` for a picture that cannot be used."""
+    return {**dict.fromkeys(SEEN.names), "kind": kind, "reason": reason, "num_bytes": 0}
+
+
+def near_groups(phash: Hashes, thumbs: Sequence[bytes]) -> Groups:
+    """Group number of each picture (N,): the smallest row among those that look like it.
+
+    Near = pHash within `HASH_DISTANCE` bits and thumbnails that correlate. pHash alone takes two dark
+    trousers on a wall for one picture; the thumbnails are what tells them apart. Not quadratic: of
+    d + 1 bands of the hash, two hashes within d bits have one in common.
+    """
+    values, first, inverse = np.unique(phash, return_index=True, return_inverse=True)
+    pixels = np.frombuffer(b"".join(thumbs), dtype=np.uint8).reshape(-1, 192).astype(np.float32)
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(pixels, axis=1)
+    pixels /= np.maximum(norm, 1e-6)[:, None]
+    parent = np.arange(len(phash), dtype=np.int64)
+
+    def join(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
+        if len(a) == 0:
+            return
+        # A flat picture's correlation is noise (its norm is next to nothing): never near to any other.
+        alike = (np.einsum("ij,ij->i", pixels[a], pixels[b]) >= LIKENESS) & (norm[a] > 20) & (norm[b] > 20)
+        for x, y in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
+            x, y = _root(parent, x), _root(parent, y)
+            parent[max(x, y)] = min(x, y)
+
+    rest = first[inverse]
+    same = np.flatnonzero(rest != np.arange(len(phash)))
+    join(rest[same].astype(np.int64), same.astype(np.int64))
+    num_bands = HASH_DISTANCE + 1
+    edges = np.linspace(0, 64, num_bands + 1).astype(int)
+    for low, high in itertools.pairwise(edges.tolist()):
+        key = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(key, kind="stable")
+        key, hashes, rows = key[order], values[order], first[order].astype(np.int64)
+        shift = 1
+        here = np.flatnonzero(key[shift:] == key[:-shift])
+        while len(here):  # each pass: every hash against the one `shift` places on in its bucket
+            close = here[np.bitwise_count(hashes[here] ^ hashes[here + shift]) <= HASH_DISTANCE]
+            join(rows[close], rows[close + shift])
+            shift += 1
+            here = here[here + shift < len(key)]
+            here = here[key[here + shift] == key[here]]
+    return np.array([_root(parent, n) for n in range(len(phash))], dtype=np.int64)
+
+
+def exact_groups(sha256: Sequence[str]) -> Groups:
+    """Group number of each picture (N,): the first row with the same bytes."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(value, n) for n, value in enumerate(sha256)], dtype=np.int64)
+
+
+def _root(parent: npt.NDArray[np.int64], n: int) -> int:
+    while parent[n] != n:
+        parent[n] = parent[parent[n]]
+        n = int(parent[n])
+    return n
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: ``count`` pictures (or classes), and up to 20 examples as text."""
+
+    severity: Severity
+    kind: str
+    count: int
+    message: str
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; ``counts`` is split -> class -> rows kept, ``quarantined`` path, kind, reason."""
+
+    source: str
+    num_files: int
+    counts: dict[str, dict[str, int]]
+    findings: list[Finding]
+    quarantined: list[dict[str, str]]
+
+    @property
+    def fatal(self) -> list[Finding]:
+        """What is fatal under ``strict``."""
+        return [f for f in self.findings if f.severity != "info"]
+
+    def check(self, strict: bool) -> None:
+        """Raises DataError, one line, where findings are fatal."""
+        if strict and self.fatal:
+            first = self.fatal[0]
+            example = f", as {first.examples[0]}" if first.examples else ""
+            raise DataError(
+                f"{self.source}: {len(self.fatal)} findings are fatal (strict), first: "
+                f"{first.message}{example}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """For a terminal: at most 110 columns apart from long paths."""
+        kept = sum(sum(by_class.values()) for by_class in self.counts.values())
+        lines = [f"Pre-flight of {self.source}", f"{self.num_files} pictures listed, {kept} taken"]
+        if self.counts:
+            lines += ["", *_count_table(self.counts)]
+        order: list[Severity] = ["error", "warning", "info"]
+        levels = Counter(f.severity for f in self.findings)
+        said = ", ".join(f"{levels[s]} {s}" for s in order if levels[s]) or "nothing"
+        lines += ["", f"Findings: {said}"]
+        for finding in self.findings:
+            lines.append(f"  {finding.severity:<8} {finding.message}")
+            lines += [f"           - {example}" for example in finding.examples[:3]]
+            if len(finding.examples) > 3:
+                lines.append("           - ... (more in preflight.json)")
+        if self.quarantined:
+            lines += ["", f"Left out (the files themselves are untouched): {len(self.quarantined)}"]
+            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:_SHOWN]]
+            if len(self.quarantined) > _SHOWN:
+                lines.append(f"  ... {len(self.quarantined) - _SHOWN} more in preflight.json")
+        return "\n".join(lines) + "\n"
+
+
+def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Classes down, splits across."""
+    splits, classes = list(counts), sorted({name for by_class in counts.values() for name in by_class})
+    if not classes:
+        return [f"{split}: {sum(by_class.values())} rows" for split, by_class in counts.items()]
+    wide = max(5, *(min(len(name), 40) for name in classes))
+    shown = classes if len(classes) <= 30 else classes[:30]
+    lines = [" ".join(["class".ljust(wide), *(split.rjust(11) for split in splits)])]
+    for name in shown:
+        cells = [str(counts[split].get(name, 0)).rjust(11) for split in splits]
+        lines.append(" ".join([name[:40].ljust(wide), *cells]))
+    if len(shown) < len(classes):
+        lines.append(f"... {len(classes) - len(shown)} more classes")
+    totals = [str(sum(counts[split].values())).rjust(11) for split in splits]
+    return [*lines, " ".join(["all".ljust(wide), *totals])]
+
+
+def examine(
+    source: str, rows: pa.Table, bad: pa.Table, exact: Groups, near: Groups, ignored: Mapping[str, int]
+) -> Report:
+    """The report of ``rows`` (taken; SEEN + path, split and, for classes, label) and ``bad`` (left out).
+
+    ``exact`` and ``near`` are the group numbers of ``rows``.
+    """
+    found: list[Finding] = []
+
+    def note(
+        severity: Severity, kind: str, examples: Iterable[str], message: str, count: int | None = None
+    ) -> None:
+        listed = list(examples)
+        number = len(listed) if count is None else count
+        if number:
+            found.append(Finding(severity, kind, number, message.format(n=number), listed[:_SHOWN]))
+
+    path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
+    label = rows["label"].to_pylist() if "label" in rows.column_names else None
+    quarantined = [
+        {"path": b["path"], "kind": b["kind"], "reason": b["reason"]}
+        for b in bad.select(["path", "kind", "reason"]).to_pylist()
+    ]
+
+    _duplicates(note, path, split, label, exact, near)
+    counts = _counts(split, label)
+    for kind, number in sorted(Counter(q["kind"] for q in quarantined).items()):
+        files = [f"{q['path']}: {q['reason']}" for q in quarantined if q["kind"] == kind]
+        severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"
+        note(severity, kind, files, "{n} left out: " + _WHY.get(kind, kind.replace("_", " ")), number)
+    if label is not None:
+        _classes(note, counts)
+    width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
+    tiny = np.flatnonzero(np.minimum(width, height) < TINY_SIDE)
+    sized = (f"{path[i]} ({width[i]} x {height[i]})" for i in tiny)
+    note("warning", "tiny", sized, f"{{n}} pictures with a side below {TINY_SIDE} px")
+    turned = np.flatnonzero(rows["orientation"].to_numpy() > 1)
+    note("info", "exif_orientation", (path[i] for i in turned), "{n} pictures turned by EXIF (it is applied)")
+    moving = np.flatnonzero(rows["frames"].to_numpy() > 1)
+    note("info", "frames", (path[i] for i in moving), "{n} files with several frames (the first is taken)")
+    modes = Counter(mode for mode in rows["mode"].to_pylist() if mode != "RGB")
+    note(
+        "info",
+        "mode",
+        (f"{m}: {c}" for m, c in sorted(modes.items())),
+        "{n} not RGB (converted)",
+        sum(modes.values()),
+    )
+    others = [f"{ending}: {number}" for ending, number in sorted(ignored.items())]
+    note("info", "ignored", others, "{n} other files passed over", sum(ignored.values()))
+    rank = {"error": 0, "warning": 1, "info": 2}
+    found.sort(key=lambda finding: rank[finding.severity])
+    return Report(source, rows.num_rows + bad.num_rows, counts, found, quarantined)
+
+
+def _duplicates(
+    note: Any, path: list[str], split: list[str], label: list[str] | None, exact: Groups, near: Groups
+) -> None:
+    """Findings about groups of pictures that are the same or look the same."""
+    for kind, word, groups in (("exact", "same bytes", exact), ("near", "nearly the same", near)):
+        across: list[tuple[str, int]] = []
+        within: list[tuple[str, int]] = []
+        torn: list[str] = []
+        for members in _members(groups):
+            if kind == "near" and len({int(exact[i]) for i in members}) == 1:
+                continue  # nothing that the exact groups have not said
+            text = " = ".join(f"{split[i]}: {path[i]}" for i in members[:4])
+            (across if len({split[i] for i in members}) > 1 else within).append((text, len(members)))
+            if label is not None and len({label[i] for i in members}) > 1:
+                torn.append(text + " (" + ", ".join(sorted({label[i] for i in members})) + ")")
+        worse: Severity = "error" if kind == "exact" else "warning"
+        note(
+            worse,
+            f"{kind}_across_splits",
+            (t for t, _ in across),
+            f"pictures with {word} across splits: {{n}} groups",
+        )
+        note(
+            worse,
+            f"{kind}_label_conflict",
+            torn,
+            f"pictures with {word} but different labels: {{n}} groups",
+        )
+        number = sum(size for _, size in within)
+        note(
+            "info",
+            f"{kind}_duplicates",
+            (t for t, _ in within),
+            f"pictures with {word} within a split: {{n}}",
+            number,
+        )
+
+
+def _members(groups: Groups) -> list[list[int]]:
+    """Rows of each group of two or more, in order."""
+    found: dict[int, list[int]] = {}
+    for row in np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1).tolist():
+        found.setdefault(int(groups[row]), []).append(row)
+    return list(found.values())
+
+
+def _counts(split: list[str], label: list[str] | None) -> dict[str, dict[str, int]]:
+    """Split -> class -> rows; splits in the order train, validation, test."""
+    rank = {"train": 0, "validation": 1, "test": 2}
+    pairs = Counter(zip(split, label if label is not None else ["rows"] * len(split), strict=True))
+    counts: dict[str, dict[str, int]] = {s: {} for s in sorted(set(split), key=lambda s: (rank.get(s, 3), s))}
+    for (part, name), number in sorted(pairs.items()):
+        counts[part][name] = number
+    return counts
+
+
+def _classes(note: Any, counts: dict[str, dict[str, int]]) -> None:
+    """Findings about how many rows each class has."""
+    train = counts.get("train", {})
+    for split, by_class in counts.items():
+        missing = sorted(set(train) - set(by_class))
+        note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")
+    few = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]
+    note("warning", "few_rows", few, f"{{n}} classes with fewer than {FEW_ROWS} training pictures")
+    if len(train) > 1:
+        large, small = max(train, key=lambda c: train[c]), min(train, key=lambda c: train[c])
+        ratio = train[large] / train[small]
+        sizes = f"({large} {train[large]}, {small} {train[small]})"
+        text = f"largest class / smallest class in train: {ratio:.1f} {sizes}"
+        note(
+            "warning" if ratio > IMBALANCE else "info",
+            "imbalance",
+            [],
+            text.replace("{", "{{").replace("}", "}}"),
+            1,
+        )

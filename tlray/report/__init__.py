@@ -1,0 +1,197 @@
+"""The report of a run: one HTML file that needs nothing but itself.
+
+`write` reads what lies in the run's folder (every part of it optional), asks the task what it has to
+show of the evaluation, fetches the few pictures that this wants, and renders ``report.html.j2``.
+The page makes no request of any kind, and a policy in its head forbids it to.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from tlray import plots, storage
+from tlray.errors import RunError, TlrayError
+from tlray.report import view, words
+from tlray.report.redact import redact, redact_tree
+from tlray.report.run import Goal, Run
+
+if TYPE_CHECKING:
+    from tlray.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+PICTURE_PX = 288  # longer side of a picture in the page: twice what it is shown at
+
+
+def write(run_uri: str) -> str:
+    """Write RUN/report.html from what lies in the run's folder and return its URI.
+
+    Whatever is missing or unreadable is left out and named at the page's end. Raises RunError where
+    there is no run at all, StorageError where the page cannot be written.
+    """
+    notes: list[str] = []
+    run = Run(
+        uri=run_uri,
+        config=_read(storage.join(run_uri, "config.json"), notes),
+        metrics=_read(storage.join(run_uri, "metrics.json"), notes),
+        trials=_read(storage.join(run_uri, "trials.json"), notes),
+        evaluation=_read(storage.join(run_uri, "evaluation.json"), notes),
+        manifest=_read(storage.join(run_uri, "best", "manifest.json"), notes),
+    )
+    if not (run.config or run.metrics or run.trials or run.evaluation):
+        raise RunError(f"{run_uri}: no run lies here; accepted: a run's folder, with config.json in it")
+    if run.data_uri:
+        run.preflight = _read(storage.join(run.data_uri, "preflight.json"), notes)
+    run.goal = _goal(run, notes)
+    shown = _evaluated(run, notes)
+    page = _render(
+        title=run.name,
+        head=view.headline(run),
+        curves=view.curves(run),
+        trials=view.trials(run),
+        sections=shown,
+        pictures=_pictures(run, shown, notes),
+        paths=[str(row.get("path") or row.get("id") or "") for row in run.evaluation.get("rows") or []],
+        data=view.data(run.preflight),
+        time=view.time(run),
+        changed=view.changed(run.config),
+        config=yaml.safe_dump(redact_tree(run.config), sort_keys=False, allow_unicode=True)
+        if run.config
+        else "",
+        facts=view.facts(run),
+        notes=notes,
+    )
+    target = storage.join(run_uri, "report.html")
+    storage.write_bytes(target, page.encode())
+    return target
+
+
+def _read(uri: str, notes: list[str]) -> dict[str, Any]:
+    """A JSON object of the run's folder; empty where there is none. What is there but unreadable is noted."""
+    try:
+        if not storage.exists(uri):
+            return {}
+        found = storage.read_json(uri)
+    except (TlrayError, ValueError) as error:
+        notes.append(f"{uri}: {error}")
+        logger.warning("report without %s: %s", redact(uri), redact(str(error)))
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{uri}: holds no JSON object")
+        return {}
+    return found
+
+
+def _goal(run: Run, notes: list[str]) -> Goal | None:
+    """The metric that decides: the search's own word, else the task's."""
+    if said := run.trials.get("goal"):
+        return Goal(str(said["name"]), str(said.get("direction", "max")))
+    task = _task(run, notes)
+    return None if task is None else Goal(str(task.goal.name), str(task.goal.direction))
+
+
+def _task(run: Run, notes: list[str]) -> Task | None:
+    """The run's task; None where it has none, or one that this version does not know."""
+    from tlray import tasks
+
+    if not run.task_settings:
+        return None
+    try:
+        return tasks.load(run.task_settings)
+    except TlrayError as error:
+        if str(error) not in notes:
+            notes.append(str(error))
+        return None
+
+
+def _evaluated(run: Run, notes: list[str]) -> Sequence[plots.Section]:
+    """What the task shows of its evaluation."""
+    task = _task(run, notes) if run.evaluation.get("rows") else None
+    return [] if task is None else task.figures(run.evaluation)
+
+
+def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> dict[int, str]:
+    """``data:`` URIs of the pictures that the sections want, by position in the evaluation's rows."""
+    wanted = sorted({shot.row for section in sections for shot in section.shots})
+    if not wanted or not run.data_uri:
+        return {}
+    from tlray.dataset import Dataset
+
+    from tlray.schema import ID, IMAGE
+
+    split, rows = run.evaluation["split"], run.evaluation["rows"]
+    found: dict[int, str] = {}
+    try:
+        dataset = Dataset.open(run.data_uri)
+        place = {row: row for row in wanted}
+        if ID in dataset.schema.names and all("id" in rows[row] for row in wanted):
+            ids = {name: i for i, name in enumerate(dataset.read(split, [ID])[ID].to_pylist())}
+            place = {row: ids[rows[row]["id"]] for row in wanted if rows[row]["id"] in ids}
+        else:
+            place = {row: at for row, at in place.items() if at < dataset.num_rows(split)}
+        table = dataset.rows(split, list(place.values()))
+        for row, image in zip(place, table[IMAGE].to_pylist(), strict=True):
+            if uri := _thumbnail(image["bytes"], notes):
+                found[row] = uri
+    except TlrayError as error:
+        notes.append(f"pictures: {error}")
+        return found
+    if missing := len(wanted) - len(place):
+        notes.append(f"pictures: {missing} of {len(wanted)} are no longer in {run.data_uri} ({split})")
+    return found
+
+
+def _thumbnail(data: bytes, notes: list[str]) -> str:
+    """A picture of any format, upright, as a small JPEG in a ``data:`` URI; "" where it cannot be decoded."""
+    from tlray import image
+
+    try:
+        picture = image.decode(data)
+    except TlrayError as error:
+        notes.append(f"pictures: {error}")
+        return ""
+    picture.thumbnail((PICTURE_PX, PICTURE_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=80, optimize=True)  # new bytes: no EXIF goes along
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _render(**values: Any) -> str:
+    """The page. Everything is escaped and redacted on its way out, plots excepted (our own SVG)."""
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = lambda svg: Markup(
+        svg.decode().replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
+    )
+    environment.filters["slug"] = words.slug
+    environment.filters["cell"] = words.cell
+    environment.filters["key"] = words.sort_key
+    environment.filters["duration"] = plots.duration
+    script = (here / "report.js").read_text(encoding="utf-8")
+    style = (here / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(
+        **values, script=Markup(script), style=Markup(style), script_hash=digest
+    )
+
+
+def _shown(value: Any) -> Any:
+    if value is None:
+        return "–"  # noqa: RUF001
+    return value if isinstance(value, Markup) or not isinstance(value, str) else redact(value)

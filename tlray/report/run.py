@@ -1,0 +1,70 @@
+"""The files of a run's folder, as the report reads them: any part may be missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Json = dict[str, Any]
+
+
+class Goal(NamedTuple):
+    """The metric that decides, and which way is better (max, min)."""
+
+    name: str
+    direction: str
+
+
+@dataclass
+class Run:
+    """The files of a run's folder; an empty dict where one is missing."""
+
+    uri: str
+    config: Json = field(default_factory=dict)
+    metrics: Json = field(default_factory=dict)
+    trials: Json = field(default_factory=dict)
+    evaluation: Json = field(default_factory=dict)
+    manifest: Json = field(default_factory=dict)
+    preflight: Json = field(default_factory=dict)
+    goal: Goal | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.uri.rstrip("/").rsplit("/", 1)[-1])
+
+    @property
+    def data_uri(self) -> str:
+        return str(self.config.get("data", {}).get("uri", ""))
+
+    @property
+    def task_settings(self) -> Json:
+        return dict(self.config.get("task") or self.manifest.get("task") or {})
+
+    @property
+    def winner(self) -> Json:
+        """The best trial; empty for a plain training."""
+        best = self.trials.get("best")
+        return next((t for t in self.trials.get("trials", []) if t["id"] == best), {})
+
+    @property
+    def epochs(self) -> list[Json]:
+        """Epochs of the winner or the plain training, in order."""
+        found = self.metrics.get("epochs") or []
+        if not found and isinstance(next(iter(self.winner.get("curve") or []), None), Mapping):
+            found = self.winner["curve"]
+        return [dict(epoch) for epoch in found if isinstance(epoch, Mapping)]
+
+    @property
+    def stages(self) -> list[tuple[str, float]]:
+        """(name, seconds) in the order in which they ran."""
+        stages = [*self.trials.get("stages", []), *self.metrics.get("stages", [])]
+        return [(str(s["name"]), float(s["seconds"])) for s in stages if finite(s.get("seconds")) is not None]
+
+
+def finite(value: Any) -> float | None:
+    """A number that can be drawn, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)

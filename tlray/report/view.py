@@ -1,0 +1,337 @@
+"""What the report says: from the files of a run to headline, plots and tables, free of HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from tlray import plots
+from tlray.config import Config
+from tlray.plots import Column, Line, Point, Section, Table
+from tlray.report.redact import redact_tree
+from tlray.report.run import Goal, Json, Run, finite
+from tlray.report.words import leaves, plain, short
+
+FREEZE, RATE = "model.freeze", "optim.lr"
+MOST_FILES = 100  # shown of those that were left out
+
+
+class Tile(NamedTuple):
+    name: str
+    value: str
+    more: str = ""
+
+
+class Head(NamedTuple):
+    """The first thing that a reader sees."""
+
+    metric: str
+    value: float | None
+    where: str
+    task: str
+    data: str
+    tiles: list[Tile]
+    others: list[tuple[str, float | None]]  # the evaluation's other metrics
+
+
+class Trial(NamedTuple):
+    """A row of the table of trials; ``spark`` are points of a polyline in a box of 72 x 20."""
+
+    id: str
+    params: list[Any]
+    status: str
+    epochs: int
+    best: float | None
+    seconds: float
+    cost: float  # share of the dearest trial, 0..1
+    winner: bool
+    spark: str
+
+
+class Trials(NamedTuple):
+    params: list[tuple[str, str]]  # (dotted key, the shortest name that tells it from the others)
+    rows: list[Trial]
+    goal: str
+    caption: str
+    heatmap: bytes | None
+
+
+class Finding(NamedTuple):
+    severity: str  # error, warning, info
+    message: str
+    examples: list[str]
+
+
+class Data(NamedTuple):
+    caption: str
+    findings: list[Finding]
+    tables: list[Section]
+
+
+def headline(run: Run) -> Head:
+    """Metric, task, data, winner, time."""
+    measured: Json = run.evaluation.get("metrics") or run.manifest.get("metrics") or {}
+    goal = run.goal.name if run.goal else next(iter(measured), "")
+    value = finite(measured.get(goal, run.winner.get("best")))
+    where = f"on {run.evaluation['split']}" if run.evaluation.get("split") else "best epoch"
+    if value is None and run.goal:
+        seen = [v for v in (finite(e.get(f"val_{goal}", e.get(goal))) for e in run.epochs) if v is not None]
+        value = (max(seen) if run.goal.direction == "max" else min(seen)) if seen else None
+    tiles = []
+    backbone = run.manifest.get("backbone", {}).get("name") or run.config.get("model", {}).get("backbone")
+    if backbone:
+        depth, stages = run.manifest.get("freeze_depth"), run.manifest.get("stages")
+        of = f" of {stages}" if isinstance(stages, int) else ""
+        frozen = "" if depth is None else f"{depth}{of} stages frozen" if depth else "all of it trained"
+        tiles.append(Tile("backbone", str(backbone), frozen))
+    if run.winner:
+        params = ", ".join(f"{short(k)} {plain(v)}" for k, v in run.winner["params"].items())
+        tiles.append(Tile("winner", f"trial {run.winner['id']}", params))
+    elif RATE.split(".")[1] in run.config.get("optim", {}):
+        optim = run.config["optim"]
+        tiles.append(
+            Tile("optimiser", str(optim.get("optimizer", "")), f"learning rate {plain(optim['lr'])}")
+        )
+    stages_s = run.stages
+    seconds = sum(s for _, s in stages_s) or sum(float(e.get("seconds") or 0) for e in run.epochs)
+    if seconds:
+        epochs = len(run.epochs)
+        longest = "most of it " + max(stages_s, key=lambda item: item[1])[0] if stages_s else ""
+        tiles.append(
+            Tile(
+                "time", plots.duration(seconds), f"{epochs} epochs" if epochs and not run.trials else longest
+            )
+        )
+    if all_trials := run.trials.get("trials"):
+        states = [str(t.get("status")) for t in all_trials]
+        order = {"finished": 0, "stopped": 1}
+        ends = ", ".join(
+            f"{states.count(s)} {s}" for s in sorted(set(states), key=lambda s: (order.get(s, 2), s))
+        )
+        tiles.append(Tile("trials", str(len(all_trials)), ends))
+    rows = run.evaluation.get("rows") or []
+    data = run.data_uri.rstrip("/").rsplit("/", 1)[-1]
+    if rows:
+        labels = run.evaluation.get("labels") or []
+        tiles.append(Tile("data", data or "?", f"{len(rows)} pictures scored, {len(labels)} labels"))
+    others = [(k, finite(v)) for k, v in measured.items() if k != goal]
+    return Head(goal, value, where, str(run.task_settings.get("name", "")), run.data_uri, tiles, others)
+
+
+def curves(run: Run) -> list[Section]:
+    """Loss, metrics and learning rate by epoch; behind the winner's, the other trials'."""
+    epochs, goal = run.epochs, run.goal.name if run.goal else ""
+    names = list(dict.fromkeys(k for e in epochs for k, v in e.items() if isinstance(v, (int, float))))
+    decides = f"val_{goal}" if f"val_{goal}" in names or not goal else goal
+    losses = [n for n in names if n.endswith("loss") and n != decides]
+    scores = [n for n in names if n.startswith("val_") and n not in losses and n != decides]
+    scores = ([decides] if decides in names else []) + (scores[:2] if not run.trials else [])
+    found = []
+    for title, keys in (("Loss", losses[:3]), (goal or "Metrics", scores), ("Learning rate", ["lr"])):
+        lines = [
+            Line(
+                _curve_name(key, run),
+                [finite(e.get(key)) for e in epochs],
+                [float(e.get("epoch", i)) for i, e in enumerate(epochs, start=1)],
+            )
+            for key in keys
+            if any(finite(e.get(key)) is not None for e in epochs)
+        ]
+        behind = {"Loss": "val_loss", "Learning rate": ""}.get(title, decides)
+        lines += [line for t in run.trials.get("trials", []) if (line := _behind(t, run, behind)) is not None]
+        if lines:
+            found.append(Section(title.replace("_", " ").capitalize(), svgs=[plots.curves(lines, "")]))
+    return found
+
+
+def trials(run: Run) -> Trials | None:
+    """The table of trials, best first, and the result over freeze depth and learning rate."""
+    all_trials: list[Json] = run.trials.get("trials", [])
+    if not all_trials:
+        return None
+    sign = -1 if run.goal is None or run.goal.direction == "max" else 1
+    worst = math.inf
+    ordered = sorted(
+        all_trials, key=lambda t: sign * v if (v := finite(t.get("best"))) is not None else worst
+    )
+    keys = list(dict.fromkeys(key for t in all_trials for key in t["params"]))
+    dearest = max((float(t.get("seconds") or 0) for t in all_trials), default=0.0) or 1.0
+    rows = [
+        Trial(
+            str(t["id"]),
+            [t["params"].get(key) for key in keys],
+            str(t.get("status", "")),
+            int(t.get("epochs") or 0),
+            finite(t.get("best")),
+            float(t.get("seconds") or 0),
+            float(t.get("seconds") or 0) / dearest,
+            t["id"] == run.trials.get("best"),
+            _spark([v for _, v in _curve(t, _decides(run))]),
+        )
+        for t in ordered
+    ]
+    total = sum(row.seconds for row in rows)
+    lost = sum(row.seconds for row in rows if row.status == "stopped")
+    caption = f"{len(rows)} trials cost {plots.duration(total)} of training together"
+    caption += f", {plots.duration(lost)} of it in those stopped early." if lost else "."
+    goal = run.goal.name if run.goal else "best"
+    return Trials([(k, short(k, keys)) for k in keys], rows, goal, caption, _heatmap(run, all_trials))
+
+
+def data(preflight: Json) -> Data | None:
+    """What ingest's pre-flight (preflight.py: `Report`) says of the data."""
+    if not preflight:
+        return None
+    counts: dict[str, dict[str, int]] = preflight.get("counts") or {}
+    kept = {split: sum(by_class.values()) for split, by_class in counts.items()}
+    listed = preflight.get("num_files")
+    caption = (
+        f"{listed} pictures listed, {sum(kept.values())} taken"
+        if listed
+        else f"{sum(kept.values())} pictures"
+    )
+    caption += ": " + ", ".join(f"{split} {number}" for split, number in kept.items()) + "." if kept else "."
+    found = [
+        Finding(
+            str(f.get("severity", "info")),
+            str(f.get("message", f.get("kind", ""))),
+            list(f.get("examples", [])),
+        )
+        for f in preflight.get("findings", [])
+    ]
+    tables = []
+    classes = list(dict.fromkeys(name for by_class in counts.values() for name in by_class))
+    if len(classes) > 1:
+        most = max(number for by_class in counts.values() for number in by_class.values())
+        first = next(iter(counts.values()))
+        classes.sort(key=lambda name: -first.get(name, 0))
+        rows = [[name, *(counts[split].get(name, 0) for split in counts)] for name in classes]
+        columns = [Column("class"), *(Column(split, most=most) for split in counts)]
+        tables.append(Section("Pictures by class", tables=[Table(columns, rows)]))
+    if left := preflight.get("quarantined"):
+        rows = [[q.get("path"), q.get("reason", q.get("kind"))] for q in left[:MOST_FILES]]
+        more = f"The first {MOST_FILES} of {len(left)}." if len(left) > MOST_FILES else ""
+        tables.append(Section("Left out", more, tables=[Table([Column("file"), Column("why")], rows)]))
+    return Data(caption, found, tables)
+
+
+def time(run: Run) -> Section | None:
+    """Seconds by stage, as a bar each."""
+    stages = run.stages
+    if not stages:
+        return None
+    total = plots.duration(sum(seconds for _, seconds in stages))
+    return Section("Time", f"{total} in all.", svgs=[plots.stage_bar(stages)])
+
+
+def changed(config: Json) -> Table | None:
+    """Settings that are not the defaults."""
+    standard = leaves(Config().model_dump(mode="json"))
+    rows = [
+        [key, plain(value), plain(standard[key]) if key in standard else None]
+        for key, value in leaves(redact_tree(config)).items()
+        if key not in standard or standard[key] != value
+    ]
+    return Table([Column("setting"), Column("value"), Column("default")], rows) if rows else None
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Versions and identities that it takes to make this run again."""
+    found = [("run", run.uri)]
+    for name in ("created", "fingerprint"):
+        if run.manifest.get(name):
+            found.append(("data fingerprint" if name == "fingerprint" else name, str(run.manifest[name])))
+    if "seed" in run.config:
+        found.append(("seed", str(run.config["seed"])))
+    if pre := run.manifest.get("preprocess"):
+        found.append(("preprocessing", ", ".join(f"{k} {plain(v)}" for k, v in redact_tree(pre).items())))
+    return found + [(str(k), plain(v)) for k, v in sorted(run.manifest.get("versions", {}).items())]
+
+
+def _heatmap(run: Run, all_trials: Sequence[Json]) -> bytes | None:
+    if not any(FREEZE in t["params"] or RATE in t["params"] for t in all_trials):
+        return None
+    stages = run.manifest.get("stages")
+    model, optim = run.config.get("model", {}), run.config.get("optim", {})
+    points = [
+        Point(
+            t["params"].get(RATE, optim.get("lr", "?")),
+            t["params"].get(FREEZE, model.get("freeze", "?")),
+            value,
+            t.get("status") != "finished",
+        )
+        for t in all_trials
+        if (value := finite(t.get("best"))) is not None
+    ]
+    if not points:
+        return None
+    points.sort(key=lambda p: freeze_order(p.y, stages if isinstance(stages, int) else None))
+    goal = run.goal or Goal("best", "max")
+    name = goal.name.replace("_", " ")
+    return plots.heatmap(points, "learning rate", "frozen", name, goal.direction == "max")
+
+
+def _curve_name(key: str, run: Run) -> str:
+    """Of a curve in the legend: what the plot's title leaves open."""
+    losses = {"train_loss": "train", "val_loss": "validation"}
+    name = losses.get(key, key.removeprefix("val_").replace("_", " "))
+    return "winner" if run.trials and name == _decides(run).replace("_", " ") else name
+
+
+def _decides(run: Run) -> str:
+    return run.goal.name if run.goal else ""
+
+
+def _curve(trial: Json, metric: str) -> list[tuple[float, float | None]]:
+    """(epoch, value) of a trial, whose curve holds either numbers (of the goal) or one object an epoch."""
+    found = []
+    for i, item in enumerate(trial.get("curve") or [], start=1):
+        if isinstance(item, Mapping):
+            at = float(item.get("epoch", i))
+            found.append((at, finite(item.get(metric, item.get(f"val_{metric}")))))
+        else:
+            found.append((float(i), finite(item)))
+    return found
+
+
+def _behind(trial: Json, run: Run, key: str) -> Line | None:
+    """A trial's curve behind the winner's."""
+    if not key:
+        return None
+    objects = isinstance(next(iter(trial.get("curve") or []), None), Mapping)
+    if not objects and key.removeprefix("val_") != _decides(run):
+        return None
+    is_winner = trial["id"] == run.trials.get("best")
+    if is_winner and run.epochs and any(finite(e.get(key)) is not None for e in run.epochs):
+        return None
+    points = _curve(trial, key.removeprefix("val_") if not objects else key)
+    if all(value is None for _, value in points):
+        return None
+    kind: Literal["main", "other", "faded"] = (
+        "main" if is_winner else "other" if trial.get("status") == "finished" else "faded"
+    )
+    label = "winner" if is_winner else str(trial.get("status", "other"))
+    return Line(label, [v for _, v in points], [x for x, _ in points], kind)
+
+
+def _spark(values: Sequence[float | None], width: float = 72, height: float = 20) -> str:
+    """Points of a polyline through the values; "" for fewer than two."""
+    seen = [(i, v) for i, v in enumerate(values) if v is not None]
+    if len(seen) < 2:
+        return ""
+    low, high = min(v for _, v in seen), max(v for _, v in seen)
+    span, last = (high - low) or 1.0, seen[-1][0] or 1
+    places = ((2 + (width - 4) * i / last, height - 3 - (height - 6) * (v - low) / span) for i, v in seen)
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+
+
+def freeze_order(value: Any, num_stages: int | None = None) -> tuple[int, float, str]:
+    """Sorts freeze settings by depth: counts and fractions first, stage names, then "all"."""
+    if value == "all":
+        return (2, 0.0, "")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return (1, 0.0, str(value))
+    if isinstance(value, int) and value > 0:
+        return (0, value / num_stages if num_stages else float(value), "")
+    return (0, float(value), "")

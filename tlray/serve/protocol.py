@@ -1,0 +1,257 @@
+"""What goes over the wire: a request's body taken apart, the answers, and the form of every error.
+
+Nothing here knows Ray or torch. Every mistake of a client is a `Refusal`, which carries the HTTP
+status that says so; the application turns it into ``{"error": {"status", "reason", "detail"}}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from pydantic import BaseModel, Field
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from tlray.config import Serving
+from tlray.errors import PictureError
+
+MULTIPART = "multipart/form-data"
+RAW = ("image/*", "application/octet-stream")
+ACCEPTED = f"accepted: {RAW[0]}, {RAW[1]} or {MULTIPART}"
+
+
+class Refusal(Exception):
+    """A request that is not answered with predictions: HTTP status, one-word reason, detail."""
+
+    def __init__(self, status: int, reason: str, detail: str, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.reason, self.detail, self.retry_after_s = status, reason, detail, retry_after_s
+
+    @classmethod
+    def of_picture(cls, error: PictureError, index: int, num_pictures: int) -> Refusal:
+        """The refusal that a bad picture means; several pictures: its position, counted from 0, is said."""
+        where = f"picture {index} of {num_pictures} (counted from 0): " if num_pictures > 1 else ""
+        return cls(error.status, error.kind, where + str(error))
+
+
+class Error(BaseModel):
+    """Why a request was refused."""
+
+    status: int = Field(description="the HTTP status")
+    reason: str = Field(description="one word for programs, as in not_a_picture, truncated, overloaded")
+    detail: str = Field(description="one line for people: the value, where it stood, what is accepted")
+
+
+class ErrorAnswer(BaseModel):
+    """Body of every answer with status 400 or above."""
+
+    error: Error
+
+
+class Timing(BaseModel):
+    """Where the time went, in milliseconds, as clocks on the way measured it."""
+
+    queue_ms: float = Field(description="waiting for a replica and for the batch, transport included")
+    render_ms: float | None = Field(None, description="bytes to pixels, of the whole batches it ran in")
+    model_ms: float = Field(description="the predictor, of the whole batches that the pictures ran in")
+    total_ms: float = Field(description="from the request's header to this answer, upload included")
+
+
+class Answer(BaseModel):
+    """Predictions, one per picture, in the order of the pictures."""
+
+    model: str
+    version: int | None = Field(description="number in the registry; null: a bundle outside of it")
+    predictions: list[dict[str, Any]]
+    timing: Timing
+
+
+class Size(BaseModel):
+    """Pixels."""
+
+    width: int
+    height: int
+
+
+class ModelCard(BaseModel):
+    """A served model."""
+
+    name: str
+    version: int | None
+    task: str
+    labels: list[str]
+    metrics: dict[str, float]
+    input: Size
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    models: list[ModelCard]
+
+
+class Health(BaseModel):
+    """State of the process (livez) or of all models (readyz)."""
+
+    status: str
+
+
+class Reply(TypedDict):
+    """What a model's replica answers; times in seconds. A bad picture has an entry in ``bad`` instead."""
+
+    predictions: list[dict[str, Any]]
+    bad: list[tuple[int, PictureError]]  # position in the request, why
+    fault: str | None  # the predictor itself failed: no mistake of the client
+    waited_s: float  # in the replica, before the first batch began
+    render_s: float | None  # where the predictor says
+    model_s: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may bring."""
+
+    max_body: int  # bytes
+    max_pictures: int
+
+    @classmethod
+    def of(cls, settings: Serving) -> Limits:
+        """The limits that the settings mean."""
+        return cls(int(settings.max_body_mb * 1_000_000), settings.max_pictures)
+
+
+def check_headers(headers: dict[str, str], limits: Limits) -> None:
+    """Refuse by the header alone whatever can be: 415 for type and encoding, 413 for a declared length."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Refusal(415, "unsupported_encoding", f"Content-Encoding {encoding!r}: accepted: none")
+    kind = media_type(headers.get("content-type"))
+    if kind != MULTIPART and kind != RAW[1] and not kind.startswith("image/"):
+        raise Refusal(415, "unsupported_media_type", f"Content-Type {kind!r}: {ACCEPTED}")
+    declared = headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limits.max_body:
+        raise too_large(limits)
+
+
+def media_type(content_type: str | None) -> str:
+    """``image/png; q=1`` -> ``image/png``; absent means plain bytes (RFC 9110, 8.3)."""
+    return (content_type or RAW[1]).partition(";")[0].strip().lower()
+
+
+def too_large(limits: Limits) -> Refusal:
+    """The refusal of a body above the limit."""
+    return Refusal(413, "too_large", f"body: accepted: at most {limits.max_body} bytes")
+
+
+async def read_body(chunks: AsyncIterator[bytes], limits: Limits) -> bytes:
+    """Collect a body; 413 as soon as it passes the limit, the rest unread."""
+    body = bytearray()
+    async for chunk in chunks:
+        if len(body) + len(chunk) > limits.max_body:
+            raise too_large(limits)
+        body += chunk
+    return bytes(body)
+
+
+def pictures(content_type: str | None, body: bytes, limits: Limits) -> list[bytes]:
+    """The pictures of a body, still encoded.
+
+    Raises Refusal: 400 for an empty body, a multipart body that is none, a part that is no file;
+    413 for too many pictures. Whether the bytes are a picture is decided where they are decoded.
+    """
+    if media_type(content_type) == MULTIPART:
+        return _Multipart(content_type or "", limits).read(body)
+    if not body:
+        raise Refusal(400, "empty", "body of 0 bytes: accepted: the bytes of a picture")
+    return [body]
+
+
+class _Multipart:
+    """Takes a multipart/form-data body (RFC 7578) apart, in memory: the body's size is limited already."""
+
+    def __init__(self, content_type: str, limits: Limits) -> None:
+        # latin-1 is what the header was decoded with; the parser wants its bytes.
+        _, options = parse_options_header(content_type.encode("latin-1", "replace"))
+        boundary = options.get(b"boundary", b"")
+        if not boundary:
+            raise _malformed("its Content-Type names no boundary")
+        self.limits = limits
+        self.files: list[bytes] = []
+        self.ended = False
+        self.field, self.value, self.disposition = bytearray(), bytearray(), b""
+        self.spans: list[bytes] = []
+        try:
+            self.parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_end,
+                    "on_headers_finished": self._headers_finished,
+                    "on_part_data": self._data,
+                    "on_part_end": self._end_part,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise _malformed(str(error)) from None
+
+    def read(self, body: bytes) -> list[bytes]:
+        """All files of the body, in order."""
+        try:
+            self.parser.write(body)
+            self.parser.finalize()
+        except FormParserError as error:
+            raise _malformed((str(error).splitlines() or ["damaged"])[0][:120]) from None
+        if not self.ended:
+            raise _malformed("it ends before its closing boundary")
+        if not self.files:
+            raise Refusal(400, "empty", "multipart body without a file: accepted: one picture or more")
+        return self.files
+
+    def _begin(self) -> None:
+        if len(self.files) >= self.limits.max_pictures:
+            raise Refusal(
+                413, "too_many_pictures", f"multipart body: accepted: at most {self.limits.max_pictures} pictures"
+            )
+        self.spans, self.disposition = [], b""
+
+    # A header arrives in pieces wherever the parser's reading was cut.
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self.field += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self.value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self.field.lower() == b"content-disposition":
+            self.disposition = bytes(self.value)
+        self.field.clear()
+        self.value.clear()
+
+    def _headers_finished(self) -> None:
+        kind, options = parse_options_header(self.disposition)
+        if kind != b"form-data" or b"filename" not in options:
+            name = options.get(b"name", b"").decode("utf-8", "replace")[:40]
+            raise Refusal(
+                400,
+                "not_a_file",
+                f"multipart part {len(self.files)} (name {name!r}): no file; accepted: parts with a filename "
+                "that hold a picture",
+            )
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self.spans.append(data[start:end])
+
+    def _end_part(self) -> None:
+        self.files.append(b"".join(self.spans))
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def _malformed(why: str) -> Refusal:
+    return Refusal(400, "malformed_multipart", f"multipart body: {why}")

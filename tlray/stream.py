@@ -1,0 +1,248 @@
+"""From Parquet to batches of uint8 model input: tlray decides the order, Ray Data does the work.
+
+``order.py`` says which rows a step has; a Ray Data pipeline over step numbers reads, renders and
+augments them in parallel tasks, with back-pressure and in order, one block a batch. Rendering
+processes keep the row groups they read lately, so a lane's sequential reads hit storage once.
+A pipeline can start at any step: that is all that resuming in the middle of an epoch takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from tlray import schema
+from tlray.config import Augmentation
+from tlray.dataset import Dataset
+from tlray.errors import DataError, PictureError
+from tlray.image import Augment, Geometry, Preprocess, render, source_size
+from tlray.order import Indices, Order, row_rng, share
+from tlray.tasks.base import Row, Target, Task
+
+log = logging.getLogger(__name__)
+
+CHUNK_STEPS = 1024  # steps of one pipeline: its plan lists every block, which has to stay short
+PREFETCH = 2  # batches made ahead of the consumer
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split as one task sees it: everything that rendering a row needs. Pickles small."""
+
+    uri: str
+    split: str
+    task: Task
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    augment: Augmentation | None = None
+    seed: int = 0
+    cache_mb: int = 1024
+
+
+class Batch(NamedTuple):
+    """x_BCHW uint8; targets by name; rows (B,) global indices; what was done to each picture."""
+
+    x_BCHW: torch.Tensor
+    targets: dict[str, Any]
+    rows: Indices
+    geometries: list[Geometry]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+
+class RowReader:
+    """Random access to the rows of a split through a bounded cache of row groups."""
+
+    def __init__(self, uri: str, split: str, cache_mb: int) -> None:
+        self.data = Dataset.open(uri)
+        self.split = split
+        self.starts = np.concatenate([[0], np.cumsum(self.data.group_rows(split))])
+        self.budget = cache_mb * 2**20
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, row: int) -> tuple[bytes, Row]:
+        """The encoded picture of a global row, and its other columns."""
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        table = self._group(group)
+        values = table.slice(row - int(self.starts[group]), 1).to_pylist()[0]
+        picture = values.pop(schema.IMAGE)
+        return picture["bytes"], {**values, "path": picture["path"]}
+
+    def _group(self, group: int) -> pa.Table:
+        with self._lock:
+            if group in self._groups:
+                self._groups.move_to_end(group)
+                return self._groups[group]
+        table = self.data.read_group(self.split, group)
+        with self._lock:
+            if group not in self._groups:
+                self._groups[group] = table
+                self._held += table.nbytes
+            while self._held > self.budget and len(self._groups) > 1:
+                self._held -= self._groups.popitem(last=False)[1].nbytes
+        return table
+
+
+@cache
+def reader(uri: str, split: str, cache_mb: int, fingerprint: str) -> RowReader:
+    """This process's reader of a split; the fingerprint keeps a data set made anew from being mixed up."""
+    return RowReader(uri, split, cache_mb)
+
+
+def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> Batch:
+    """Read, render and encode rows, in order. With ``augment`` the randomness is that of (seed, epoch, row)."""
+    read = reader(source.uri, source.split, source.cache_mb, fingerprint)
+    labels = list(source.labels)
+    augment = Augment(source.augment) if source.augment else None
+    pictures, targets, geometries = [], [], []
+    for index in map(int, rows):
+        data, row = read(index)
+        try:
+            if augment is None:
+                x, geometry = render(data, source.preprocess)
+            else:
+                rng = row_rng(source.seed, epoch, index)
+                size = source_size(data, source.preprocess.max_pixels)
+                x, geometry = render(data, source.preprocess, augment.sample(rng, size, source.preprocess))
+                x = augment.colour(rng, x)
+        except PictureError as error:
+            where = f"{source.uri} ({source.split}, row {index}, {row['path']})"
+            raise DataError(f"{where}: {error}; `tlray ingest` sets such pictures aside") from None
+        pictures.append(x)
+        targets.append(source.task.encode(row, geometry, labels))
+        geometries.append(geometry)
+    return Batch(torch.stack(pictures), collate(targets), rows, geometries)
+
+
+def collate(targets: list[Target]) -> dict[str, Any]:
+    """Stack each named target into one tensor (B, ...), or keep a list where shapes differ."""
+    out: dict[str, Any] = {}
+    for name in targets[0]:
+        values = [torch.as_tensor(target[name]) for target in targets]
+        same = all(v.shape == values[0].shape for v in values)
+        out[name] = torch.stack(values) if same else values
+    return out
+
+
+def train_batches(
+    source: Source, order: Order, rank: int, start_step: int, end_step: int
+) -> Iterator[Batch | None]:
+    """This rank's batches from ``start_step`` up to ``end_step``; None where it has no row in a step."""
+    for first in range(start_step, end_step, CHUNK_STEPS):
+        steps = range(first, min(first + CHUNK_STEPS, end_step))
+        plan = [(step // order.steps_per_epoch, order.local_batch(step, rank)) for step in steps]
+        blocks = pipeline(source, [item for item in plan if len(item[1])])
+        for _, rows in plan:
+            yield next(blocks) if len(rows) else None
+
+
+def evaluation_batches(source: Source, rank: int, world: int, batch_size: int) -> Iterator[Batch]:
+    """This rank's part of a split, every row of it exactly once over all ranks."""
+    num_rows = sum(Dataset.open(source.uri).group_rows(source.split))
+    rows = share(num_rows, rank, world)
+    plan = [(0, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    return pipeline(source, plan)
+
+
+def plain(source: Source, split: str) -> Source:
+    """The same without randomness, over another split."""
+    return replace(source, split=split, augment=None)
+
+
+class Held:
+    """A rank's evaluation batches, rendered once and kept in memory where they fit, else made anew."""
+
+    def __init__(self, source: Source, rank: int, world: int, batch_size: int) -> None:
+        self._make = partial(evaluation_batches, source, rank, world, batch_size)
+        self._budget = source.cache_mb * 2**20
+        self._kept: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Batch] | None = []
+        held = 0
+        for batch in self._make():
+            held += batch.x_BCHW.nbytes
+            if kept is not None:
+                kept = [*kept, batch] if held <= self._budget else None
+            yield batch
+        self._kept = kept
+
+
+def to_device(
+    batch: Batch, device: torch.device, channels_last: bool = False
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Pixels and targets where the model is.
+
+    A lonely row is doubled, which leaves the mean loss as it is: batch norm cannot train on one.
+    """
+    if batch.num_rows == 1:
+        twice = {k: [*v, *v] if isinstance(v, list) else torch.cat([v, v]) for k, v in batch.targets.items()}
+        batch = batch._replace(x_BCHW=torch.cat([batch.x_BCHW, batch.x_BCHW]), targets=twice)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x_BCHW = batch.x_BCHW.to(device, non_blocking=True, memory_format=layout)
+    targets = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else [v.to(device) for v in value]
+        for name, value in batch.targets.items()
+    }
+    return x_BCHW, targets
+
+
+def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]:
+    """Batches for (epoch, rows), made by Ray Data tasks ahead of the consumer, in the plan's order."""
+    if not plan:
+        return
+    fingerprint = Dataset.open(source.uri).fingerprint
+
+    def make(block: pa.Table) -> dict[str, Any]:
+        epoch, rows = plan[block["id"][0].as_py()]
+        batch = make_batch(source, fingerprint, epoch, rows)
+        # Ragged targets travel as Ray Data's object columns; geometries are small and plain.
+        targets = {f"target.{name}": _column(value) for name, value in batch.targets.items()}
+        return {"x": batch.x_BCHW.numpy(), "geometry": _column(batch.geometries), **targets}
+
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        data = ray.data.range(len(plan), override_num_blocks=len(plan))
+        data = data.map_batches(make, batch_size=None, batch_format="pyarrow")
+    blocks = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH)
+    for (_, rows), block in zip(plan, blocks, strict=True):
+        # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.
+        targets = {
+            name.removeprefix("target."): _tensors(value)
+            for name, value in block.items()
+            if name.startswith("target.")
+        }
+        yield Batch(torch.from_numpy(block["x"].copy()), targets, rows, list(block["geometry"]))
+
+
+def _column(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.numpy()
+    out = np.empty(len(values), dtype=object)
+    out[:] = [v.numpy() if isinstance(v, torch.Tensor) else v for v in values]
+    return out
+
+
+def _tensors(column: np.ndarray) -> Any:
+    if column.dtype == object:
+        return [torch.from_numpy(np.array(v)) for v in column]
+    return torch.from_numpy(column.copy())

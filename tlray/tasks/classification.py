@@ -1,0 +1,158 @@
+"""Single-label image classification: one class a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tlray import plots
+from tlray.backbone import Backbone
+from tlray.config import NonNegative, Share, Strict
+from tlray.image import Geometry
+from tlray.schema import LABEL
+from tlray.tasks.base import Goal, Prediction, Row, Target
+
+
+class Task(Strict):
+    """Settings under ``task:``."""
+
+    name: Literal["classification"] = "classification"
+    label_smoothing: Share = 0.05
+    mixup: NonNegative = 0.0  # alpha of the Beta distribution (arXiv 1710.09412); 0 = none
+    class_weights: Literal["none", "balanced"] = "none"
+
+    columns: ClassVar[dict[str, tuple[pa.DataType, str]]] = {LABEL: (pa.int64(), "class")}
+    goal: ClassVar[Goal] = Goal("accuracy", "max")
+
+    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+        """Linear classifier over the backbone's pooled features."""
+        weights = None
+        if self.class_weights == "balanced" and counts is not None:
+            seen = torch.tensor(counts, dtype=torch.float32).clamp(min=1)
+            weights = seen.sum() / (len(labels) * seen)
+        return Classifier(backbone, len(labels), self.label_smoothing, self.mixup, weights)
+
+    def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
+        return {LABEL: np.int64(row[LABEL])}
+
+    def decode(
+        self, outputs: torch.Tensor, geometries: Sequence[Geometry], labels: list[str]
+    ) -> list[Prediction]:
+        """Logits (B, num_classes) -> per picture all classes, most probable first."""
+        predictions = []
+        for p_C in outputs.float().softmax(dim=1).cpu().numpy():
+            ranked = [
+                {"label": labels[i], "index": int(i), "probability": round(float(p_C[i]), 6)}
+                for i in np.argsort(-p_C, kind="stable")
+            ]
+            predictions.append({**ranked[0], "labels": ranked})
+        return predictions
+
+    def metrics(self, labels: list[str]) -> Metrics:
+        return Metrics(len(labels))
+
+    def record(self, row: Row, prediction: Prediction) -> dict[str, Any]:
+        by_index = {item["index"]: item["probability"] for item in prediction["labels"]}
+        return {
+            "truth": int(row[LABEL]),
+            "prediction": prediction["index"],
+            "probability": prediction["probability"],
+            "probabilities": [by_index[i] for i in range(len(by_index))],
+        }
+
+    def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
+        """Confusion matrix, per-class figures, calibration."""
+        rows, labels = evaluation["rows"], evaluation["labels"]
+        truth, predicted = [r["truth"] for r in rows], [r["prediction"] for r in rows]
+        return plots.classification(truth, predicted, [r["probability"] for r in rows], labels)
+
+
+class Classifier(nn.Module):
+    """backbone -> pooled features (B, num_features) -> logits (B, num_classes)."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        label_smoothing: float,
+        mixup: float,
+        class_weights: torch.Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.num_features, num_classes)
+        nn.init.zeros_(self.head.weight)  # the first predictions are the uniform ones, whatever the features
+        nn.init.zeros_(self.head.bias)
+        self.label_smoothing, self.mixup = label_smoothing, mixup
+        # Part of the loss, not of the model: it is not stored in the bundle.
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(
+        self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits, or with targets (``label`` (B,) int64) the mean loss (scalar)."""
+        if targets is None:
+            return self._logits(x_BCHW)
+        label_B = targets[LABEL]
+        if not self.mixup:
+            return self._loss(self._logits(x_BCHW), label_B)
+        share = float(np.random.default_rng(int(torch.randint(2**31, ()))).beta(self.mixup, self.mixup))
+        order_B = torch.randperm(len(label_B), device=label_B.device)
+        mixed = x_BCHW.float() * share + x_BCHW[order_B].float() * (1 - share)
+        logits = self._logits(mixed)
+        return share * self._loss(logits, label_B) + (1 - share) * self._loss(logits, label_B[order_B])
+
+    def _logits(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        pooled_BF = self.backbone.embed(self.backbone(x_BCHW))
+        logits: torch.Tensor = self.head(pooled_BF)
+        return logits
+
+    def _loss(self, logits: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        weights = self.class_weights
+        loss = F.cross_entropy(
+            logits, label_B, weight=weights, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        # The mean over rows, not over weights, so that batches and workers of any size add up.
+        return loss.mean()
+
+
+class Metrics:
+    """Counts pairs of (truth, prediction): integers, so merging is exact in any order."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.log_loss = 0.0
+
+    def update(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> None:
+        for prediction, row in zip(predictions, rows, strict=True):
+            truth = int(row[LABEL])
+            self.confusion[truth, prediction["index"]] += 1
+            p = next(item["probability"] for item in prediction["labels"] if item["index"] == truth)
+            self.log_loss -= float(np.log(max(p, 1e-6)))
+
+    def state(self) -> Any:
+        return {"confusion": self.confusion.tolist(), "log_loss": self.log_loss}
+
+    def merge(self, state: Any) -> None:
+        self.confusion += np.array(state["confusion"], dtype=np.int64)
+        self.log_loss += state["log_loss"]
+
+    def compute(self) -> dict[str, float]:
+        """accuracy, balanced_accuracy and macro_f1 over classes that occur, log_loss; 0 rows give NaN."""
+        total = self.confusion.sum()
+        if total == 0:
+            return dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "log_loss"), float("nan"))
+        hits, truth, said = np.diag(self.confusion), self.confusion.sum(1), self.confusion.sum(0)
+        present = truth > 0
+        return {
+            "accuracy": float(hits.sum() / total),
+            "balanced_accuracy": float((hits[present] / truth[present]).mean()),
+            "macro_f1": float((2 * hits[present] / (truth + said)[present]).mean()),
+            "log_loss": self.log_loss / float(total),
+        }
