@@ -183,7 +183,9 @@ def _fault(uri: str, error: BaseException) -> StorageError:
         return StorageError(f"{uri}: the store answered {code}")
     if isinstance(error, OSError) and error.strerror and local:
         return StorageError(f"{uri}: {error.strerror[0].lower()}{error.strerror[1:]}")
-    if not local and (isinstance(error, OSError | TimeoutError) or "Connect" in kind or "Timeout" in kind):
+    if not local and (
+        isinstance(error, OSError | TimeoutError) or re.search("Connect|Timeout|HTTPClient", kind)
+    ):
         return StorageError(f"{uri}: {_endpoint()} cannot be reached ({kind}); tried several times")
     return StorageError(f"{uri}: {kind}")
 
@@ -239,10 +241,11 @@ def listdir(uri: str) -> list[str]:
     with faults(uri):
         if scheme == "file":
             found = os.listdir(path)
-        elif _s3().isfile(path):
-            raise NotADirectoryError(20, "not a folder")
         else:
-            found = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in _s3().ls(path, detail=False)]
+            entries = _s3().ls(path, detail=True)
+            if any(entry["name"] == path and entry["type"] == "file" for entry in entries):
+                raise StorageError(f"{uri}: not a folder")
+            found = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries]
     return sorted(entry for entry in set(found) if not entry.startswith("."))
 
 

@@ -23,10 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from tlray import formats, preflight, schema, storage
+from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
 from tlray.ingest import plan, shards
-
-MARKER = "dataset.json"
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages "list", "inspect", "write"."""
@@ -121,7 +120,7 @@ def ingest(
             "files": files,
             "settings": {"max_side": max_side, "validation": validation, "test": test, "seed": seed},
         }
-        storage.write_json(storage.join(stage, MARKER), manifest)
+        storage.write_json(storage.join(stage, MANIFEST), manifest)
     lap("write")
     return IngestResult(target, written, names, fingerprint, report, seconds)
 
@@ -150,7 +149,7 @@ def _check(
         )
     if (
         storage.exists(target)
-        and not storage.exists(storage.join(target, MARKER))
+        and not storage.exists(storage.join(target, MANIFEST))
         and not storage.unfinished(target)
     ):
         others = set(storage.listdir(target)) if storage.is_dir(target) else {""}
@@ -233,7 +232,7 @@ def _fatal(report: preflight.Report, strict: bool, target: str) -> None:
     try:
         report.check(strict)
     except DataError as error:
-        if storage.exists(storage.join(target, MARKER)):
+        if storage.exists(storage.join(target, MANIFEST)):
             raise  # an older data set stands there, with its own report
         storage.write_json(storage.join(target, "preflight.json"), report.to_dict())
         storage.write_bytes(storage.join(target, "preflight.txt"), report.to_text().encode())
@@ -249,13 +248,13 @@ def _staged(target: str) -> Iterator[str]:
     the new one is left.
     """
     if storage.is_local(target):
-        if storage.exists(target) and not storage.exists(storage.join(target, MARKER)):
+        if storage.exists(target) and not storage.exists(storage.join(target, MANIFEST)):
             storage.delete(target)  # `_check` has seen that it holds a report at most
-        with storage.publish(target, MARKER) as folder:
+        with storage.publish(target, MANIFEST) as folder:
             yield str(folder)
         return
     unfinished = storage.join(target, storage._UNFINISHED)  # readers refuse what has it
-    storage.delete(storage.join(target, MARKER))
+    storage.delete(storage.join(target, MANIFEST))
     storage.write_bytes(unfinished, b"")
     try:
         for file in storage.walk(target):

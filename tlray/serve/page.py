@@ -12,8 +12,10 @@ from typing import Any
 _HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}}
-code,pre{{font-family:ui-monospace,monospace;font-size:.9em}} pre{{background:#f3f4f6;padding:1rem;overflow:auto}}
-h2{{margin-top:2.5rem;font-size:1.1rem}} .verb{{background:#1b4f9c;color:#fff;padding:.1rem .5rem;border-radius:4px}}
+code,pre{{font-family:ui-monospace,monospace;font-size:.9em}}
+pre{{background:#f3f4f6;padding:1rem;overflow:auto}}
+h2{{margin-top:2.5rem;font-size:1.1rem}}
+.verb{{background:#1b4f9c;color:#fff;padding:.1rem .5rem;border-radius:4px}}
 table{{border-collapse:collapse}} td,th{{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top}}
 </style></head><body><h1>{title}</h1><p>{description}</p>
 <p>The same for programs: <a href="openapi.json">openapi.json</a></p>

@@ -6,7 +6,7 @@ status that says so; the application turns it into ``{"error": {"status", "reaso
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -145,12 +145,13 @@ def too_large(limits: Limits) -> Refusal:
     return Refusal(413, "too_large", f"body: accepted: at most {limits.max_body} bytes")
 
 
-async def read_body(chunks: AsyncIterator[bytes], limits: Limits) -> bytes:
-    """Collect a body; 413 as soon as it passes the limit, the rest unread."""
+async def read_body(chunks: AsyncIterator[bytes], limits: Limits, grow: Callable[[int], None]) -> bytes:
+    """Collect a body; 413 as soon as it passes the limit, the rest unread. ``grow`` hears of every piece."""
     body = bytearray()
     async for chunk in chunks:
         if len(body) + len(chunk) > limits.max_body:
             raise too_large(limits)
+        grow(len(chunk))
         body += chunk
     return bytes(body)
 
@@ -215,7 +216,9 @@ class _Multipart:
     def _begin(self) -> None:
         if len(self.files) >= self.limits.max_pictures:
             raise Refusal(
-                413, "too_many_pictures", f"multipart body: accepted: at most {self.limits.max_pictures} pictures"
+                413,
+                "too_many_pictures",
+                f"multipart body: accepted: at most {self.limits.max_pictures} pictures",
             )
         self.spans, self.disposition = [], b""
 

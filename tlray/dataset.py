@@ -1,0 +1,451 @@
+"""The data set on storage: splits, labels and rows of tlray's own shards and of Hugging Face's files.
+
+Opened unchanged:
+    dataset.json + data/<split>-*.parquet    what ingest publishes
+    Parquet files                            ``to_parquet``, hub layout, split folders or a split column
+    a ``save_to_disk`` folder                .arrow streams of a Dataset or DatasetDict
+
+A *group* is what is read at once: a Parquet row group or an Arrow record batch. Groups have one global
+order per split (by file name, then position), and a row's global index counts through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import struct
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from tlray import schema as columns_of
+from tlray import storage
+from tlray.errors import DataError, nearest
+from tlray.formats import SPLITS
+from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT
+
+MANIFEST = "dataset.json"
+_LAYOUTS = "a data set of `tlray ingest`, Parquet files, or a folder of datasets' save_to_disk"
+_MAX_OPEN = 16  # idle file handles kept per data set and process
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def split_name(name: str) -> str:
+    """The name tlray gives a split: val, valid and dev are validation; an unknown one stays as it is."""
+    return SPLITS.get(name.lower(), name)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One readable piece: rows of a row group, all (``take`` None) or those at these positions."""
+
+    file: int
+    index: int
+    rows: int
+    take: tuple[int, ...] | None = None
+
+
+class Dataset:
+    """A data set at a URI; threads may share one, and only its URI is pickled. See the module's docstring."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = storage.absolute(uri)
+        if storage.unfinished(self.uri):
+            raise DataError(f"{uri}: is being written, or its writer died; run ingest again")
+        found = _find(self.uri)
+        self._manifest: dict[str, Any] = found.manifest
+        self._paths = [path for _, path in found.files]
+        self._sizes = found.sizes
+        with ThreadPoolExecutor(1 if storage.is_local(self.uri) else 8) as pool:
+            self._files = list(pool.map(self._open_file, self._paths))
+        self._names, self.schema = self._common_schema()
+        self._groups = self._by_split([split for split, _ in found.files])
+
+    @classmethod
+    def open(cls, uri: str) -> Dataset:
+        """Find the layout and read all footers, no rows. Raises DataError, StorageError."""
+        return cls(uri)
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[str]]:
+        return Dataset, (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.uri}: " + ", ".join(f"{s} {self.num_rows(s)}" for s in self.splits) + ")"
+
+    # ---- what is there
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits: train, validation, test, then others."""
+        order = ["train", "validation", "test"]
+        return sorted(self._groups, key=lambda s: (order.index(s) if s in order else len(order), s))
+
+    def num_rows(self, split: str) -> int:
+        """Rows of a split. Raises DataError where there is no such split."""
+        return sum(self.group_rows(split))
+
+    def group_rows(self, split: str) -> list[int]:
+        """Rows of each group, in global order."""
+        return [group.rows for group in self._groups[self._split(split)]]
+
+    def labels(self, column: str = LABEL) -> list[str]:
+        """Class names of an integer column, in label order.
+
+        Where nobody named the classes, the numbers that occur are their names. Raises DataError.
+        """
+        self.require([column])
+        known = self._manifest.get("labels", {}).get(column) or columns_of.class_names(self.schema, column)
+        if known:
+            return [str(name) for name in known]
+        kind = self.schema.field(column).type
+        if not pa.types.is_integer(kind):
+            raise DataError(
+                f"{self.uri} column {column!r}: holds {kind}; accepted: integers with class names (ClassLabel)"
+            )
+        seen: set[int] = set()
+        for split in self.splits:
+            seen.update(v for v in pc.unique(self.read(split, [column])[column]).to_pylist() if v is not None)
+        if not seen or min(seen) < 0:
+            raise DataError(f"{self.uri} column {column!r}: has label {min(seen, default=None)}; accepted: 0, 1, ...")
+        return [str(number) for number in range(max(seen) + 1)]
+
+    def require(self, columns: Iterable[str]) -> None:
+        """Raise DataError naming the first of these columns that is not there in every file."""
+        for column in columns:
+            if column in self.schema.names:
+                continue
+            without = [p for p, n in zip(self._paths, self._names, strict=True) if column not in n.values()]
+            where = f" in {without[0]}" if 0 < len(without) < len(self._paths) else ""
+            there = ", ".join(self.schema.names)
+            raise DataError(f"{self.uri}: no column {column!r}{where}; there: {there}")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 hex of the content: ingest's own, else over paths, sizes and footers (no rows are read)."""
+        if "fingerprint" in self._manifest:
+            return str(self._manifest["fingerprint"])
+        digest = hashlib.sha256()
+        for path, size, file in zip(self._paths, self._sizes, self._files, strict=True):
+            digest.update(json.dumps([path, size, file.facts()], sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    # ---- rows
+
+    def read_group(self, split: str, i: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Group ``i`` of a split; columns: all by default. Columns have the types of ``schema``."""
+        split = self._split(split)
+        group = self._groups[split][i]
+        return self._read(split, group, sum(g.rows for g in self._groups[split][:i]), columns)
+
+    def read(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of a whole split in global order; by default all but the pictures."""
+        split = self._split(split)
+        wanted = list(columns) if columns is not None else [n for n in self.schema.names if n != IMAGE]
+        self.require(wanted)
+        start, tables = 0, []
+        for group in self._groups[split]:
+            tables.append(self._read(split, group, start, wanted))
+            start += group.rows
+        empty = pa.schema([self.schema.field(n) for n in wanted]).empty_table()
+        return pa.concat_tables(tables) if tables else empty
+
+    def rows(self, split: str, indices: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows at these global indices, in the order asked for. Raises DataError beyond the end."""
+        split = self._split(split)
+        starts = np.concatenate([[0], np.cumsum(self.group_rows(split))])
+        at = np.asarray(indices, dtype=np.int64)
+        if at.size == 0:
+            return pa.schema([self.schema.field(n) for n in columns or self.schema.names]).empty_table()
+        if at.min() < 0 or at.max() >= starts[-1]:
+            worst = at.min() if at.min() < 0 else at.max()
+            raise DataError(f"{self.uri} {split}: row {worst}; accepted: 0 to {starts[-1] - 1}")
+        group_of = np.searchsorted(starts, at, side="right") - 1
+        tables, order = [], []
+        for g in np.unique(group_of):
+            mine = np.flatnonzero(group_of == g)
+            tables.append(self.read_group(split, int(g), columns).take(pa.array(at[mine] - starts[g])))
+            order.append(mine)
+        return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
+
+    def _read(self, split: str, group: _Group, start: int, columns: Sequence[str] | None) -> pa.Table:
+        """Rows of one group, whose first has global index ``start``."""
+        wanted = list(columns) if columns is not None else list(self.schema.names)
+        self.require(wanted)
+        own = self._names[group.file]  # name in the file -> name here
+        stored = [theirs for theirs, ours in own.items() if ours in wanted]
+        with self._reading(self._paths[group.file]):
+            table = self._files[group.file].read(group.index, stored)
+        if group.take is not None:
+            table = table.take(pa.array(group.take, pa.int64()))
+        table = table.rename_columns([own[name] for name in table.column_names])
+        made: dict[str, Callable[[], Any]] = {
+            ID: lambda: pa.array([f"{split}-{i}" for i in range(start, start + group.rows)]),
+            SPLIT: lambda: pa.array([split] * group.rows, pa.string()),
+        }
+        arrays = [
+            _cast(table[name], self.schema.field(name)) if name in table.column_names else made[name]()
+            for name in wanted
+        ]
+        fields = [self.schema.field(name) for name in wanted]
+        if IMAGE in wanted:
+            self._check_bytes(group, arrays[wanted.index(IMAGE)])
+        return pa.table(arrays, pa.schema(fields, metadata=self.schema.metadata))
+
+    def _check_bytes(self, group: _Group, image: Any) -> None:
+        held = pc.struct_field(image, "bytes")
+        if group.rows and held.null_count == group.rows and pc.struct_field(image, "path").null_count < group.rows:
+            raise DataError(
+                f"{self.uri}/{self._paths[group.file]}: holds paths of pictures, not their bytes; accepted: "
+                "embedded pictures (save with embed_external_files=True, or ingest the folder)"
+            )
+
+    # ---- opening
+
+    def _split(self, name: str) -> str:
+        if name in self._groups:
+            return name
+        if split_name(name) in self._groups:
+            return split_name(name)
+        raise DataError(f"{self.uri}: no split {name!r}; there: {', '.join(self.splits)}")
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        """Say which file is damaged or out of reach."""
+        place = storage.join(self.uri, path)
+        try:
+            with storage.faults(place):
+                yield
+        except (pa.ArrowException, struct.error) as error:
+            raise DataError(f"{place}: damaged or no such file format ({str(error).splitlines()[0]})") from None
+
+    def _open_file(self, path: str) -> _File:
+        with self._reading(path):
+            fs, place = storage.open_fs(storage.join(self.uri, path))
+            return _ArrowFile(fs, place) if path_of(path, self.uri).endswith(".arrow") else _ParquetFile(fs, place)
+
+    def _common_schema(self) -> tuple[list[dict[str, str]], pa.Schema]:
+        """Names of each file's columns here, and the schema of what all files have, id and split added."""
+        own = bool(self._manifest)
+        names = [_names(f.schema, storage.join(self.uri, p), own) for f, p in zip(self._files, self._paths, strict=True)]
+        first, features = self._files[0].schema, columns_of.features(self._files[0].schema)
+        fields: dict[str, pa.Field] = {}
+        meaning: dict[str, Any] = {}
+        for theirs, ours in names[0].items():
+            if all(ours in other.values() for other in names):
+                kind = IMAGE_TYPE if ours == IMAGE else _plain(first.field(theirs).type)
+                fields[ours] = pa.field(ours, kind)
+                if theirs in features:
+                    meaning[ours] = features[theirs]
+        for made in (SPLIT, ID):
+            if made not in fields:
+                fields[made] = pa.field(made, pa.string())
+                meaning[made] = {"dtype": "string", "_type": "Value"}
+        for file, path, other in zip(self._files, self._paths, names, strict=True):
+            theirs_of = {ours: theirs for theirs, ours in other.items()}
+            for ours, theirs in theirs_of.items():
+                there, here = file.schema.field(theirs).type, fields.get(ours)
+                if here is not None and ours != IMAGE and _plain(there) != here.type:
+                    raise DataError(
+                        f"{self.uri}: column {ours!r} is {there} in {path} and {here.type} in {self._paths[0]}; "
+                        "accepted: one type in all files"
+                    )
+                if columns_of.class_names(file.schema, theirs) != columns_of.class_names(first, theirs):
+                    raise DataError(f"{self.uri}: column {ours!r} has other class names in {path} than in {self._paths[0]}")
+        metadata = {"huggingface": json.dumps({"info": {"features": {n: meaning.get(n) for n in fields if n in meaning}}})}
+        return names, pa.schema(list(fields.values()), metadata=metadata)
+
+    def _by_split(self, splits: Sequence[str | None]) -> dict[str, list[_Group]]:
+        """Groups of each split; where the layout names none, the split column does, else all is train."""
+        found: dict[str, list[_Group]] = defaultdict(list)
+        for number, (split, file) in enumerate(zip(splits, self._files, strict=True)):
+            theirs = next((t for t, ours in self._names[number].items() if ours == SPLIT), None)
+            for index, rows in enumerate(file.rows):
+                if split is not None or theirs is None:
+                    found[split or "train"].append(_Group(number, index, rows))
+                    continue
+                with self._reading(self._paths[number]):
+                    values = file.read(index, [theirs])[theirs].to_pylist()
+                positions: dict[str, list[int]] = defaultdict(list)
+                for i, value in enumerate(values):
+                    positions[str(value or "train")].append(i)
+                for value, at in positions.items():
+                    found[value].append(_Group(number, index, len(at), None if len(at) == rows else tuple(at)))
+            if split is not None and not file.rows:
+                found[split] += []
+        ours = [split_name(name) for name in found]
+        if len(set(ours)) < len(ours):  # both val and dev, say: they are two splits, by their own names
+            return dict(found)
+        return {split_name(name): groups for name, groups in found.items()}
+
+
+def path_of(path: str, uri: str) -> str:
+    """A file's name where the data set may be that file itself (relative path "")."""
+    return path or uri
+
+
+# ---- layouts
+
+
+@dataclass(frozen=True)
+class _Found:
+    files: list[tuple[str | None, str]]  # (split or None, path relative to the URI)
+    sizes: list[int]
+    manifest: dict[str, Any]
+
+
+def _find(uri: str) -> _Found:
+    """The files of a data set and their splits, in global order."""
+    sizes = {f.path: f.size for f in storage.walk(uri)}
+    manifest: dict[str, Any] = {}
+    files: list[tuple[str | None, str]]
+    if MANIFEST in sizes:
+        manifest = storage.read_json(storage.join(uri, MANIFEST))
+        shards = [p for p in manifest.get("files", sizes) if p.endswith(".parquet")]
+        for path in shards:
+            if path not in sizes:
+                raise DataError(f"{uri}/{path}: missing, though {MANIFEST} lists it")
+        files = [(_split_of(path), path) for path in sorted(shards)]
+    elif "dataset_dict.json" in sizes:
+        names = storage.read_json(storage.join(uri, "dataset_dict.json")).get("splits", [])
+        files = [(name, f"{name}/{path}") for name in names for path in _saved(storage.join(uri, name))]
+    elif "state.json" in sizes:
+        split = storage.read_json(storage.join(uri, "state.json")).get("_split")
+        files = [(split, path) for path in _saved(uri)]
+    elif list(sizes) == [""]:
+        files = [(_split_of(storage.name(uri)), "")] if uri.endswith((".parquet", ".arrow")) else []
+    else:
+        files = [(_split_of(path), path) for path in sorted(sizes) if path.endswith(".parquet")]
+    if not files:
+        if any(path.lower().endswith(_PICTURES) for path in sizes):
+            raise DataError(f"{uri}: holds pictures, no data set; run `tlray ingest` on it first")
+        there = ", ".join(sorted({p.split("/")[0] for p in sizes})[:5]) or "nothing"
+        raise DataError(f"{uri}: no data set; accepted: {_LAYOUTS}; there: {there}")
+    return _Found(files, [sizes.get(path, 0) for _, path in files], manifest)
+
+
+def _saved(uri: str) -> list[str]:
+    """The files of one ``save_to_disk`` folder, in their order."""
+    state = storage.read_json(storage.join(uri, "state.json"))
+    return [str(entry["filename"]) for entry in state.get("_data_files", [])]
+
+
+def _split_of(path: str) -> str | None:
+    """The split that a path names: ``data/train-00000-of-00002.parquet``, ``train/x.parquet``, ``my_val.parquet``."""
+    stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    sharded = re.fullmatch(r"(\w[\w.-]*?)-\d{5}-of-\d{5}(-\w+)?", stem)
+    if sharded:
+        return sharded[1]
+    parts = [*path.split("/")[:-1][::-1], stem]
+    for part in [stem, *parts]:
+        if part.lower() in SPLITS:
+            return part
+    words = [word for part in [stem, *parts] for word in re.split(r"[-_. 0-9]+", part) if word.lower() in SPLITS]
+    return words[0] if words else None
+
+
+def _names(schema: pa.Schema, place: str, own: bool) -> dict[str, str]:
+    """Name in the file -> name here: the one picture column is the image, the one class column the label."""
+    names = {name: name for name in schema.names}
+    features = columns_of.features(schema)
+    if IMAGE not in names:
+        marked = [n for n in schema.names if (features.get(n) or {}).get("_type") == "Image"]
+        pictures = marked or [f.name for f in schema if _is_picture(f.type)]
+        if len(pictures) != 1:
+            several = f" ({', '.join(pictures)} are pictures: rename the one that is meant)" if pictures else ""
+            raise DataError(f"{place}: no column {IMAGE!r}{several}; there: {', '.join(schema.names)}")
+        names[pictures[0]] = IMAGE
+    elif not own and not _is_picture(schema.field(IMAGE).type) and not _is_bytes(schema.field(IMAGE).type):
+        kind = schema.field(IMAGE).type
+        raise DataError(f"{place} column {IMAGE!r}: holds {kind}; accepted: struct<bytes, path> or encoded bytes")
+    if LABEL not in names and not own:
+        classes = [n for n in schema.names if (features.get(n) or {}).get("_type") == "ClassLabel"]
+        plain = [n for n in ("labels",) if n in names and pa.types.is_integer(schema.field(n).type)]
+        if len(classes or plain) == 1:
+            names[(classes or plain)[0]] = LABEL
+    return names
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type under which a column is given out: other writers' large and coded text is plain text."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+
+def _cast(column: Any, field: pa.Field) -> Any:
+    if field.name != IMAGE or column.type == IMAGE_TYPE:
+        return column if column.type == field.type else column.cast(field.type)
+    chunks = []
+    for chunk in column.chunks:
+        if _is_bytes(chunk.type):
+            data, path = chunk.cast(pa.binary()), pa.nulls(len(chunk), pa.string())
+        else:  # the fields in another order, or large
+            data, path = chunk.field("bytes").cast(pa.binary()), chunk.field("path").cast(pa.string())
+        chunks.append(pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=chunk.is_null()))
+    return pa.chunked_array(chunks, IMAGE_TYPE)
+
+
+# ---- files
+
+
+class _File:
+    """One file of groups. Handles are not shared by threads at one moment, nor by a process and its fork."""
+
+    schema: pa.Schema
+    rows: list[int]
+
+    def __init__(self, fs: pafs.FileSystem, path: str) -> None:
+        self._fs, self._path = fs, path
+        self._idle: list[Any] = []
+        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._local = isinstance(fs, pafs.LocalFileSystem)
+
+    def facts(self) -> Any:
+        """What the file says of its content without its rows being read."""
+        raise NotImplementedError
+
+    def read(self, index: int, columns: list[str]) -> pa.Table:
+        """Columns of one group."""
+        with self._handle() as handle:
+            return self._group(handle, index, columns)
+
+    def _connect(self) -> Any:
+        raise NotImplementedError
+
+    def _group(self, handle: Any, index: int, columns: list[str]) -> pa.Table:
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _handle(self) -> Iterator[Any]:
+        if self._pid != os.getpid():
+            self._idle, self._lock, self._pid = [], threading.Lock(), os.getpid()
+            if not self._local:
+                self._fs = storage.open_fs(f"s3://{self._path}")[0]
+        with self._lock:
+            handle = self._idle.pop() if self._idle else None
+        handle = self._connect() if handle is None else handle
+        yield handle  # one that failed is not used again
+        with self._lock:
+            self._idle.append(handle)

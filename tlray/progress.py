@@ -1,0 +1,276 @@
+"""What a person sees while a verb works: which step of how many, how far, how long still.
+
+On a terminal a live region shows what runs; everywhere else the same facts come as plain lines, seldom
+enough to be read. Finished things (an epoch, a trial, a step) are lines that stay, in both.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Event = dict[str, Any]
+PLAIN_EVERY_S = 10.0  # between two plain lines about the same thing
+LABEL_WIDTH = 30
+
+
+@dataclass
+class Bar:
+    """Something that is ``done`` of ``total``, since ``began`` (seconds, monotonic)."""
+
+    label: str
+    done: float = 0
+    total: float = 0
+    first: float = 0  # where it stood when it began: a resumed run has done some before
+    note: str = ""
+    began: float = field(default_factory=time.monotonic)
+    told: float = field(default_factory=time.monotonic)
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    def left_s(self) -> float | None:
+        """Seconds still to go at the pace so far; None: not known yet."""
+        gone, here = time.monotonic() - self.began, self.done - self.first
+        if gone < 1 or here <= 0 or not self.total:
+            return None
+        return gone / here * max(0.0, self.total - self.done)
+
+    def line(self) -> str:
+        left = self.left_s()
+        parts = [self.label, f"{100 * self.share:3.0f} %", f"{self.done:g} of {self.total:g}"]
+        parts += [self.note] if self.note else []
+        parts += [f"{duration(left)} left"] if left is not None and self.share < 1 else []
+        return "  ".join(parts)
+
+
+class Display:
+    """Shows progress on a stream. Use as a context; every method may be called from any thread."""
+
+    def __init__(self, console: Console | None = None, num_steps: int = 0, quiet: bool = False) -> None:
+        """``num_steps``: of the whole verb, 0 where it has one only; ``quiet``: show nothing at all."""
+        self.console = console or Console(stderr=True, highlight=False)
+        self.num_steps, self.quiet = num_steps, quiet
+        self._step, self._title, self._began = 0, "", time.monotonic()
+        self._bars: dict[str, Bar] = {}
+        self._trials: dict[str, str] = {}  # running ones: id -> settings
+        self._wanted, self._ended, self._trial_began = 0, 0, 0.0
+        self._lock = threading.RLock()
+        self._live: Live | None = None
+        self.seconds: dict[str, float] = {}  # step -> time it took
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal and not self.quiet:
+            self._live = Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def line(self, text: str, style: str = "") -> None:
+        """A line that stays."""
+        if not self.quiet:
+            with self._lock:
+                # Plain streams are read by programs and logs: no wrapping there.
+                self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """One step of the verb: a line when it begins, one with its time when it ended well."""
+        began = time.monotonic()
+        with self._lock:
+            self._step += 1
+            self._title, self._began = title, began
+            self._bars.clear()
+            self._trials.clear()
+            self._wanted = self._ended = 0
+        number = f"[{self._step}/{self.num_steps}] " if self.num_steps else ""
+        self.line(f"{number}{title}", "bold")
+        try:
+            yield
+        finally:
+            self.seconds[title] = round(time.monotonic() - began, 1)
+            with self._lock:
+                self._title = ""
+                self._bars.clear()
+        self.line(f"      done in {duration(self.seconds[title])}", "dim")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` of a stage, as ingest, the sample and evaluation tell it."""
+        with self._lock:
+            bar = self._bars.get(stage)
+            if bar is None or bar.total != total:
+                bar = self._bars[stage] = Bar(f"      {stage}", total=total)
+            fresh = bar.share < 1
+            bar.done = done
+            if done >= total:
+                self._bars.pop(stage)
+                if fresh:
+                    self.line(f"      {stage}: {total} in {duration(time.monotonic() - bar.began)}", "dim")
+            else:
+                self._tell(bar)
+
+    def event(self, event: Event) -> None:
+        """Take an event of training or of a search; unknown kinds are passed over."""
+        with self._lock:
+            trial = event.get("trial")
+            kind = str(event.get("kind"))
+            if trial is not None or kind.startswith("search"):
+                self._trial(kind, str(trial), event)
+            else:
+                self._training(kind, event)
+
+    def _training(self, kind: str, event: Event) -> None:
+        run = str(event.get("run", "train"))
+        if kind == "start":
+            first, total = int(event["step"]), int(event["steps"])
+            if first:
+                self.line(f"      goes on at step {first} of {total}")
+            self._bars[run] = Bar("      train", first, total, first)
+        elif kind == "step":
+            bar = self._bars.setdefault(run, Bar("      train", first=int(event["step"])))
+            bar.done, bar.total = event["step"], event["steps"]
+            if "epoch" in event:
+                bar.note = f"epoch {event['epoch']}"
+            self._tell(bar)
+        elif kind == "epoch":
+            self.line("      " + epoch_line(event))
+            if known := self._bars.get(run):
+                known.told = time.monotonic()
+
+    def _trial(self, kind: str, trial: str, event: Event) -> None:
+        now = time.monotonic()
+        if kind == "search_start":
+            self._wanted, self._ended = int(event.get("trials", 0)), int(event.get("finished", 0))
+            self._trial_began = now
+            if self._ended:
+                self.line(f"      {self._ended} of {self._wanted} trials were finished before")
+        elif kind == "trial_start":
+            if not self._trials and not self._ended:
+                self._trial_began = self._trial_began or now
+            self._trials[trial] = settings(event.get("params", {}))
+            self._bars[trial] = Bar(f"      trial {trial}", total=float(event.get("epochs", 0) or 0))
+        elif kind in ("trial_epoch", "step", "epoch"):
+            bar = self._bars.setdefault(trial, Bar(f"      trial {trial}"))
+            if kind == "step":
+                bar.done = bar.total * event["step"] / max(1, event["steps"])
+                return
+            bar.done, bar.total = event.get("epoch", bar.done), event.get("epochs", bar.total)
+            if (goal := event.get("goal")) is not None:
+                bar.note = f"{event.get('goal_name', 'goal')} {goal:.4f}"
+            self._tell(bar, self._trials.get(trial, ""))
+        elif kind == "trial_end":
+            self._ended += 1
+            bar = self._bars.pop(trial, Bar(""))
+            said = self._trials.pop(trial, "") or settings(event.get("params", {}))
+            self.line("      " + self._trial_line(trial, said, bar, event))
+
+    def _trial_line(self, trial: str, said: str, bar: Bar, event: Event) -> str:
+        best = event.get("best", event.get("goal"))
+        known = isinstance(best, float | int)
+        score = f"{event.get('goal_name', 'best')} {best:.4f}" if known else "no result"
+        seconds = float(event.get("seconds") or time.monotonic() - bar.began)
+        epochs = int(event.get("epochs_done") or event.get("epoch") or bar.done)
+        of = f"/{self._wanted}" if self._wanted else ""
+        left = self._search_left_s()
+        still = f"  {duration(left)} left" if left else ""
+        status = str(event.get("status", "finished"))
+        return (
+            f"{self._ended:>3}{of} {said:<{LABEL_WIDTH}}  {score:<16} {epochs:>2} epochs  "
+            f"{duration(seconds):>6}  {status}{still}"
+        )
+
+    def _search_left_s(self) -> float | None:
+        """Seconds still to go, from trials ended and the share done of those that run."""
+        running = sum(self._bars[name].share for name in self._trials if name in self._bars)
+        done = self._ended + running
+        if not self._wanted or done <= 0 or not self._trial_began:
+            return None
+        return (time.monotonic() - self._trial_began) / done * max(0.0, self._wanted - done)
+
+    def _tell(self, bar: Bar, more: str = "") -> None:
+        """Off a terminal, a line about something running, now and then."""
+        if self._live is None and time.monotonic() - bar.told > PLAIN_EVERY_S:
+            bar.told = time.monotonic()
+            self.line(f"{bar.line()}  {more}".rstrip(), "dim")
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            if not self._title:
+                return Text("")
+            rows = Table.grid(padding=(0, 2))
+            for name, bar in self._bars.items():
+                left = bar.left_s()
+                note = "  ".join(filter(None, [self._trials.get(name, ""), bar.note]))
+                rows.add_row(
+                    bar.label,
+                    ProgressBar(total=bar.total or 1, completed=bar.done, width=24, pulse=not bar.total),
+                    f"{100 * bar.share:3.0f} %",
+                    f"{duration(left)} left" if left is not None else "",
+                    note,
+                )
+            gone = f"      {self._title}: {duration(time.monotonic() - self._began)}"
+            if self._wanted:
+                left = self._search_left_s()
+                gone += f", {self._ended} of {self._wanted} trials"
+                gone += f", {duration(left)} left" if left is not None else ""
+            return Group(rows, Text(gone, style="dim"))
+
+
+def epoch_line(event: Event) -> str:
+    """One epoch in one line."""
+    parts = [f"epoch {event['epoch']}/{event.get('epochs', '?')}"]
+    for key, name in (("train_loss", "loss"), ("val_loss", "val loss"), ("val_log_loss", "val log loss")):
+        if isinstance(event.get(key), float | int):
+            parts.append(f"{name} {event[key]:.4f}")
+    if isinstance(event.get("goal"), float | int):
+        parts.append(f"{event.get('goal_name', 'goal')} {event['goal']:.4f}")
+    if event.get("seconds") is not None:
+        parts.append(duration(float(event["seconds"])))
+    return "  ".join(parts)
+
+
+def settings(params: dict[str, Any]) -> str:
+    """A trial's settings, short: ``freeze=all lr=0.003``."""
+    return " ".join(
+        f"{key.rsplit('.', 1)[-1]}=" + (f"{value:.3g}" if isinstance(value, float) else str(value))
+        for key, value in params.items()
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``8 s``, ``2:05 min``, ``1:10 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under headings, as plain text."""
+    widths = [max(len(row[n]) for row in [headings, *rows]) for n in range(len(headings))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [headings, *rows]
+    )

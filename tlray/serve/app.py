@@ -1,0 +1,347 @@
+"""The HTTP application: routes, guards and errors, and the light deployment that runs it.
+
+Never imports torch. Everything that a client can do wrong ends in a `Refusal`, written as JSON; Ray Serve
+itself has no limit on bodies or on slow clients, so those guards are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Protocol
+
+import ray.exceptions
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tlray.config import Serving
+from tlray.errors import nearest
+from tlray.serve import page, protocol
+from tlray.serve.protocol import Answer, Limits, ModelCard, Refusal, Reply, Timing
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+_CARD_TIMEOUT_S = 2.0
+_BUFFERED_BODIES = 16  # full-size bodies that one process holds at once; beyond that it is overloaded
+_PICTURE = {"type": "string", "format": "binary"}
+_BODY = {
+    "required": True,
+    "content": {
+        "image/*": {"schema": {**_PICTURE, "description": "the bytes of one picture"}},
+        "application/octet-stream": {"schema": {**_PICTURE, "description": "the bytes of one picture"}},
+        protocol.MULTIPART: {
+            "schema": {
+                "type": "object",
+                "description": "one file part per picture, under any name",
+                "properties": {"file": {"type": "array", "items": _PICTURE}},
+            }
+        },
+    },
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "empty or truncated picture, damaged multipart body, bad parameter"},
+    404: {"description": "no such model"},
+    408: {"description": "the body did not arrive in time"},
+    413: {"description": "body too large, too many pixels, too many pictures"},
+    415: {"description": "not a picture, or an unsupported Content-Type"},
+    503: {"description": "overloaded or not ready; Retry-After says when to come again"},
+    504: {"description": "no prediction in time"},
+}
+
+
+class Endpoint(Protocol):
+    """A served model as the application sees it."""
+
+    name: str
+    version: int | None
+    key: str
+
+    async def predict(self, pictures: list[bytes], top: int) -> Reply:
+        """Raises Refusal where the model is overloaded or away."""
+
+    async def card(self) -> ModelCard:
+        """What the model is; raises Refusal as `predict` does."""
+
+
+class Gate:
+    """Holds a budget of request bodies in memory; what does not fit is refused, not queued."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.held = budget, 0
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Hold]:
+        """A share of the budget for one request, given back at its end."""
+        share = Hold(self)
+        try:
+            yield share
+        finally:
+            self.held -= share.num_bytes
+
+
+class Hold:
+    """One request's share of a `Gate`."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate, self.num_bytes = gate, 0
+
+    def grow(self, num_bytes: int) -> None:
+        """Take more; 503 where the budget has no more."""
+        if self.gate.held + num_bytes > self.gate.budget:
+            raise Refusal(503, "overloaded", "too many bodies at once; come again", RETRY_AFTER_S)
+        self.gate.held += num_bytes
+        self.num_bytes += num_bytes
+
+
+def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
+    """The application over some models. A plain name means the first model of that name in the list."""
+    app = FastAPI(
+        title="tlray",
+        version="1",
+        description="Predictions for pictures. Every error is JSON: {error: {status, reason, detail}}.",
+        docs_url=None,  # the usual pages load their scripts from a public server; ours is below
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    limits = Limits.of(settings)
+    gate = Gate(limits.max_body * _BUFFERED_BODIES)
+    routes: dict[str, Endpoint] = {}
+    for model in models:
+        routes.setdefault(model.name, model)
+        routes[model.key] = model
+    warm: set[str] = set()  # keys of models that have answered once
+    answers = {status: {**said, "model": protocol.ErrorAnswer} for status, said in _REFUSALS.items()}
+
+    def find(name: str) -> Endpoint:
+        if name not in routes:
+            served = ", ".join(sorted(routes))
+            raise Refusal(
+                404, "unknown_model", f"model {name[:100]!r}: {nearest(name, routes)}; served: {served}"
+            )
+        return routes[name]
+
+    async def card(model: Endpoint) -> ModelCard:
+        try:
+            async with asyncio.timeout(_CARD_TIMEOUT_S):
+                found = await model.card()
+        except TimeoutError:
+            raise Refusal(503, "not_ready", f"model {model.key!r} does not answer", RETRY_AFTER_S) from None
+        warm.add(model.key)
+        return found
+
+    @app.get("/livez", response_model=protocol.Health, summary="This process answers")
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get(
+        "/readyz",
+        response_model=protocol.Health,
+        responses={503: answers[503]},
+        summary="Every model is warmed up",
+    )
+    async def readyz() -> dict[str, str]:
+        """200 once every model has loaded its bundle and run its warm-up."""
+        found = await asyncio.gather(*(card(model) for model in models), return_exceptions=True)
+        missing = []
+        for model, result in zip(models, found, strict=True):
+            # A warm model that is merely busy stays ready: taking it out of service would not help.
+            busy = isinstance(result, Refusal) and result.reason in ("not_ready", "overloaded")
+            if isinstance(result, BaseException) and not (busy and model.key in warm):
+                missing.append(model.key)
+        if missing:
+            raise Refusal(503, "not_ready", f"not warmed up yet: {', '.join(missing)}", RETRY_AFTER_S)
+        return {"status": "ready"}
+
+    @app.get("/v1/models", response_model=protocol.ModelList, responses={503: answers[503]})
+    async def list_models() -> dict[str, Any]:
+        """The served models: name, version, task, labels, metrics of their validation, input size."""
+        return {"models": await asyncio.gather(*(card(model) for model in models))}
+
+    @app.get("/v1/models/{name}", response_model=ModelCard, responses={s: answers[s] for s in (404, 503)})
+    async def one_model(name: str) -> ModelCard:
+        """One served model, by its name or as name@version."""
+        return await card(find(name))
+
+    @app.post(
+        "/v1/models/{name}/predict",
+        response_model=Answer,
+        responses=answers,
+        openapi_extra={"requestBody": _BODY},
+    )
+    async def predict(
+        name: str,
+        request: Request,
+        top: Annotated[int, Query(ge=1, le=100_000, description="labels per picture at most")] = 5,
+    ) -> Response:
+        """Predictions for one picture (its bytes as the body) or several (multipart/form-data).
+
+        One bad picture refuses the whole request and is named by its position.
+        """
+        start = time.perf_counter()
+        model = find(name)
+        protocol.check_headers(dict(request.headers), limits)
+        deadline = asyncio.get_running_loop().time() + settings.timeout_s
+        with gate.hold() as share:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    body = await protocol.read_body(request.stream(), limits, share.grow)
+            except TimeoutError:
+                raise Refusal(408, "slow_body", f"body not there after {settings.timeout_s:g} s") from None
+            kind = request.headers.get("content-type")
+            # In a thread: taking apart a large body would hold up everybody else.
+            pictures = await asyncio.to_thread(protocol.pictures, kind, body, limits)
+            asked = time.perf_counter()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    reply = await model.predict(pictures, top)
+            except TimeoutError:
+                raise Refusal(504, "timeout", f"no prediction after {settings.timeout_s:g} s") from None
+        if reply["bad"]:
+            index, error = reply["bad"][0]
+            raise Refusal.of_picture(error, index, len(pictures))
+        if reply["fault"] is not None:
+            raise _fault()
+        done = time.perf_counter()
+        busy_s = reply["model_s"] + (reply["render_s"] or 0.0)
+        answer = Answer(
+            model=model.name,
+            version=model.version,
+            predictions=reply["predictions"],
+            timing=Timing(
+                queue_ms=_ms(done - asked - busy_s),
+                render_ms=None if reply["render_s"] is None else _ms(reply["render_s"]),
+                model_ms=_ms(reply["model_s"]),
+                total_ms=_ms(done - start),
+            ),
+        )
+        # Written here: FastAPI would walk through every prediction a second time.
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page.render(app.openapi(), models[0].name if models else ""))
+
+    _errors_as_json(app)
+    return app
+
+
+def _errors_as_json(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, error: Refusal) -> JSONResponse:
+        return _error(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = " ".join(str(part) for part in first["loc"])
+        given = f" = {first['input']!r:.100}" if "input" in first else ""
+        said = first["msg"].removeprefix("Input should be ")
+        return _error(Refusal(400, "bad_parameter", f"{where}{given}: accepted: {said}"))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        detail = f"{request.method} {request.url.path[:100]}: {error.detail}; see /docs"
+        answer = _error(Refusal(error.status_code, reason, detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return _error(Refusal(400, "disconnected", "the client went away"))  # nobody reads it
+
+    app.add_middleware(_Faults)
+
+
+class _Faults:
+    """The outermost boundary: our own faults are logged here and still answered as JSON."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = False
+
+        async def watched(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            if scope["type"] != "http" or began:
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await _error(_fault())(scope, receive, send)
+
+
+def _fault() -> Refusal:
+    return Refusal(500, "internal", "the server failed, not the request; its log says why")
+
+
+def _error(refusal: Refusal) -> JSONResponse:
+    headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
+    error = {"status": refusal.status, "reason": refusal.reason, "detail": refusal.detail}
+    return JSONResponse({"error": error}, refusal.status, headers)
+
+
+def _ms(seconds: float) -> float:
+    return round(max(0.0, seconds) * 1000, 3)
+
+
+class Remote:
+    """An `Endpoint` behind a Serve handle; Ray's exceptions become refusals here."""
+
+    def __init__(self, name: str, version: int | None, key: str, handle: Any) -> None:
+        self.name, self.version, self.key, self._handle = name, version, key, handle
+
+    async def predict(self, pictures: list[bytes], top: int) -> Reply:
+        reply: Reply = await self._call("predict", pictures, top)
+        return reply
+
+    async def card(self) -> ModelCard:
+        return ModelCard.model_validate(await self._call("card"))
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        for last in (False, True):
+            response = getattr(self._handle, method).remote(*args)
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()  # else the replica would go on working for nobody
+                raise
+            except BackPressureError:
+                raise Refusal(503, "overloaded", f"model {self.key!r}: queue full", RETRY_AFTER_S) from None
+            except (ray.exceptions.RayActorError, DeploymentUnavailableError) as error:
+                # A replica died under the request. Predicting changes nothing, so once more elsewhere.
+                if last:
+                    logger.warning("%s: %s", self.key, error)
+                    raise Refusal(503, "unavailable", f"model {self.key!r} is away", RETRY_AFTER_S) from None
+        raise AssertionError("unreachable")
+
+
+def ingress(models: Sequence[tuple[str, int | None, str, str]], settings: Serving) -> type:
+    """The deployment's class. ``models``: name, version, key and deployment's name of each."""
+
+    def build() -> FastAPI:  # runs in the replica: handles belong to a process
+        return create_app(
+            [
+                Remote(name, version, key, serve.get_deployment_handle(deployment))
+                for name, version, key, deployment in models
+            ],
+            settings,
+        )
+
+    made: type = serve.ingress(build)()
+    return made

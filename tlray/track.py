@@ -1,0 +1,147 @@
+"""Metrics of a run to TensorBoard event files and, by a setting, to MLflow: one `Tracker`, on rank 0."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+from typing import Any
+
+from tlray import storage
+from tlray.config import Config
+from tlray.errors import ConfigError, TlrayError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "tensorboard"
+MLFLOW = "mlflow.json"  # in the run's folder: which MLflow run it is, so that going on goes on there too
+_MAX_PARAM = 500  # characters that MLflow keeps of a value
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError where a tracker that the settings ask for is not installed. Starts nothing."""
+    if config.track.mlflow is not None:
+        _mlflow(config.track.mlflow)
+
+
+class Tracker:
+    """Writes one record after another; raises ConfigError where MLflow is wanted and not there.
+
+    Tracking is not the work: a store that fails later is warned about once and left out.
+    """
+
+    def __init__(self, run_uri: str, config: Config) -> None:
+        self._run_uri, self._config = run_uri, config
+        self._board: Any = None
+        self._stage: str | None = None  # object storage takes whole files: events are staged and put again
+        self._mlflow: Any = None
+        self._mlflow_run = ""
+        if config.track.mlflow is not None:
+            self._start_mlflow(config.track.mlflow)
+
+    def log(self, record: dict[str, Any], step: int) -> None:
+        """Add the numbers of a record at an optimiser step; whatever is no finite number is passed over."""
+        numbers = {
+            key: float(value)
+            for key, value in record.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        }
+        if self._config.track.tensorboard:
+            self._to_board(numbers, step)
+        if self._mlflow is not None:
+            self._to_mlflow(numbers, step)
+
+    def close(self) -> None:
+        """Flush and end; calling it twice does no harm."""
+        if self._board is not None:
+            self._board.close()
+            self._put()
+            self._board = None
+        if self._stage is not None:
+            shutil.rmtree(self._stage, ignore_errors=True)
+            self._stage = None
+        if self._mlflow is not None:
+            try:
+                self._mlflow.set_terminated(self._mlflow_run)
+            except Exception as error:
+                log.warning("MLflow did not take the end of %s: %s", self._run_uri, error)
+            self._mlflow = None
+
+    def _to_board(self, numbers: dict[str, float], step: int) -> None:
+        if self._board is None:
+            from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+
+            target = storage.join(self._run_uri, FOLDER)
+            if storage.is_local(target):
+                folder = storage.open_fs(target)[1]
+            else:
+                folder = self._stage = tempfile.mkdtemp(prefix="tlray-tensorboard-")
+            # A run that goes on from a checkpoint does some steps again: what was told of them is void.
+            self._board = SummaryWriter(folder, purge_step=step)
+        for key, value in numbers.items():
+            self._board.add_scalar(key.replace("val_", "validation/", 1), value, step)
+        self._board.flush()
+        self._put()
+
+    def _put(self) -> None:
+        if self._stage is None:
+            return
+        try:
+            storage.upload(self._stage, storage.join(self._run_uri, FOLDER))
+        except TlrayError as error:
+            log.warning("TensorBoard events were not stored: %s", error)
+
+    def _start_mlflow(self, uri: str) -> None:
+        client = _mlflow(uri).MlflowClient(tracking_uri=uri)
+        known = storage.join(self._run_uri, MLFLOW)
+        try:
+            if storage.exists(known):
+                self._mlflow_run = storage.read_json(known)["run_id"]
+                client.update_run(self._mlflow_run, status="RUNNING")
+            else:
+                found = client.get_experiment_by_name("tlray")
+                number = found.experiment_id if found else client.create_experiment("tlray")
+                run = client.create_run(number, run_name=self._config.name)
+                self._mlflow_run = run.info.run_id
+                for key, value in _flat(self._config.model_dump(mode="json")):
+                    client.log_param(self._mlflow_run, key, str(value)[:_MAX_PARAM])
+                storage.write_json(known, {"run_id": self._mlflow_run})
+        except TlrayError:
+            raise
+        except Exception as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ConfigError(
+                f"track.mlflow = {uri!r}: {first}; accepted: a tracking URI that answers"
+            ) from error
+        self._mlflow = client
+
+    def _to_mlflow(self, numbers: dict[str, float], step: int) -> None:
+        try:
+            for key, value in numbers.items():
+                self._mlflow.log_metric(self._mlflow_run, key, value, step=step)
+        except Exception as error:
+            log.warning("MLflow does not answer any more, the run goes on without: %s", error)
+            self._mlflow = None
+
+
+def _mlflow(uri: str) -> Any:
+    try:
+        import mlflow
+    except ImportError:
+        raise ConfigError(
+            f"track.mlflow = {uri!r}: the package mlflow is not installed; "
+            "accepted: `pip install tlray[mlflow]`, or track.mlflow=null"
+        ) from None
+    return mlflow
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((prefix + key, value))
+    return found
