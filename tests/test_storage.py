@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3 import s3_server, s3_uri  # noqa: F401
 from tlray import storage
 from tlray.errors import StorageError
 
@@ -241,7 +240,7 @@ def test_a_reader_never_sees_half_a_folder(tmp_path: Path) -> None:
     assert seen and all(seen)
 
 
-def test_s3_publish_writes_the_marker_last(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_s3_publish_writes_the_marker_last(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, order, real = f"{s3_uri}/x", [], storage._upload
 
     def upload(folder: Path, files: list[str], target: str) -> None:
@@ -257,7 +256,7 @@ def test_s3_publish_writes_the_marker_last(s3_uri: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_s3_publish_cleans_up_after_a_fault(s3_uri: str, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:  # noqa: F811
+def test_s3_publish_cleans_up_after_a_fault(s3_uri: str, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
     uri, real = f"{s3_uri}/x", storage._upload
     if old:
         with storage.publish(uri, "m") as folder:
@@ -276,7 +275,7 @@ def test_s3_publish_cleans_up_after_a_fault(s3_uri: str, monkeypatch: pytest.Mon
         assert contents(uri) == {"m": "old"}
 
 
-def test_s3_publish_goes_over_what_a_killed_one_left(s3_uri: str) -> None:  # noqa: F811
+def test_s3_publish_goes_over_what_a_killed_one_left(s3_uri: str) -> None:
     uri = f"{s3_uri}/x"
     storage.write_bytes(f"{uri}/.unfinished", b"")
     storage.write_bytes(f"{uri}/stale", b"")
@@ -307,7 +306,7 @@ def _in_child(uri: str, queue: multiprocessing.Queue[bytes]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_works_after_a_fork(s3_uri: str) -> None:  # noqa: F811
+def test_works_after_a_fork(s3_uri: str) -> None:
     storage.write_bytes(f"{s3_uri}/x", b"1")
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[bytes] = context.Queue()
@@ -328,7 +327,7 @@ def one_line(caught: pytest.ExceptionInfo[StorageError]) -> str:
     return text
 
 
-def test_missing_bucket(s3_uri: str) -> None:  # noqa: F811
+def test_missing_bucket(s3_uri: str) -> None:
     for call in (storage.read_bytes, storage.listdir, lambda uri: storage.write_bytes(uri, b"")):
         with pytest.raises(StorageError) as caught:
             call("s3://no-such-bucket/x")
@@ -336,7 +335,7 @@ def test_missing_bucket(s3_uri: str) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("user", ["", "me:hush@"])
-def test_unreachable_endpoint(s3_uri: str, monkeypatch: pytest.MonkeyPatch, user: str) -> None:  # noqa: F811
+def test_unreachable_endpoint(s3_uri: str, monkeypatch: pytest.MonkeyPatch, user: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{user}127.0.0.1:9")
     start = time.monotonic()
     with pytest.raises(StorageError) as caught:
@@ -346,14 +345,14 @@ def test_unreachable_endpoint(s3_uri: str, monkeypatch: pytest.MonkeyPatch, user
     assert time.monotonic() - start < 30
 
 
-def test_endpoint_of_s3_alone_goes_first(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_endpoint_of_s3_alone_goes_first(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     storage.write_bytes(f"{s3_uri}/x", b"1")
     assert storage.read_bytes(f"{s3_uri}/x") == b"1"
 
 
-def test_profile(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_profile(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config").write_text(
         f"[profile here]\nregion = us-east-1\nendpoint_url = {os.environ['AWS_ENDPOINT_URL']}\n"
         "aws_access_key_id = a\naws_secret_access_key = b\n"
@@ -366,7 +365,7 @@ def test_profile(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert storage.exists(f"{s3_uri}/x")
 
 
-def test_no_credentials(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_no_credentials(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(StorageError) as caught:
@@ -408,7 +407,7 @@ def answering(status: int, code: str, times: int, then: str) -> Iterator[tuple[s
 
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
 def test_transient_faults_are_tried_again(
-    s3_uri: str,  # noqa: F811
+    s3_uri: str,
     monkeypatch: pytest.MonkeyPatch,
     status: int,
     code: str,
@@ -425,7 +424,7 @@ def test_transient_faults_are_tried_again(
     [(403, "AccessDenied", "access denied"), (403, "SignatureDoesNotMatch", "access denied")],
 )
 def test_denied_is_said_at_once(
-    s3_uri: str,  # noqa: F811
+    s3_uri: str,
     monkeypatch: pytest.MonkeyPatch,
     status: int,
     code: str,
@@ -439,7 +438,7 @@ def test_denied_is_said_at_once(
     assert len(met) == 1
 
 
-def test_bounded(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_bounded(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(500, "InternalError", 99, "") as (endpoint, met):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(StorageError) as caught:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
@@ -78,7 +79,7 @@ class Model:
     def predict(self, pictures: Sequence[bytes], device: str | torch.device = "cpu") -> list[Prediction]:
         """Encoded pictures -> predictions. Raises PictureError at the first bad one."""
         rendered = [render(data, self.preprocess) for data in pictures]
-        x_BCHW = torch.stack([x for x, _ in rendered])
+        x_BCHW = torch.from_numpy(np.stack([x for x, _ in rendered]))
         return self.predict_rendered(x_BCHW, [geometry for _, geometry in rendered], device)
 
 
@@ -153,7 +154,7 @@ def _outputs(
     model: Model, pictures: Sequence[bytes], device: str | torch.device
 ) -> dict[str, torch.Tensor]:
     """Raw outputs by position in whatever structure the task's module returns."""
-    x_BCHW = torch.stack([render(data, model.preprocess)[0] for data in pictures]).to(device)
+    x_BCHW = torch.from_numpy(np.stack([render(data, model.preprocess)[0] for data in pictures])).to(device)
     leaves = torch.utils._pytree.tree_leaves(model.module(x_BCHW))
     return {str(i): leaf.float().cpu().contiguous() for i, leaf in enumerate(leaves)}
 

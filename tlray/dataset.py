@@ -15,10 +15,8 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import struct
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,19 +26,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc as ipc
-import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from tlray import schema as columns_of
-from tlray import storage
-from tlray.errors import DataError, nearest
+from tlray import shards, storage
+from tlray.errors import DataError
 from tlray.formats import SPLITS
 from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT
 
 MANIFEST = "dataset.json"
 _LAYOUTS = "a data set of `tlray ingest`, Parquet files, or a folder of datasets' save_to_disk"
-_MAX_OPEN = 16  # idle file handles kept per data set and process
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -69,9 +63,10 @@ class Dataset:
         found = _find(self.uri)
         self._manifest: dict[str, Any] = found.manifest
         self._paths = [path for _, path in found.files]
-        self._sizes = found.sizes
+        self._sizes, self._marks = found.sizes, found.marks
         with ThreadPoolExecutor(1 if storage.is_local(self.uri) else 8) as pool:
             self._files = list(pool.map(self._open_file, self._paths))
+        self._handles = shards.Handles()
         self._names, self.schema = self._common_schema()
         self._groups = self._by_split([split for split, _ in found.files])
 
@@ -114,13 +109,15 @@ class Dataset:
         kind = self.schema.field(column).type
         if not pa.types.is_integer(kind):
             raise DataError(
-                f"{self.uri} column {column!r}: holds {kind}; accepted: integers with class names (ClassLabel)"
+                f"{self.uri} column {column!r}: holds {kind}; accepted: integers named by a ClassLabel"
             )
         seen: set[int] = set()
         for split in self.splits:
             seen.update(v for v in pc.unique(self.read(split, [column])[column]).to_pylist() if v is not None)
         if not seen or min(seen) < 0:
-            raise DataError(f"{self.uri} column {column!r}: has label {min(seen, default=None)}; accepted: 0, 1, ...")
+            raise DataError(
+                f"{self.uri} column {column!r}: has label {min(seen, default=None)}; accepted: 0, 1, ..."
+            )
         return [str(number) for number in range(max(seen) + 1)]
 
     def require(self, columns: Iterable[str]) -> None:
@@ -138,7 +135,7 @@ class Dataset:
         """sha256 hex of the content: ingest's own, else over paths, sizes and footers (no rows are read)."""
         if "fingerprint" in self._manifest:
             return str(self._manifest["fingerprint"])
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(json.dumps(self._marks).encode())
         for path, size, file in zip(self._paths, self._sizes, self._files, strict=True):
             digest.update(json.dumps([path, size, file.facts()], sort_keys=True, default=str).encode())
         return digest.hexdigest()
@@ -188,7 +185,7 @@ class Dataset:
         own = self._names[group.file]  # name in the file -> name here
         stored = [theirs for theirs, ours in own.items() if ours in wanted]
         with self._reading(self._paths[group.file]):
-            table = self._files[group.file].read(group.index, stored)
+            table = self._handles.read(self._files[group.file], group.index, stored)
         if group.take is not None:
             table = table.take(pa.array(group.take, pa.int64()))
         table = table.rename_columns([own[name] for name in table.column_names])
@@ -207,7 +204,11 @@ class Dataset:
 
     def _check_bytes(self, group: _Group, image: Any) -> None:
         held = pc.struct_field(image, "bytes")
-        if group.rows and held.null_count == group.rows and pc.struct_field(image, "path").null_count < group.rows:
+        if (
+            group.rows
+            and held.null_count == group.rows
+            and pc.struct_field(image, "path").null_count < group.rows
+        ):
             raise DataError(
                 f"{self.uri}/{self._paths[group.file]}: holds paths of pictures, not their bytes; accepted: "
                 "embedded pictures (save with embed_external_files=True, or ingest the folder)"
@@ -230,43 +231,51 @@ class Dataset:
             with storage.faults(place):
                 yield
         except (pa.ArrowException, struct.error) as error:
-            raise DataError(f"{place}: damaged or no such file format ({str(error).splitlines()[0]})") from None
+            raise DataError(
+                f"{place}: damaged or no such file format ({str(error).splitlines()[0]})"
+            ) from None
 
-    def _open_file(self, path: str) -> _File:
+    def _open_file(self, path: str) -> shards.Shard:
+        place = storage.join(self.uri, path)
         with self._reading(path):
-            fs, place = storage.open_fs(storage.join(self.uri, path))
-            return _ArrowFile(fs, place) if path_of(path, self.uri).endswith(".arrow") else _ParquetFile(fs, place)
+            return shards.ArrowStream(place) if place.endswith(".arrow") else shards.Parquet(place)
 
     def _common_schema(self) -> tuple[list[dict[str, str]], pa.Schema]:
         """Names of each file's columns here, and the schema of what all files have, id and split added."""
-        own = bool(self._manifest)
-        names = [_names(f.schema, storage.join(self.uri, p), own) for f, p in zip(self._files, self._paths, strict=True)]
-        first, features = self._files[0].schema, columns_of.features(self._files[0].schema)
+        own, first, first_path = bool(self._manifest), self._files[0].schema, self._paths[0]
+        names = [_names(first, storage.join(self.uri, first_path), own)]
+        for file, path in zip(self._files[1:], self._paths[1:], strict=True):
+            if file.schema.equals(first, check_metadata=True):
+                names.append(names[0])
+                continue
+            names.append(_names(file.schema, storage.join(self.uri, path), own))
+            self._check_same(first, file.schema, path)
+        features = columns_of.features(first)
         fields: dict[str, pa.Field] = {}
         meaning: dict[str, Any] = {}
         for theirs, ours in names[0].items():
             if all(ours in other.values() for other in names):
-                kind = IMAGE_TYPE if ours == IMAGE else _plain(first.field(theirs).type)
-                fields[ours] = pa.field(ours, kind)
+                fields[ours] = pa.field(
+                    ours, IMAGE_TYPE if ours == IMAGE else _plain(first.field(theirs).type)
+                )
                 if theirs in features:
                     meaning[ours] = features[theirs]
         for made in (SPLIT, ID):
             if made not in fields:
                 fields[made] = pa.field(made, pa.string())
                 meaning[made] = {"dtype": "string", "_type": "Value"}
-        for file, path, other in zip(self._files, self._paths, names, strict=True):
-            theirs_of = {ours: theirs for theirs, ours in other.items()}
-            for ours, theirs in theirs_of.items():
-                there, here = file.schema.field(theirs).type, fields.get(ours)
-                if here is not None and ours != IMAGE and _plain(there) != here.type:
-                    raise DataError(
-                        f"{self.uri}: column {ours!r} is {there} in {path} and {here.type} in {self._paths[0]}; "
-                        "accepted: one type in all files"
-                    )
-                if columns_of.class_names(file.schema, theirs) != columns_of.class_names(first, theirs):
-                    raise DataError(f"{self.uri}: column {ours!r} has other class names in {path} than in {self._paths[0]}")
-        metadata = {"huggingface": json.dumps({"info": {"features": {n: meaning.get(n) for n in fields if n in meaning}}})}
+        metadata = {"huggingface": json.dumps({"info": {"features": meaning}})}
         return names, pa.schema(list(fields.values()), metadata=metadata)
+
+    def _check_same(self, first: pa.Schema, other: pa.Schema, path: str) -> None:
+        """What two files both have must mean the same."""
+        for column in set(first.names) & set(other.names):
+            place, there = f"{self.uri}/{path}: column {column!r}", other.field(column).type
+            here, is_image = first.field(column).type, _is_picture(other.field(column).type)
+            if _plain(there) != _plain(here) and not is_image:
+                raise DataError(f"{place} holds {there}, but {here} in {self._paths[0]}; accepted: one type")
+            if columns_of.class_names(first, column) != columns_of.class_names(other, column):
+                raise DataError(f"{place} has other class names than in {self._paths[0]}; accepted: the same")
 
     def _by_split(self, splits: Sequence[str | None]) -> dict[str, list[_Group]]:
         """Groups of each split; where the layout names none, the split column does, else all is train."""
@@ -278,23 +287,20 @@ class Dataset:
                     found[split or "train"].append(_Group(number, index, rows))
                     continue
                 with self._reading(self._paths[number]):
-                    values = file.read(index, [theirs])[theirs].to_pylist()
+                    values = self._handles.read(file, index, [theirs])[theirs].to_pylist()
                 positions: dict[str, list[int]] = defaultdict(list)
                 for i, value in enumerate(values):
                     positions[str(value or "train")].append(i)
                 for value, at in positions.items():
-                    found[value].append(_Group(number, index, len(at), None if len(at) == rows else tuple(at)))
+                    found[value].append(
+                        _Group(number, index, len(at), None if len(at) == rows else tuple(at))
+                    )
             if split is not None and not file.rows:
                 found[split] += []
         ours = [split_name(name) for name in found]
         if len(set(ours)) < len(ours):  # both val and dev, say: they are two splits, by their own names
             return dict(found)
         return {split_name(name): groups for name, groups in found.items()}
-
-
-def path_of(path: str, uri: str) -> str:
-    """A file's name where the data set may be that file itself (relative path "")."""
-    return path or uri
 
 
 # ---- layouts
@@ -305,12 +311,14 @@ class _Found:
     files: list[tuple[str | None, str]]  # (split or None, path relative to the URI)
     sizes: list[int]
     manifest: dict[str, Any]
+    marks: list[str]  # what `datasets` calls the content it saved: Arrow streams have no footers to tell
 
 
 def _find(uri: str) -> _Found:
     """The files of a data set and their splits, in global order."""
     sizes = {f.path: f.size for f in storage.walk(uri)}
     manifest: dict[str, Any] = {}
+    marks: list[str] = []
     files: list[tuple[str | None, str]]
     if MANIFEST in sizes:
         manifest = storage.read_json(storage.join(uri, MANIFEST))
@@ -321,10 +329,13 @@ def _find(uri: str) -> _Found:
         files = [(_split_of(path), path) for path in sorted(shards)]
     elif "dataset_dict.json" in sizes:
         names = storage.read_json(storage.join(uri, "dataset_dict.json")).get("splits", [])
-        files = [(name, f"{name}/{path}") for name in names for path in _saved(storage.join(uri, name))]
+        states = {name: storage.read_json(storage.join(uri, name, "state.json")) for name in names}
+        files = [(name, f"{name}/{path}") for name in names for path in _saved(states[name])]
+        marks = [str(states[name].get("_fingerprint")) for name in names]
     elif "state.json" in sizes:
-        split = storage.read_json(storage.join(uri, "state.json")).get("_split")
-        files = [(split, path) for path in _saved(uri)]
+        state = storage.read_json(storage.join(uri, "state.json"))
+        files = [(state.get("_split"), path) for path in _saved(state)]
+        marks = [str(state.get("_fingerprint"))]
     elif list(sizes) == [""]:
         files = [(_split_of(storage.name(uri)), "")] if uri.endswith((".parquet", ".arrow")) else []
     else:
@@ -334,17 +345,16 @@ def _find(uri: str) -> _Found:
             raise DataError(f"{uri}: holds pictures, no data set; run `tlray ingest` on it first")
         there = ", ".join(sorted({p.split("/")[0] for p in sizes})[:5]) or "nothing"
         raise DataError(f"{uri}: no data set; accepted: {_LAYOUTS}; there: {there}")
-    return _Found(files, [sizes.get(path, 0) for _, path in files], manifest)
+    return _Found(files, [sizes.get(path, 0) for _, path in files], manifest, marks)
 
 
-def _saved(uri: str) -> list[str]:
+def _saved(state: dict[str, Any]) -> list[str]:
     """The files of one ``save_to_disk`` folder, in their order."""
-    state = storage.read_json(storage.join(uri, "state.json"))
     return [str(entry["filename"]) for entry in state.get("_data_files", [])]
 
 
 def _split_of(path: str) -> str | None:
-    """The split that a path names: ``data/train-00000-of-00002.parquet``, ``train/x.parquet``, ``my_val.parquet``."""
+    """The split that a path names: ``train-00000-of-00002.parquet``, ``train/x.parquet``, ``my_val.parquet``."""
     stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     sharded = re.fullmatch(r"(\w[\w.-]*?)-\d{5}-of-\d{5}(-\w+)?", stem)
     if sharded:
@@ -353,7 +363,9 @@ def _split_of(path: str) -> str | None:
     for part in [stem, *parts]:
         if part.lower() in SPLITS:
             return part
-    words = [word for part in [stem, *parts] for word in re.split(r"[-_. 0-9]+", part) if word.lower() in SPLITS]
+    words = [
+        word for part in [stem, *parts] for word in re.split(r"[-_. 0-9]+", part) if word.lower() in SPLITS
+    ]
     return words[0] if words else None
 
 
@@ -365,12 +377,16 @@ def _names(schema: pa.Schema, place: str, own: bool) -> dict[str, str]:
         marked = [n for n in schema.names if (features.get(n) or {}).get("_type") == "Image"]
         pictures = marked or [f.name for f in schema if _is_picture(f.type)]
         if len(pictures) != 1:
-            several = f" ({', '.join(pictures)} are pictures: rename the one that is meant)" if pictures else ""
+            several = (
+                f" ({', '.join(pictures)} are pictures: rename the one that is meant)" if pictures else ""
+            )
             raise DataError(f"{place}: no column {IMAGE!r}{several}; there: {', '.join(schema.names)}")
         names[pictures[0]] = IMAGE
     elif not own and not _is_picture(schema.field(IMAGE).type) and not _is_bytes(schema.field(IMAGE).type):
         kind = schema.field(IMAGE).type
-        raise DataError(f"{place} column {IMAGE!r}: holds {kind}; accepted: struct<bytes, path> or encoded bytes")
+        raise DataError(
+            f"{place} column {IMAGE!r}: holds {kind}; accepted: struct<bytes, path> or encoded bytes"
+        )
     if LABEL not in names and not own:
         classes = [n for n in schema.names if (features.get(n) or {}).get("_type") == "ClassLabel"]
         plain = [n for n in ("labels",) if n in names and pa.types.is_integer(schema.field(n).type)]
@@ -380,7 +396,10 @@ def _names(schema: pa.Schema, place: str, own: bool) -> dict[str, str]:
 
 
 def _is_picture(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
+    return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {
+        "bytes",
+        "path",
+    }
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -405,47 +424,3 @@ def _cast(column: Any, field: pa.Field) -> Any:
             data, path = chunk.field("bytes").cast(pa.binary()), chunk.field("path").cast(pa.string())
         chunks.append(pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE), mask=chunk.is_null()))
     return pa.chunked_array(chunks, IMAGE_TYPE)
-
-
-# ---- files
-
-
-class _File:
-    """One file of groups. Handles are not shared by threads at one moment, nor by a process and its fork."""
-
-    schema: pa.Schema
-    rows: list[int]
-
-    def __init__(self, fs: pafs.FileSystem, path: str) -> None:
-        self._fs, self._path = fs, path
-        self._idle: list[Any] = []
-        self._lock, self._pid = threading.Lock(), os.getpid()
-        self._local = isinstance(fs, pafs.LocalFileSystem)
-
-    def facts(self) -> Any:
-        """What the file says of its content without its rows being read."""
-        raise NotImplementedError
-
-    def read(self, index: int, columns: list[str]) -> pa.Table:
-        """Columns of one group."""
-        with self._handle() as handle:
-            return self._group(handle, index, columns)
-
-    def _connect(self) -> Any:
-        raise NotImplementedError
-
-    def _group(self, handle: Any, index: int, columns: list[str]) -> pa.Table:
-        raise NotImplementedError
-
-    @contextlib.contextmanager
-    def _handle(self) -> Iterator[Any]:
-        if self._pid != os.getpid():
-            self._idle, self._lock, self._pid = [], threading.Lock(), os.getpid()
-            if not self._local:
-                self._fs = storage.open_fs(f"s3://{self._path}")[0]
-        with self._lock:
-            handle = self._idle.pop() if self._idle else None
-        handle = self._connect() if handle is None else handle
-        yield handle  # one that failed is not used again
-        with self._lock:
-            self._idle.append(handle)

@@ -5,6 +5,8 @@ serving all call it. ``Preprocess`` is data and travels in the bundle. ``Augment
 randomness that samples a ``Geometry`` (which part of the picture, where, mirrored or not); what a
 geometry did to pixels it can do, and undo, to points and boxes.
 
+Pillow and numpy only: the processes that render need not load torch.
+
 Layouts: x_CHW uint8 RGB 0..255; points_N2 as (x, y) and boxes_N4 as (x0, y0, x1, y1), in pixels with
 the origin at the top left corner of the top left pixel, after EXIF orientation.
 """
@@ -19,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
@@ -35,6 +36,9 @@ _ORIENTATION = 0x0112  # EXIF tag
 Size = tuple[int, int]  # (width, height), px
 Box = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class Preprocess(BaseModel):
@@ -142,18 +146,18 @@ class Augment:
         plain = pre.geometry(source)  # no crop of that area and shape fits into this picture
         return pre.place(source, plain.crop, hflip, vflip)
 
-    def colour(self, rng: np.random.Generator, x_CHW: torch.Tensor) -> torch.Tensor:
+    def colour(self, rng: np.random.Generator, x_CHW: Pixels) -> Pixels:
         """Brightness, contrast, saturation, each by a factor in 1 +- its setting: one linear map of RGB."""
         s = self.settings
         if not (s.brightness or s.contrast or s.saturation):
             return x_CHW
         b, c, t = (1 + rng.uniform(-v, v) for v in (s.brightness, s.contrast, s.saturation))
-        grey = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
-        pixels = x_CHW.flatten(1).float()
-        mean_grey = float(grey @ pixels.mean(dim=1))
-        mix = b * c * (t * torch.eye(3) + (1 - t) * grey.expand(3, 3))
-        out = torch.addmm(torch.full((3, 1), b * (1 - c) * mean_grey), mix, pixels)
-        return out.round_().clamp_(0, 255).to(torch.uint8).view_as(x_CHW)
+        pixels = x_CHW.reshape(3, -1).astype(np.float32)
+        mean_grey = float(_LUMA @ pixels.mean(axis=1))
+        mix = np.float32(b * c) * (np.float32(t) * np.eye(3, dtype=np.float32) + np.float32(1 - t) * _LUMA)
+        out = mix @ pixels
+        out += np.float32(b * (1 - c) * mean_grey + 0.5)  # 0.5: the cast below cuts off, this rounds
+        return np.clip(out, 0, 255, out=out).astype(np.uint8).reshape(x_CHW.shape)
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ def source_size(data: bytes, max_pixels: int = MAX_PIXELS) -> Size:
     return _oriented(picture.size, orientation)
 
 
-def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tuple[torch.Tensor, Geometry]:
+def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tuple[Pixels, Geometry]:
     """Encoded bytes -> (x_CHW uint8 RGB of ``pre.size``, the geometry used).
 
     Without a geometry the one without randomness is taken. A JPEG much larger than needed is decoded
@@ -278,20 +282,15 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
             picture.draft("RGB", (math.ceil(picture.width / need), math.ceil(picture.height / need)))
     upright = _upright(picture, orientation)
     sx, sy = upright.width / source[0], upright.height / source[1]
-    left, top = round(x0 * sx), round(y0 * sy)
-    part = (left, top, max(left + 1, round(x1 * sx)), max(top + 1, round(y1 * sy)))
-    pixels = torch.from_numpy(np.array(upright.crop(part) if part != (0, 0, *upright.size) else upright))
-    x_CHW = pixels.permute(2, 0, 1)
-    if x_CHW.shape[1:] != (py1 - py0, px1 - px0):
-        x_CHW = torch.nn.functional.interpolate(
-            x_CHW[None], (py1 - py0, px1 - px0), mode=pre.interpolation, antialias=True
-        )[0]
+    box = (x0 * sx, y0 * sy, min(x1 * sx, upright.width), min(y1 * sy, upright.height))
+    upright = upright.resize((px1 - px0, py1 - py0), _RESAMPLING[pre.interpolation], box=box)
     if geometry.placed != (0, 0, *geometry.output):
-        canvas = torch.full((3, geometry.output[1], geometry.output[0]), 114, dtype=torch.uint8)  # YOLO's grey
-        canvas[:, py0:py1, px0:px1] = x_CHW
-        x_CHW = canvas
-    mirrored = [axis for axis, flip in ((2, geometry.hflip), (1, geometry.vflip)) if flip]
-    return (x_CHW.flip(mirrored) if mirrored else x_CHW).contiguous(), geometry
+        canvas = Image.new("RGB", geometry.output, (114, 114, 114))  # the grey that YOLO pads with
+        canvas.paste(upright, (px0, py0))
+        upright = canvas
+    x_HWC = np.asarray(upright)
+    rows, columns = (slice(None, None, -1 if flip else 1) for flip in (geometry.vflip, geometry.hflip))
+    return np.ascontiguousarray(x_HWC[rows, columns].transpose(2, 0, 1)), geometry
 
 
 def shrink(data: bytes, max_side: int, quality: int = 92) -> bytes:

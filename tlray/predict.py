@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 
 from tlray import bundle
@@ -50,7 +51,7 @@ class Predictor:
             inputs.append(x_CHW)
             geometries.append(geometry)
             results.append(None)
-        found = iter(self.predict_rendered(torch.stack(inputs), geometries) if inputs else [])
+        found = iter(self.predict_rendered(torch.from_numpy(np.stack(inputs)), geometries) if inputs else [])
         return [next(found) if result is None else result for result in results]
 
     def predict_rendered(self, x_BCHW: torch.Tensor, geometries: Sequence[Geometry]) -> list[Prediction]:

@@ -69,7 +69,7 @@ def inspect(data: bytes) -> dict[str, Any]:
     """One picture -> a row of `SEEN`; never raises for what the bytes are."""
     try:
         info = image.probe(data)
-        thumb_CHW = image.render(data, _THUMB)[0].numpy()
+        thumb_CHW = image.render(data, _THUMB)[0]
     except PictureError as error:
         return {**unusable(error.kind, str(error)), "num_bytes": len(data)}
     # pHash (Zauner 2010): signs of the low frequencies against their median, on luma.

@@ -27,15 +27,22 @@ LABEL_WIDTH = 30
 
 @dataclass
 class Bar:
-    """Something that is ``done`` of ``total``, since ``began`` (seconds, monotonic)."""
+    """Something that is ``done`` of ``total``; times in seconds, monotonic."""
 
     label: str
     done: float = 0
     total: float = 0
     first: float = 0  # where it stood when it began: a resumed run has done some before
     note: str = ""
-    began: float = field(default_factory=time.monotonic)
+    born: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic)  # where the pace counts from
     told: float = field(default_factory=time.monotonic)
+
+    def move(self, done: float) -> None:
+        """Now ``done``. The pace counts from the first sign of life: starting up is not the pace."""
+        if self.done == self.first < done:
+            self.first, self.began = done, time.monotonic()
+        self.done = done
 
     @property
     def share(self) -> float:
@@ -63,10 +70,10 @@ class Display:
         """``num_steps``: of the whole verb, 0 where it has one only; ``quiet``: show nothing at all."""
         self.console = console or Console(stderr=True, highlight=False)
         self.num_steps, self.quiet = num_steps, quiet
-        self._step, self._title, self._began = 0, "", time.monotonic()
+        self._step, self._title, self._header, self._began = 0, "", "", time.monotonic()
         self._bars: dict[str, Bar] = {}
         self._trials: dict[str, str] = {}  # running ones: id -> settings
-        self._wanted, self._ended, self._trial_began = 0, 0, 0.0
+        self._wanted, self._ended, self._over, self._search_began = 0, 0, 0, 0.0
         self._lock = threading.RLock()
         self._live: Live | None = None
         self.seconds: dict[str, float] = {}  # step -> time it took
@@ -86,16 +93,27 @@ class Display:
             self._live.stop()
             self._live = None
 
+    def begin(self) -> None:
+        """Say the running step's title, once: mistakes that show before it are said alone."""
+        with self._lock:
+            header, self._header = self._header, ""
+            if header:
+                self.line(header, "bold")
+
     def line(self, text: str, style: str = "") -> None:
         """A line that stays."""
         if not self.quiet:
             with self._lock:
+                self.begin()
                 # Plain streams are read by programs and logs: no wrapping there.
                 self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
 
     @contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        """One step of the verb: a line when it begins, one with its time when it ended well."""
+    def step(self, title: str, quiet_start: bool = False) -> Iterator[None]:
+        """One step of the verb: a line when it begins, one with its time when it ended well.
+
+        ``quiet_start``: the first line comes with the first progress or `begin`.
+        """
         began = time.monotonic()
         with self._lock:
             self._step += 1
@@ -103,8 +121,10 @@ class Display:
             self._bars.clear()
             self._trials.clear()
             self._wanted = self._ended = 0
-        number = f"[{self._step}/{self.num_steps}] " if self.num_steps else ""
-        self.line(f"{number}{title}", "bold")
+            number = f"[{self._step}/{self.num_steps}] " if self.num_steps else ""
+            self._header = f"{number}{title}"
+        if not quiet_start:
+            self.begin()
         try:
             yield
         finally:
@@ -117,25 +137,29 @@ class Display:
     def progress(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` of a stage, as ingest, the sample and evaluation tell it."""
         with self._lock:
+            self.begin()
             bar = self._bars.get(stage)
             if bar is None or bar.total != total:
                 bar = self._bars[stage] = Bar(f"      {stage}", total=total)
             fresh = bar.share < 1
-            bar.done = done
+            bar.move(done)
             if done >= total:
                 self._bars.pop(stage)
                 if fresh:
-                    self.line(f"      {stage}: {total} in {duration(time.monotonic() - bar.began)}", "dim")
+                    self.line(f"      {stage}: {total} in {duration(time.monotonic() - bar.born)}", "dim")
             else:
                 self._tell(bar)
 
     def event(self, event: Event) -> None:
         """Take an event of training or of a search; unknown kinds are passed over."""
         with self._lock:
-            trial = event.get("trial")
             kind = str(event.get("kind"))
-            if trial is not None or kind.startswith("search"):
-                self._trial(kind, str(trial), event)
+            if kind == "note":
+                self.line(f"      {event['text']}", "yellow")
+            elif kind == "search_start":
+                self._search(event)
+            elif kind.startswith("trial_"):
+                self._trial(kind, str(event["id"]), event)
             else:
                 self._training(kind, event)
 
@@ -148,7 +172,8 @@ class Display:
             self._bars[run] = Bar("      train", first, total, first)
         elif kind == "step":
             bar = self._bars.setdefault(run, Bar("      train", first=int(event["step"])))
-            bar.done, bar.total = event["step"], event["steps"]
+            bar.total = event["steps"]
+            bar.move(event["step"])
             if "epoch" in event:
                 bar.note = f"epoch {event['epoch']}"
             self._tell(bar)
@@ -157,55 +182,55 @@ class Display:
             if known := self._bars.get(run):
                 known.told = time.monotonic()
 
+    def _search(self, event: Event) -> None:
+        self._wanted, self._over = int(event["trials"]), int(event.get("over", 0))
+        self._ended, self._search_began = self._over, time.monotonic()
+        before = f", {self._over} of them done before" if self._over else ""
+        self.line(f"      {self._wanted} trials, {event.get('concurrent', 1)} at a time{before}")
+
     def _trial(self, kind: str, trial: str, event: Event) -> None:
-        now = time.monotonic()
-        if kind == "search_start":
-            self._wanted, self._ended = int(event.get("trials", 0)), int(event.get("finished", 0))
-            self._trial_began = now
-            if self._ended:
-                self.line(f"      {self._ended} of {self._wanted} trials were finished before")
-        elif kind == "trial_start":
-            if not self._trials and not self._ended:
-                self._trial_began = self._trial_began or now
-            self._trials[trial] = settings(event.get("params", {}))
-            self._bars[trial] = Bar(f"      trial {trial}", total=float(event.get("epochs", 0) or 0))
-        elif kind in ("trial_epoch", "step", "epoch"):
-            bar = self._bars.setdefault(trial, Bar(f"      trial {trial}"))
-            if kind == "step":
-                bar.done = bar.total * event["step"] / max(1, event["steps"])
-                return
-            bar.done, bar.total = event.get("epoch", bar.done), event.get("epochs", bar.total)
-            if (goal := event.get("goal")) is not None:
-                bar.note = f"{event.get('goal_name', 'goal')} {goal:.4f}"
+        bar = self._bars.get(trial)
+        if kind == "trial_start":
+            if "params" in event:  # the search's word; the trial's own names the step it starts at
+                self._trials[trial] = settings(event["params"])
+            if bar is None:
+                self._bars[trial] = Bar(f"      trial {trial}", total=float(event.get("epochs", 0)))
+        elif kind == "trial_step" and bar is not None:
+            bar.done = bar.total * event["step"] / max(1, event["steps"])
+            self._tell(bar, self._trials.get(trial, ""))
+        elif kind == "trial_epoch" and bar is not None:
+            bar.done = event["epoch"]
+            if event.get("goal") is not None:
+                bar.note = f"{event.get('goal_name', 'goal')} {event['goal']:.4f}"
             self._tell(bar, self._trials.get(trial, ""))
         elif kind == "trial_end":
             self._ended += 1
-            bar = self._bars.pop(trial, Bar(""))
-            said = self._trials.pop(trial, "") or settings(event.get("params", {}))
-            self.line("      " + self._trial_line(trial, said, bar, event))
+            self._bars.pop(trial, None)
+            self._trials.pop(trial, None)
+            self.line("      " + self._trial_line(event))
 
-    def _trial_line(self, trial: str, said: str, bar: Bar, event: Event) -> str:
-        best = event.get("best", event.get("goal"))
+    def _trial_line(self, event: Event) -> str:
+        """A trial that ended, and how long the search goes on."""
+        said, best = settings(event.get("params", {})), event.get("best")
         known = isinstance(best, float | int)
         score = f"{event.get('goal_name', 'best')} {best:.4f}" if known else "no result"
-        seconds = float(event.get("seconds") or time.monotonic() - bar.began)
-        epochs = int(event.get("epochs_done") or event.get("epoch") or bar.done)
         of = f"/{self._wanted}" if self._wanted else ""
         left = self._search_left_s()
         still = f"  {duration(left)} left" if left else ""
-        status = str(event.get("status", "finished"))
+        status = f"{event['status']}: {event['reason']}" if event.get("reason") else str(event["status"])
         return (
-            f"{self._ended:>3}{of} {said:<{LABEL_WIDTH}}  {score:<16} {epochs:>2} epochs  "
-            f"{duration(seconds):>6}  {status}{still}"
+            f"{self._ended:>3}{of} {said:<{LABEL_WIDTH}}  {score:<16} {event.get('epochs', 0):>2} epochs  "
+            f"{duration(event.get('seconds') or 0):>6}  {status}{still}"
         )
 
     def _search_left_s(self) -> float | None:
         """Seconds still to go, from trials ended and the share done of those that run."""
         running = sum(self._bars[name].share for name in self._trials if name in self._bars)
         done = self._ended + running
-        if not self._wanted or done <= 0 or not self._trial_began:
+        left, done = self._wanted - done, done - self._over
+        if not self._wanted or done <= 0:
             return None
-        return (time.monotonic() - self._trial_began) / done * max(0.0, self._wanted - done)
+        return (time.monotonic() - self._search_began) / done * max(0.0, left)
 
     def _tell(self, bar: Bar, more: str = "") -> None:
         """Off a terminal, a line about something running, now and then."""

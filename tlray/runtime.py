@@ -233,3 +233,10 @@ def _drain(actor: Any, handler: Callable[[Event], None]) -> None:
             handler(event)
         except Exception:
             log.warning("an event could not be shown: %r", event, exc_info=True)
+
+
+def nodes() -> list[tuple[str, dict[str, float]]]:
+    """Living nodes of the running cluster: address and what each offers."""
+    import ray
+
+    return [(node["NodeManagerAddress"], dict(node["Resources"])) for node in ray.nodes() if node["Alive"]]

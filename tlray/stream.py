@@ -125,7 +125,7 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
         pictures.append(x)
         targets.append(source.task.encode(row, geometry, labels))
         geometries.append(geometry)
-    return Batch(torch.stack(pictures), collate(targets), rows, geometries)
+    return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries)
 
 
 def collate(targets: list[Target]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import tempfile
+import time
 from typing import Any
 
 from tlray import storage
@@ -78,7 +79,8 @@ class Tracker:
             else:
                 folder = self._stage = tempfile.mkdtemp(prefix="tlray-tensorboard-")
             # A run that goes on from a checkpoint does some steps again: what was told of them is void.
-            self._board = SummaryWriter(folder, purge_step=step)
+            # The suffix keeps two starts within a second from writing one file.
+            self._board = SummaryWriter(folder, purge_step=step, filename_suffix=f".{time.time_ns()}")
         for key, value in numbers.items():
             self._board.add_scalar(key.replace("val_", "validation/", 1), value, step)
         self._board.flush()

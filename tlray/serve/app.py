@@ -56,6 +56,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     415: {"description": "not a picture, or an unsupported Content-Type"},
     503: {"description": "overloaded or not ready; Retry-After says when to come again"},
     504: {"description": "no prediction in time"},
+    "default": {"description": "any other error"},  # also keeps FastAPI from promising a 422
 }
 
 
@@ -167,7 +168,11 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         """The served models: name, version, task, labels, metrics of their validation, input size."""
         return {"models": await asyncio.gather(*(card(model) for model in models))}
 
-    @app.get("/v1/models/{name}", response_model=ModelCard, responses={s: answers[s] for s in (404, 503)})
+    @app.get(
+        "/v1/models/{name}",
+        response_model=ModelCard,
+        responses={s: answers[s] for s in (404, 503, "default")},
+    )
     async def one_model(name: str) -> ModelCard:
         """One served model, by its name or as name@version."""
         return await card(find(name))
@@ -251,7 +256,7 @@ def _errors_as_json(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        detail = f"{request.method} {request.url.path[:100]}: {error.detail}; see /docs"
+        detail = f"{request.method} {request.scope['path'][:100]}: {error.detail}; see /docs"
         answer = _error(Refusal(error.status_code, reason, detail))
         answer.headers.update(error.headers or {})
         return answer

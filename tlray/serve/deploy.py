@@ -23,14 +23,13 @@ from ray import serve
 
 from tlray import config, runtime, storage
 from tlray.config import Serving, Strict
-from tlray.errors import BundleError, ConfigError, RegistryError, RunError
+from tlray.errors import ConfigError, RegistryError, RunError
 from tlray.serve.app import ingress
 from tlray.serve.model import Loader, Model, Served, load_predictor
 
 logger = logging.getLogger(__name__)
 
 APPLICATION = "tlray"
-MANIFEST = "manifest.json"
 INGRESS_CPUS = 0.25  # parsing and waiting; the work is in the models' replicas
 READY_TIMEOUT_S = 60.0  # for HTTP to answer once Serve says that every replica runs
 
@@ -99,12 +98,11 @@ def _resolve(ref: str, models_uri: str) -> Served:
         except RegistryError:
             if not storage.is_dir(ref):
                 raise
-    for uri, name in ((ref, storage.name(ref)), (storage.join(ref, "best"), storage.name(ref))):
-        if storage.exists(storage.join(uri, MANIFEST)):
-            if name == "best":  # RUN/best: the run's name says more
-                name = storage.name(storage.parent(ref))
-            return Served(re.sub(r"[^A-Za-z0-9._-]+", "-", name), None, storage.absolute(uri))
-    raise BundleError(f"{ref}: no bundle there ({MANIFEST} is missing); accepted: a bundle or a run's folder")
+    uri = registry.find_bundle(ref)
+    name = storage.name(uri)
+    if name == "best":  # RUN/best: the run's name says more
+        name = storage.name(storage.parent(uri))
+    return Served(re.sub(r"[^A-Za-z0-9._-]+", "-", name), None, storage.absolute(uri))
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -173,6 +171,8 @@ def _common(settings: Serving, logs: dict[str, Any]) -> dict[str, Any]:
         # A replica that is taken away finishes what it has accepted.
         "graceful_shutdown_timeout_s": settings.timeout_s,
         "graceful_shutdown_wait_loop_s": 0.2,
+        # A bundle that does not load will not load the third time either; storage retries by itself.
+        "max_constructor_retry_count": 2,
     }
 
 
@@ -205,8 +205,8 @@ def start(
     with contextlib.ExitStack() as stack:
         stack.enter_context(runtime.session(verbose))
         _check_room(len(served), settings)
-        port = _start_serve(settings, verbose, stack)
-        stack.callback(serve.delete, APPLICATION)
+        port, ours = _start_serve(settings, verbose)
+        stack.callback(serve.shutdown if ours else _take_down)
         try:
             serve.run(app, name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
@@ -235,8 +235,12 @@ def _check_room(num_models: int, settings: Serving) -> None:
             )
 
 
-def _start_serve(settings: Serving, verbose: bool, stack: contextlib.ExitStack) -> int:
-    """Start Serve's HTTP with our options, or find it running with the same; returns its port."""
+def _take_down() -> None:
+    serve.delete(APPLICATION)
+
+
+def _start_serve(settings: Serving, verbose: bool) -> tuple[int, bool]:
+    """Start Serve's HTTP with our options, or find it running with the same; its port, and whether we did."""
     running = _running_http()
     if running is not None:
         if settings.port not in (0, running.port):
@@ -244,16 +248,15 @@ def _start_serve(settings: Serving, verbose: bool, stack: contextlib.ExitStack) 
                 f"serve.port = {settings.port}: Serve runs on this cluster already, on port {running.port}; "
                 "accepted: that port, or 0 for it"
             )
-        return int(running.port)
+        return int(running.port), False
     port = _free_port(settings.host, settings.port)
     # The net below the application's own timeout; a client can switch this one off.
     options = {"host": settings.host, "port": port, "request_timeout_s": settings.timeout_s + 10}
-    stack.callback(serve.shutdown)
     serve.start(
         http_options=options,
         logging_config={"log_level": "INFO" if verbose else "ERROR", "enable_access_log": verbose},
     )
-    return port
+    return port, True
 
 
 def _running_http() -> Any:
@@ -285,10 +288,13 @@ def _free_port(host: str, port: int) -> int:
 
 
 def _cause(error: RuntimeError) -> str:
-    """What a replica died of: the last line of our own exception where there is one, else the first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    ours = [line for line in lines if re.match(r"(tlray\.errors\.)?\w*(Error|Exception)\b.*: ", line)]
-    return (ours or lines or [type(error).__name__])[-1 if ours else 0].removeprefix("tlray.errors.")[:300]
+    """What a replica died of: our own exception's line where there is one, else the last line there is."""
+    said = [str(error)]
+    for state in serve.status().applications.values():
+        said += [deployment.message for deployment in state.deployments.values()]
+    lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
+    ours = [line for line in lines if re.match(r"(tlray\.errors\.)?[A-Z]\w*Error: ", line)]
+    return (ours or lines or [type(error).__name__])[-1].removeprefix("tlray.errors.")[:300]
 
 
 def _wait_ready(url: str) -> None:

@@ -8,16 +8,18 @@ methods; nothing else in tlray asks which task it has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
 
-from tlray.backbone import Backbone
 from tlray.image import Geometry
 from tlray.plots import Section
+
+if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+    from tlray.backbone import Backbone
 
 Row = dict[str, Any]  # one row of a data set: its label columns, id and path
 Prediction = dict[str, Any]  # JSON-able, in source pixels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from tlray import plots
-from tlray.backbone import Backbone
 from tlray.config import NonNegative, Share, Strict
 from tlray.image import Geometry
 from tlray.schema import LABEL
 from tlray.tasks.base import Goal, Prediction, Row, Target
+
+if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+    from tlray.backbone import Backbone
 
 
 class Task(Strict):

@@ -1,0 +1,94 @@
+"""Batches: the rows that the order names, the same pixels whatever the number of workers."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toys import LABELS, dataset
+from tlray import stream, tasks
+from tlray.config import Augmentation
+from tlray.dataset import Dataset
+from tlray.errors import DataError
+from tlray.image import Preprocess
+from tlray.order import Order
+
+PRE = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return dataset(tmp_path_factory.mktemp("stream") / "d", train=50, validation=11)
+
+
+def source(uri, split="train", augment=None):
+    task = tasks.load({"name": "classification"})
+    return stream.Source(uri, split, task, tuple(LABELS), PRE, augment, seed=3)
+
+
+def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
+    rows = Dataset.open(uri).group_rows("train")
+    told = source(uri, augment=Augmentation())
+    alone, pair = Order(rows, 16, 3), Order(rows, 16, 3, world=2)
+    last = 2 * alone.steps_per_epoch
+    one = list(stream.train_batches(told, alone, 0, 0, last))
+    halves = [list(stream.train_batches(told, pair, rank, 0, last)) for rank in (0, 1)]
+    assert [len(h) for h in halves] == [len(one)] * 2 == [8, 8]
+    for step, whole in enumerate(one):
+        parts = [h[step] for h in halves if h[step] is not None]
+        both = np.concatenate([p.rows for p in parts])
+        assert sorted(both) == sorted(whole.rows) == sorted(alone.global_batch(step))
+        pixels = torch.cat([p.x_BCHW for p in parts])
+        labels = torch.cat([p.targets["label"] for p in parts])
+        for i, row in enumerate(both):
+            at = int(np.nonzero(whole.rows == row)[0][0])
+            assert torch.equal(pixels[i], whole.x_BCHW[at])
+            assert labels[i] == row % 3
+    epochs = [np.concatenate([b.rows for b in one[:4]]), np.concatenate([b.rows for b in one[4:]])]
+    assert all(sorted(e) == list(range(50)) for e in epochs)  # no row lost or doubled
+
+
+def test_a_stream_may_start_at_any_step(ray_local, uri):
+    told = source(uri, augment=Augmentation())
+    order = Order(Dataset.open(uri).group_rows("train"), 16, 3)
+    whole = list(stream.train_batches(told, order, 0, 0, 8))
+    late = list(stream.train_batches(told, order, 0, 5, 8))
+    assert [torch.equal(a.x_BCHW, b.x_BCHW) for a, b in zip(whole[5:], late, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_meets_every_row_once(ray_local, uri, world):
+    told = source(uri, "validation")
+    held = [stream.Held(told, rank, world, 4) for rank in range(world)]
+    for _ in range(2):  # the second time from memory
+        rows = [int(r) for h in held for batch in h for r in batch.rows]
+        assert rows == list(range(11))
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    import pyarrow.parquet as pq
+
+    uri = dataset(tmp_path / "d", train=4)
+    path = tmp_path / "d/data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pictures = table["image"].to_pylist()
+    pictures[2]["bytes"] = pictures[2]["bytes"][:300]
+    import pyarrow as pa
+
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(pictures, table.schema.field(0).type)), path)
+    with pytest.raises(DataError, match=r"row 2, train/2\.jpg.*truncated"):
+        stream.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
+
+
+def test_the_row_cache_stays_within_its_budget(uri):
+    reader = stream.RowReader(uri, "train", 1)
+    reader.budget = 40_000
+    for row in range(50):
+        _, annotation = reader(row)
+        assert annotation["label"] == row % 3 and annotation["id"] == f"train{row:05d}"
+        assert len(reader._groups) == 1 or reader._held <= reader.budget
+
+
+def test_a_lonely_row_is_doubled():
+    batch = stream.Batch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), {"label": torch.tensor([2])}, np.array([7]), [])
+    x, targets = stream.to_device(batch, torch.device("cpu"))
+    assert x.shape[0] == 2 and targets["label"].tolist() == [2, 2]

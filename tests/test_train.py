@@ -1,0 +1,136 @@
+"""The loop: what is frozen stays, what was interrupted goes on exactly, every row counts once."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.toys import dataset
+from tlray import checkpoint, config, train
+from tlray.candidate import schedule
+from tlray.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return dataset(tmp_path_factory.mktemp("train") / "d", train=50, validation=11)
+
+
+def make(uri, folder, **changes):
+    base = {
+        "data": {"uri": uri}, "runs": str(folder), "input": {"size": 32},
+        "train": {"epochs": 2, "batch_size": 16}, "optim": {"lr": 0.003},
+    }  # fmt: skip
+    return config.parse(base, "test").override(changes)
+
+
+def run(settings, stop_after=None):
+    records = []
+    loop = train.epochs(settings, settings.run_uri, train.Solo(1), lambda event: None)
+    for record in loop:
+        records.append(record)
+        if stop_after and len(records) == stop_after:
+            loop.close()
+    return records
+
+
+def weights(folder):
+    return load_file(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize("depth", [2, "all"])
+def test_frozen_stages_stay_bit_for_bit(ray_local, uri, tmp_path, depth):
+    settings = make(uri, tmp_path, **{"model.freeze": depth, "train.epochs": 1})
+    model = train.build_model(settings, train.check(settings), ["a", "b", "c"], None, "")
+    frozen = {n for n, p in model.module.backbone.named_parameters() if not p.requires_grad}
+    before = {k: v.clone() for k, v in model.module.backbone.state_dict().items()}
+    run(settings)
+    after = weights(tmp_path / "run" / "best")
+    moved = {k for k, v in before.items() if not torch.equal(v, after[f"backbone.{k}"])}
+    assert frozen and not frozen & moved
+    layers = {name.split(".")[1] for name in frozen}
+    assert not {k for k in moved if k.split(".")[1] in layers}, "running statistics of a frozen stage moved"
+    assert bool(moved) == (depth != "all")
+
+
+def test_learning_happens_and_the_story_is_told(ray_local, uri, tmp_path):
+    settings = make(uri, tmp_path, **{"train.epochs": 3})
+    records = run(settings)
+    assert [r["epoch"] for r in records] == [1, 2, 3] and records[-1]["step"] == 12
+    assert records[-1]["train_loss"] < records[0]["train_loss"] < math.log(3) + 0.1
+    assert records[-1]["best"] == max(r["goal"] for r in records) > 0.8
+    told = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert told["epochs"] == records and {s["name"] for s in told["stages"]} >= {"train", "validate"}
+    assert len(checkpoint.listing(settings.run_uri)) == 2
+    assert run(settings) == []  # the same name again: there is nothing left to do
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(ray_local, uri, tmp_path):
+    whole = make(uri, tmp_path / "a", **{"train.checkpoint_every_steps": 3})
+    run(whole)
+    broken = make(uri, tmp_path / "b", **{"train.checkpoint_every_steps": 3, "train.keep_checkpoints": 9})
+    run(broken, stop_after=1)
+    folder = tmp_path / "b/run/checkpoints"
+    for late in [f for f in folder.iterdir() if f.name > "step-00000003"]:
+        late.rename(tmp_path / late.name)  # as if killed at step 5: the newest is in the middle of an epoch
+    again = run(broken)
+    assert [r["epoch"] for r in again] == [1, 2]
+    ours, theirs = weights(folder / "step-00000008"), weights(tmp_path / "a/run/checkpoints/step-00000008")
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_damaged_checkpoint_is_passed_over(ray_local, uri, tmp_path, caplog):
+    settings = make(uri, tmp_path)
+    run(settings, stop_after=2)
+    newest = tmp_path / "run/checkpoints/step-00000008/optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert [r["epoch"] for r in run(settings)] == [2]
+    assert "passed over" in caplog.text
+
+
+def test_a_run_without_progress_stops_early(ray_local, uri, tmp_path):
+    settings = make(uri, tmp_path, **{"train.epochs": 9, "train.early_stop_epochs": 2, "optim.lr": 1e-9})
+    records = run(settings)
+    assert len(records) < 9 and len(records) >= 3
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_two_workers_learn_what_one_learns(uri, tmp_path):
+    """Through Ray Train: the same rows a step, so almost the same weights; every validation row once."""
+    from tlray import runtime
+
+    results = []
+    with runtime.session():
+        for workers in (1, 2):
+            settings = make(
+                uri, tmp_path, name=f"w{workers}",
+                **{"scale.num_workers": workers, "model.freeze": "all", "scale.cpus_per_worker": 1},
+            )  # fmt: skip
+            results.append(train.fit(settings))
+    one, two = (weights(tmp_path / f"w{n}/best")["head.weight"] for n in (1, 2))
+    assert torch.allclose(one, two, atol=1e-4), (one - two).abs().max()
+    assert results[0]["metrics"]["val_accuracy"] == results[1]["metrics"]["val_accuracy"]
+    assert results[0]["steps"] == results[1]["steps"] == 8
+
+
+def test_mistakes_are_found_before_training(uri, tmp_path):
+    for changes, error, words in [
+        ({"model.backbone": "resnet10t-nanno"}, ConfigError, "resnet10t-nano"),
+        ({"model.freeze": 99}, ConfigError, "model.freeze = 99"),
+        ({"data.validation_split": "holdout"}, DataError, "there are: train, validation"),
+        ({"scale.num_workers": 3}, ConfigError, "num_workers = 3"),
+        ({"task": {"name": "classify"}}, ConfigError, "did you mean 'classification'"),
+        ({"data.uri": str(tmp_path / "nowhere")}, DataError, "no data set"),
+    ]:
+        with pytest.raises(error, match=words) as caught:
+            train.check(make(uri, tmp_path, **changes))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_schedule_warms_up_and_comes_down():
+    factors = [schedule(s, 100, 10, 0.01) for s in range(100)]
+    assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] == pytest.approx(0.01)
+    assert factors[9:] == sorted(factors[9:], reverse=True)

@@ -1,0 +1,130 @@
+"""The command line: a verb is parsed, checked and becomes one call. `jobs/` and `tlray` both enter at `main`.
+
+Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours or of the machine;
+130 interrupted. Nothing slow is imported here: `tlray --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from tlray import __version__
+from tlray.cli import make, models
+from tlray.errors import TlrayError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tlray",
+    help="Pictures in, the best fine-tuned model behind an endpoint out: transfer learning on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tlray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Ray's own log, and tracebacks. Also after the verb.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = {"verbose": verbose}
+
+
+make.add(app)
+models.add(app)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a verb. Comes back after success, raises SystemExit(code) else."""
+    code = run(list(sys.argv[1:] if argv is None else argv))
+    if code:
+        raise SystemExit(code)
+
+
+def run(argv: list[str]) -> int:
+    """Run a verb and give its exit code."""
+    argv, verbose = _hoist(argv)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        # `ray job stop`, systemd and Kubernetes ask by SIGTERM: end as after Ctrl-C, with clean-up.
+        signal.signal(signal.SIGTERM, _interrupt)
+    except ValueError:
+        before = None  # not the main thread
+    try:
+        done = typer.main.get_command(app).main(argv, prog_name="tlray", standalone_mode=False)
+        if done == INTERRUPTED:  # typer swallows Ctrl-C and says so only by this
+            return _fail(None, INTERRUPTED, "interrupted", verbose)
+        return done if isinstance(done, int) else 0
+    except TlrayError as error:
+        return _fail(error, 2, str(error), verbose)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(None, INTERRUPTED, "interrupted", verbose)
+    except BrokenPipeError:
+        return 1  # whoever read stdout has gone
+    except Exception as error:
+        if isinstance(error, _USAGE):
+            return _usage(error)
+        kind = type(error).__name__
+        first = (str(error).strip().splitlines() or [""])[0][:300]
+        hint = "" if verbose else "; the same with -v shows where"
+        return _fail(error, 1, f"unexpected {kind}: {first}{hint}", verbose)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+# typer >= 0.2x carries its own copy of click, older ones use click: ask typer which class it is.
+_USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def _usage(error: Any) -> int:
+    """A mistake in the command line itself."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "tlray"
+    said = " ".join(str(error.format_message()).split()).rstrip(".")
+    print(f"tlray: {said}; see `{path} --help`", file=sys.stderr)
+    return 2
+
+
+def _fail(error: BaseException | None, code: int, said: str, verbose: bool) -> int:
+    sys.stdout.flush()
+    if error is not None and verbose:
+        traceback.print_exception(error)
+    print(f"tlray: {' '.join(said.split())}", file=sys.stderr)
+    return code
+
+
+def _hoist(argv: list[str]) -> tuple[list[str], bool]:
+    """Let -v stand anywhere, as people put it."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    flags = ("-v", "--verbose")
+    rest = [item for item in argv[:end] if item not in flags] + argv[end:]
+    verbose = len(rest) < len(argv)
+    return (["--verbose", *rest] if verbose else rest), verbose
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,163 @@
+"""Verbs that make something out of pictures: sample, ingest, train, tune, report, quickstart; and doctor."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tlray.cli.output import Json, metrics, output, verbose
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in optim.lr=0.01.")
+]
+Recipe = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, as in jobs/recipes/.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Put the verbs of this file on the command line."""
+    for verb in (quickstart, sample, ingest, train, tune, report, doctor):
+        app.command()(verb)
+
+
+def sample(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder or s3:// URI to draw into.")],
+    per_class: Annotated[int, typer.Option(help="Pictures of each of the ten kinds.")] = 150,
+    size: Annotated[int, typer.Option(help="Side of a picture, px.")] = 96,
+    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
+    json: Json = False,
+) -> None:
+    """Draw a labelled sample: ten kinds of textured objects over cluttered backgrounds."""
+    from tlray.sample import draw
+
+    with output(json) as out:
+        with out.watch() as show, show.step(f"Draw {target}", quiet_start=True):
+            splits = draw(target, per_class, size, seed, show.progress)
+        out.result = {"uri": target, "splits": splits}
+        out.say(f"{target}: {_splits(splits)}")
+
+
+def ingest(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Labelled pictures: folder or s3:// URI.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Where the data set goes.")],
+    format: Annotated[str, typer.Option(help="Layout of SRC: auto, folder, csv.")] = "auto",
+    max_side: Annotated[int | None, typer.Option(help="Shrink larger pictures to this side, px.")] = None,
+    validation: Annotated[float, typer.Option(help="Share cut off where SRC has no such split.")] = 0.1,
+    test: Annotated[float, typer.Option(help="The same for test.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Decides what is cut off.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Findings of the report are fatal.")] = False,
+    max_bad_share: Annotated[float, typer.Option(help="More unusable pictures than this are fatal.")] = 0.05,
+    json: Json = False,
+) -> None:
+    """Check labelled pictures and make a Parquet data set of them, with a pre-flight report."""
+    with output(json) as out:
+        from tlray import road
+
+        with out.watch() as show, show.step(f"Ingest {source}", quiet_start=True):
+            found = road.ingest(
+                source, target, show, verbose(context), format=format, max_side=max_side,
+                validation=validation, test=test, seed=seed, strict=strict, max_bad_share=max_bad_share,
+            )  # fmt: skip
+        out.result = found.to_dict()
+        out.say(f"{target}: {_splits(found.splits)}, {sum(map(len, found.labels.values()))} classes")
+        out.say(found.report.to_text().rstrip())
+
+
+def train(context: typer.Context, recipe: Recipe, overrides: Overrides = None, json: Json = False) -> None:
+    """Fine-tune one model. The same name again goes on where the run stood."""
+    with output(json) as out:
+        from tlray import config, road
+
+        settings = config.load(recipe, overrides or [])
+        with out.watch() as show, show.step(f"Train {settings.run_uri}", quiet_start=True):
+            out.result = road.train(settings, show, verbose(context))
+        _tell(out, settings.name)
+
+
+def tune(context: typer.Context, recipe: Recipe, overrides: Overrides = None, json: Json = False) -> None:
+    """Search for the best model over freeze depth, learning rate and whatever the recipe names."""
+    with output(json) as out:
+        from tlray import config, road
+
+        settings = config.load(recipe, overrides or [])
+        with out.watch() as show, show.step(f"Search {settings.run_uri}", quiet_start=True):
+            out.result = road.tune(settings, show, verbose(context))
+        out.say(trials_table(out.result))
+        _tell(out, settings.name)
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or s3:// URI of a run.")],
+    json: Json = False,
+) -> None:
+    """Write the report of a run anew."""
+    with output(json) as out:
+        from tlray.report import write
+
+        out.result = {"run": run, "report": write(run)}
+        out.say(out.result["report"])
+
+
+def quickstart(
+    context: typer.Context,
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[FOLDER]", help="Your labelled pictures; else a sample is drawn.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="The same as FOLDER.")] = None,
+    work: Annotated[str, typer.Option(help="Folder that everything is written to.")] = "tlray-quickstart",
+    json: Json = False,
+) -> None:
+    """The whole road once: ingest, search, promote, serve, ask. Under 5 minutes on two cores."""
+    with output(json) as out:
+        from tlray import quickstart as road
+
+        out.result = road.run(data or folder, work, out.watch, out.say, verbose(context))
+
+
+def doctor(context: typer.Context, json: Json = False) -> None:
+    """Say what this machine and its cluster offer, and what is missing."""
+    with output(json) as out:
+        from tlray import doctor as examine
+
+        found = examine.examine(verbose(context))
+        missing = [f.name for f in found if f.ok is False]
+        out.result = {"missing": missing, "found": [f.to_dict() for f in found]}
+        out.say(examine.to_text(found))
+        required = any(f.ok is False and f.required for f in found)
+    if required:
+        raise typer.Exit(1)
+
+
+def trials_table(found: dict[str, Any]) -> str:
+    """All trials of a search, best first."""
+    from tlray.progress import duration, settings, table
+
+    goal, trials = found.get("goal", {}), found.get("trials", [])
+    upside = -1 if goal.get("direction", "max") == "max" else 1
+    ranked = sorted(trials, key=lambda t: (t.get("best") is None, upside * (t.get("best") or 0)))
+    rows = [
+        [
+            "*" if t["id"] == found.get("best") else "",
+            str(t["id"]),
+            settings(t["params"]),
+            f"{t['best']:.4f}" if t.get("best") is not None else "-",
+            str(t["epochs"]),
+            duration(t["seconds"]) if t.get("seconds") is not None else "-",
+            t["status"],
+        ]
+        for t in ranked
+    ]
+    return table(["", "trial", "settings", goal.get("name", "best"), "epochs", "time", "status"], rows)
+
+
+def _tell(out: Any, name: str) -> None:
+    found = out.result
+    out.say(f"model       {found['bundle']}")
+    out.say(f"validation  {metrics(found['evaluation'])}")
+    out.say(f"report      {found['report']}")
+    out.say(f"next        tlray promote {found['run']} {name}")
+
+
+def _splits(splits: dict[str, int]) -> str:
+    return ", ".join(f"{split} {rows}" for split, rows in splits.items())

@@ -1,0 +1,223 @@
+"""Verbs that use a model: evaluate, predict, promote, rollback, models, serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from tlray.cli.output import Json, Models, metrics, output, verbose
+
+Ref = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle, a run, or a model's name (pets, pets@2).")
+]
+BATCH_SIZE = 64
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def add(app: typer.Typer) -> None:
+    """Put the verbs of this file on the command line."""
+    for verb in (evaluate, predict, promote, rollback, models, serve):
+        app.command()(verb)
+
+
+def evaluate(
+    context: typer.Context,
+    bundle: Ref,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A data set that `tlray ingest` made.")],
+    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    to: Annotated[str | None, typer.Option("--out", help="JSON file for every row's prediction.")] = None,
+    models: Models = "models",
+    json: Json = False,
+) -> None:
+    """Metrics of a model on a split, each row counted once."""
+    with output(json) as out:
+        from tlray import road, runtime, storage
+        from tlray.dataset import Dataset
+
+        uri = road.bundle_of(bundle, models)
+        Dataset.open(data).group_rows(split)  # a wrong place or split is told before anything slow starts
+        runtime.prepare(verbose(context))
+        from tlray.evaluate import evaluate as run
+
+        with (
+            out.watch() as show,
+            show.step(f"Evaluate {uri}", quiet_start=True),
+            runtime.session(verbose(context)),
+        ):
+            found = run(uri, storage.absolute(data), split, show.progress)
+        if to is not None:
+            storage.write_json(to, found)
+        out.result = {
+            "bundle": uri, "data": data, "split": split, "rows": len(found["rows"]),
+            "metrics": found["metrics"], "seconds": found["seconds"], "out": to,
+        }  # fmt: skip
+        out.say(f"{split}, {len(found['rows'])} pictures")
+        for name, value in found["metrics"].items():
+            out.say(f"  {name:<20} {value:.6f}")
+
+
+def predict(
+    context: typer.Context,
+    bundle: Ref,
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Pictures, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="Labels to print for each picture.")] = 3,
+    models: Models = "models",
+    json: Json = False,
+) -> None:
+    """Predict pictures. One that is no picture is named, and the exit code is 2."""
+    with output(json) as out:
+        from tlray import road, runtime, storage
+        from tlray.errors import PictureError
+
+        uri = road.bundle_of(bundle, models)
+        places = list(_pictures(files))
+        runtime.prepare(verbose(context))
+        from tlray.predict import Predictor
+
+        predictor, answers, bad = Predictor(uri), [], []
+        for first in range(0, len(places), BATCH_SIZE):
+            part = places[first : first + BATCH_SIZE]
+            found = predictor.predict([storage.read_bytes(place) for place in part], on_error="return")
+            for place, one in zip(part, found, strict=True):
+                if isinstance(one, PictureError):
+                    bad.append((place, one))
+                    answers.append({"file": place, "error": {"reason": one.kind, "detail": str(one)}})
+                else:
+                    answers.append({"file": place, **one})
+                    out.say(f"{place}  {_short(one, top)}")
+        out.result = {"bundle": uri, "predictions": answers}
+        if bad:
+            out.emit()
+            place, error = bad[0]
+            more = f" (and {len(bad) - 1} more of {len(places)} files)" if len(bad) > 1 else ""
+            raise PictureError(error.kind, f"{place}: {error}{more}")
+
+
+def promote(
+    source: Annotated[str, typer.Argument(metavar="RUN|BUNDLE", help="A run (its best), or a bundle.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in the registry.")],
+    models: Models = "models",
+    json: Json = False,
+) -> None:
+    """Copy a model into the registry as NAME@n and make it live."""
+    with output(json) as out:
+        from tlray import registry, road
+
+        uri = road.bundle_of(source, models)
+        version = registry.promote(uri, models, name)
+        kept = registry.resolve(models, name)[0]
+        out.result = {"name": name, "version": version, "bundle": kept, "from": uri}
+        out.say(f"{name}@{version} is live")
+        out.say(f"next        tlray serve {name}" + ("" if models == "models" else f" --models {models}"))
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in the registry.")],
+    models: Models = "models",
+    json: Json = False,
+) -> None:
+    """Make the version live that was live before."""
+    with output(json) as out:
+        from tlray import registry
+
+        version = registry.rollback(models, name)
+        out.result = {"name": name, "version": version}
+        out.say(f"{name}@{version} is live")
+
+
+def models(models: Models = "models", json: Json = False) -> None:
+    """List the registry."""
+    with output(json) as out:
+        from tlray import registry
+        from tlray.progress import table
+
+        found = registry.list_models(models)
+        out.result = {
+            "models": [
+                {"name": m.name, "live": m.live, "versions": list(m.versions), "metrics": m.metrics}
+                for m in found
+            ]
+        }
+        rows = [
+            [m.name, str(m.live), ", ".join(map(str, m.versions)), metrics(m.metrics or {})] for m in found
+        ]
+        headings = ["name", "live", "versions", "metrics of the live one"]
+        out.say(table(headings, rows) if rows else f"{models}: empty")
+
+
+def serve(
+    context: typer.Context,
+    refs: Annotated[list[str], typer.Argument(metavar="NAME|BUNDLE...", help="Models to serve.")],
+    host: Annotated[str | None, typer.Option(help="127.0.0.1; 0.0.0.0: from everywhere.")] = None,
+    port: Annotated[int | None, typer.Option(help="8000; 0: any free one.")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Of each model: 1.")] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="More than the minimum: autoscaling.")] = None,
+    max_batch_size: Annotated[int | None, typer.Option(help="Pictures in one pass of the model.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
+    config: Annotated[str | None, typer.Option(help="A recipe whose serve: settings hold.")] = None,
+    models: Models = "models",
+    json: Json = False,
+) -> None:
+    """Serve models over HTTP until Ctrl-C."""
+    with output(json) as out:
+        from tlray import config as settings
+        from tlray import runtime
+
+        recipe = settings.load(config)
+        if min_replicas is not None and max_replicas is None:  # more than there were: no autoscaling
+            max_replicas = max(min_replicas, recipe.serve.max_replicas)
+        given = {
+            "host": host, "port": port, "min_replicas": min_replicas, "max_replicas": max_replicas,
+            "max_batch_size": max_batch_size, "cpus_per_replica": cpus, "gpus_per_replica": gpus,
+        }  # fmt: skip
+        changes = {f"serve.{key}": value for key, value in given.items() if value is not None}
+        serving = recipe.override(changes, "command line").serve
+        runtime.prepare(verbose(context))
+        from tlray.serve import deploy
+
+        served = deploy.resolve(refs, models)
+        with out.watch() as show, show.step("Start the server"):
+            server = deploy.start(served, serving, verbose=verbose(context))
+        with server:
+            keys = [one.key for one in server.models]
+            out.result = {"url": server.url, "models": keys}
+            out.say(f"serving {', '.join(keys)} at {server.url}; its page: {server.url}/docs; Ctrl-C ends it")
+            for one in server.models:
+                out.say(f"  {curl(server.url, one.key)}")
+            out.emit()
+            server.wait()
+
+
+def curl(url: str, name: str, file: str = "PICTURE.jpg") -> str:
+    """The line that asks the endpoint once."""
+    return f"curl -H 'Content-Type: image/jpeg' --data-binary @{file} {url}/v1/models/{name}/predict"
+
+
+def _pictures(files: list[str]) -> Iterator[str]:
+    """Files as they are, folders as the pictures below them. Raises DataError for what is not there."""
+    from tlray import storage
+    from tlray.errors import DataError
+
+    for file in files:
+        if not storage.exists(file):
+            raise DataError(f"{file}: not found; accepted: pictures, or folders of them")
+        if not storage.is_dir(file):
+            yield file
+            continue
+        inside = [f.path for f in storage.walk(file) if f.path.lower().endswith(SUFFIXES)]
+        if not inside:
+            raise DataError(f"{file}: holds no picture; accepted: files ending in {', '.join(SUFFIXES)}")
+        yield from (storage.join(file, *path.split("/")) for path in inside)
+
+
+def _short(prediction: dict[str, Any], top: int) -> str:
+    """A prediction in a line: its most probable labels, or whatever else the task gives."""
+    import json
+
+    labels = prediction.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(item, dict) for item in labels):
+        return json.dumps(prediction)
+    return "  ".join(f"{item['label']} {item['probability']:.4f}" for item in labels[:top])

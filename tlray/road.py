@@ -1,0 +1,127 @@
+"""The verbs that are more than one call, for the command line, the quickstart and notebooks alike.
+
+A run of `train` or `tune` ends with the winner's evaluation on the validation split and the report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from tlray import runtime, storage
+from tlray.config import Config
+from tlray.errors import BundleError, ConfigError, DataError
+from tlray.progress import Display
+
+MANIFEST = "manifest.json"
+EVALUATION = "evaluation.json"
+
+
+def ingest(
+    source: str,
+    target: str,
+    show: Display,
+    verbose: bool = False,
+    session: contextlib.ExitStack | None = None,
+    **settings: Any,
+) -> Any:
+    """`tlray.ingest.ingest` with Ray started only once source and settings are known to be sound.
+
+    ``session``: the Ray session lives in this stack and outlasts the call.
+    """
+    runtime.prepare(verbose)
+    from tlray.ingest import ingest as run
+
+    with contextlib.ExitStack() as own:
+        stack = own if session is None else session
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "list":  # all checks are behind us, and Ray is needed next
+                stack.enter_context(runtime.session(verbose))
+            show.progress(stage, done, total)
+
+        return run(source, target, progress=progress, **settings)
+
+
+def train(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]:
+    """Train, evaluate, report: the result of `train.fit`, and ``evaluation`` (metrics) and ``report``."""
+    check(config)
+    config = placed(config)
+    runtime.prepare(verbose)
+    from tlray import train as training
+
+    training.check(config)
+    show.begin()
+    with runtime.session(verbose), runtime.events(show.event) as emit:
+        found = training.fit(config, emit)
+        return found | conclude(config, found["bundle"], show)
+
+
+def tune(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]:
+    """Search, evaluate the winner, report: ``bundle``, ``trials``, ``best``, ``evaluation``, ``report``."""
+    check(config)
+    config = placed(config)
+    runtime.prepare(verbose)
+    from tlray import search
+    from tlray import train as training
+
+    training.check(config)
+    show.begin()
+    with runtime.session(verbose):
+        result = search.tune(config, show.event)
+        story = storage.read_json(storage.join(config.run_uri, "trials.json"))
+        found = {"run": config.run_uri, "bundle": result.bundle, **story}
+        return found | conclude(config, result.bundle, show)
+
+
+def check(config: Config) -> None:
+    """What can be told wrong without torch or Ray, whose imports take seconds."""
+    from tlray import track
+
+    if not config.data.uri:
+        raise ConfigError(
+            "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
+        )
+    if not storage.exists(config.data.uri):
+        raise DataError(
+            f"data.uri = {config.data.uri!r}: not found; accepted: the folder or s3:// URI that "
+            "`tlray ingest` made"
+        )
+    track.check(config)
+
+
+def placed(config: Config) -> Config:
+    """URIs as Ray's workers, who have working directories of their own, can use them."""
+    places = {"runs": storage.absolute(config.runs), "data.uri": storage.absolute(config.data.uri)}
+    weights = config.model.weights
+    if weights.endswith(".safetensors") and not weights.startswith("hf-hub:"):
+        places["model.weights"] = storage.absolute(weights)
+    return config.override(places)
+
+
+def conclude(config: Config, bundle: str, show: Display) -> dict[str, Any]:
+    """Leave evaluation.json of the validation split and report.html in the run's folder."""
+    from tlray import report
+    from tlray.evaluate import evaluate
+
+    found = evaluate(bundle, config.data.uri, config.data.validation_split, show.progress)
+    storage.write_json(storage.join(config.run_uri, EVALUATION), found)
+    return {"evaluation": found["metrics"], "report": report.write(config.run_uri)}
+
+
+def bundle_of(ref: str, models: str) -> str:
+    """URI of the bundle that a bundle, a run (its best) or a name of the registry means.
+
+    Raises RegistryError for an unknown name, BundleError where a place holds no bundle.
+    """
+    for uri in (ref, storage.join(ref, "best")):
+        if storage.exists(storage.join(uri, MANIFEST)):
+            return uri
+    if "/" in ref or storage.exists(ref):
+        raise BundleError(
+            f"{ref}: no bundle there ({MANIFEST} is missing); accepted: a bundle, the folder of a finished "
+            "run, or a model's name"
+        )
+    from tlray import registry
+
+    return str(registry.resolve(models, ref)[0])

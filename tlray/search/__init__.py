@@ -1,0 +1,19 @@
+"""Search: many trials of one configuration, the best one's bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tlray.config import Config
+    from tlray.search.tune import SearchResult
+
+__all__ = ["tune"]
+
+
+def tune(config: Config, emit: Callable[[dict[str, Any]], None] | None = None) -> SearchResult:
+    """Run or go on with the search of this name; see `tlray.search.tune.run`."""
+    from tlray.search.tune import run
+
+    return run(config, emit)

@@ -1,0 +1,131 @@
+"""Which trial comes next: unfinished ones first, then what Optuna or the grid proposes, none of it twice."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from tlray.config import Config
+from tlray.search.space import Params, Space, trial_id
+from tlray.search.trials import Table
+
+TRIES = 30  # proposals that were there already, before a trial is taken from the rest of the space
+SCORE = "score"  # the metric under which Tune, its scheduler and the sampler know the goal
+
+
+class Sampler(Searcher):
+    """A Ray Tune searcher around Ray's OptunaSearch, with a memory: the table of trials.
+
+    Tune's own would propose a combination again (TPE does so often among few choices) and knows
+    nothing of trials from before a restart. ``trial`` makes what a Trainable gets from settings.
+    """
+
+    def __init__(self, config: Config, space: Space, table: Table) -> None:
+        super().__init__(metric=SCORE, mode=table.goal.direction)
+        self.config, self.space, self.table = config, space, table
+        self.queue: list[Params] = [row["params"] for row in table.waiting()]
+        inside = [row for row in table.rows.values() if not row.get("outside")]
+        wanted = space.size or config.search.num_trials
+        if config.search.sampler != "grid":
+            wanted = min(config.search.num_trials, space.size or config.search.num_trials)
+        self.fresh = max(0, wanted - len(inside))
+        self.given = {row["id"] for row in table.rows.values()}
+        self.inner = _optuna(config, space, table) if self.fresh and config.search.sampler != "grid" else None
+        self.asked: dict[str, str] = {}  # Tune's id of a trial -> the inner sampler's
+        self.running: dict[str, Params] = {}
+        self._rng = random.Random(config.seed)
+
+    @property
+    def num_left(self) -> int:
+        """Trials still to be proposed."""
+        return len(self.queue) + self.fresh
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
+        """Metric and mode are those of the task already."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """Settings of the next trial, or the mark that there is none."""
+        params = self._next(trial_id)
+        if params is None:
+            return Searcher.FINISHED
+        self.running[trial_id] = params
+        return trial_settings(self.config, params)
+
+    def _next(self, tune_id: str) -> Params | None:
+        if self.queue:
+            return self.queue.pop(0)
+        if not self.fresh:
+            return None
+        self.fresh -= 1
+        for number in range(TRIES):
+            if self.inner is None:
+                break
+            key = f"{tune_id}-{number}"
+            params = self.space.decode(self.inner.suggest(key))
+            if trial_id(params) not in self.given:
+                self.given.add(trial_id(params))
+                self.asked[tune_id] = key
+                return params
+            self.inner.on_trial_complete(key, error=True)  # had it: tells the sampler nothing new
+        rest = [p for p in self.space.product() if trial_id(p) not in self.given] if self.space.size else []
+        if not rest:
+            return None
+        params = rest[0] if self.inner is None else self._rng.choice(rest)
+        self.given.add(trial_id(params))
+        return params
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Only what a trial came to counts."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the sampler what a trial came to: its best epoch, early-stopped ones too."""
+        params = self.running.pop(trial_id, None)
+        failed = error or result is None or "failed" in result
+        if params is None or self.inner is None:
+            return
+        key = self.asked.pop(trial_id, None)
+        if key is not None:
+            self.inner.on_trial_complete(key, None if failed else result, error=failed)
+        elif not failed and result is not None:
+            self.inner.add_evaluated_point(self.space.encode(params), result[SCORE])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune wants a file; ours is trials.json."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never asked for."""
+
+
+def trial_settings(config: Config, params: Params) -> dict[str, Any]:
+    """What a Trainable gets: the trial's id and its whole configuration, its run folder RUN/trials/ID."""
+    id_ = trial_id(params)
+    own = {"name": id_, "runs": f"{config.run_uri}/trials"}
+    trial = config.override({**params, **own}, f"trial {id_}")
+    return {"id": id_, "params": params, "tree": trial.model_dump_json()}
+
+
+def _optuna(config: Config, space: Space, table: Table) -> Any:
+    """Ray's OptunaSearch, seeded, told of every trial that is over."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    inner: Any = OptunaSearch(
+        space=space.distributions(),
+        metric=SCORE,
+        mode=table.goal.direction,
+        sampler=kinds[config.search.sampler](seed=config.seed),
+    )
+    for row in table.rows.values():
+        point = space.encode(row["params"])
+        if point is not None and table.over(row["id"]) and row["best"] is not None:
+            inner.add_evaluated_point(point, row["best"])
+    return inner

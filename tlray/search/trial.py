@@ -1,0 +1,223 @@
+"""One trial as Ray Tune runs it: one step is one epoch, whoever trains it.
+
+A trial of one worker trains in this process, which then takes the next trial: torch is imported once
+for all of them. A trial of several workers runs Ray Train; its epochs come back through a queue, each
+as it happens, so that the scheduler sees every one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import queue
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+
+from tlray import checkpoint, runtime, storage, train
+from tlray.config import Config, parse
+from tlray.errors import StorageError, TlrayError
+from tlray.search.sampler import SCORE
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Emit = Callable[[dict[str, Any]], None]
+ERROR = "error.txt"  # in a failed trial's folder: the whole story of what its one line says
+WORST = 1e30  # stands for "no value yet": a scheduler cannot compare NaN
+
+
+class Trial(tune.Trainable):
+    """See the module's docstring. ``threads``: what this process may use; ``emit``: where progress goes."""
+
+    def setup(  # type: ignore[override]  # as with_parameters calls it
+        self, config: dict[str, Any], emit: Emit, threads: int, direction: str
+    ) -> None:
+        """Begin the first trial of this process."""
+        self._emit, self._threads = emit, threads
+        self._worst = -WORST if direction == "max" else WORST
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End a trial and begin the next one in the same process."""
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Called when the trial is over and this process is not needed any more."""
+        self._end()
+
+    def _begin(self, settings: dict[str, Any]) -> None:
+        self._id = settings["id"]
+        self._config: Config = parse(_tree(settings["tree"]), f"trial {self._id}")
+        # What happened before an interruption is told again, so that the scheduler judges the whole curve.
+        self._past = deque(story(self._config.run_uri))
+        self._last: Record | None = None
+        self._team: Team | None = None
+        self._records: Iterator[Record] | None = None
+
+    def _end(self) -> None:
+        records, self._records = self._records, None
+        team, self._team = self._team, None
+        if team is not None:
+            team.stop()
+        close = getattr(records, "close", None)
+        if close is not None:
+            close()
+        del records, close
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """Progress inside an epoch; epochs themselves go through Tune."""
+        if event.get("kind") in ("step", "start"):
+            self._emit({**event, "kind": f"trial_{event['kind']}", "id": self._id})
+
+    def _train(self) -> Iterator[Record]:
+        config = self._config
+        storage.write_json(storage.join(config.run_uri, "config.json"), config.model_dump(mode="json"))
+        if config.scale.num_workers > 1:
+            self._team = Team(config, self._tell)
+            return self._team.records()
+        return train.epochs(config, config.run_uri, train.Solo(self._threads), self._tell)
+
+    def step(self) -> dict[str, Any]:
+        """One epoch. What goes wrong in the trial ends the trial, and neither this process nor the search."""
+        try:
+            return self._step()
+        except Exception as error:
+            # The boundary of a trial: whatever it is, it is written down, and the search goes on.
+            reason = one_line(error, self._config)
+            with contextlib.suppress(StorageError):
+                text = "".join(traceback.format_exception(error))
+                storage.write_bytes(storage.join(self._config.run_uri, ERROR), text.encode())
+            error.__traceback__ = None  # holds the loop's tensors
+            self._end()
+            return {"epoch": 0, SCORE: self._worst, "failed": reason, "done": True}
+
+    def _step(self) -> dict[str, Any]:
+        if self._past:
+            return self._result(self._past.popleft(), again=True)
+        if self._records is None:
+            self._records = self._train()
+        for record in self._records:
+            if self._last is None or record["epoch"] > self._last["epoch"]:
+                return self._result(record)
+        # No more: it stopped itself early, or had ended before an interruption.
+        assert self._last is not None, "a training without an epoch"
+        return {**self._result(self._last, again=True), "ended": True, "done": True}
+
+    def _result(self, record: Record, again: bool = False) -> dict[str, Any]:
+        self._last = record
+        ended = record["epoch"] >= self._config.train.epochs
+        if ended and self._records is not None:
+            deque(self._records, maxlen=0)  # let it close what it has open
+        # The best so far is what the trial would deliver, so that is what trials are compared by.
+        best = record["best"]
+        score = self._worst if best is None or not math.isfinite(best) else best
+        return {
+            "epoch": record["epoch"], SCORE: score, "record": record,
+            "again": again, "ended": ended, "done": ended,
+        }  # fmt: skip
+
+
+class Team:
+    """Ray Train in a thread of this process; its epochs as an iterator; an end that frees what it holds."""
+
+    def __init__(self, config: Config, emit: Emit) -> None:
+        self._config, self._emit = config, emit
+        self._inbox: queue.Queue[Record | BaseException | None] = queue.Queue()
+        self._groups: set[str] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._fit, name="tlray-team", daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        end: BaseException | None = None
+        try:
+            with runtime.events(self._hear) as tell:
+                train.fit(self._config, FromWorker(tell))
+        except BaseException as error:
+            end = error
+        self._over.set()
+        self._inbox.put(end)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        self._groups.add(event.pop("group"))
+        if event["kind"] == "epoch":
+            self._inbox.put(event)
+        else:
+            self._emit(event)
+
+    def records(self) -> Iterator[Record]:
+        """One a epoch, as it ends."""
+        while (item := self._inbox.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def stop(self) -> None:
+        """End the workers now and free their resources.
+
+        Ray Train ends with its owner, this process, which Tune ends next; but its placement group is
+        freed by another actor that looks for the controller through the State API: late, and never where
+        the dashboard is off (github.com/ray-project/ray/issues/54305). So it is removed here.
+        """
+        if self._over.is_set():
+            return
+        for group in self._groups - {""}:
+            with contextlib.suppress(Exception):  # gone already: that is what was wanted
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+
+
+class FromWorker:
+    """Adds to an event the placement group of the worker that it comes from."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        group = get_current_placement_group()
+        self._emit({**event, "group": group.id.hex() if group is not None else ""})
+
+
+def story(run_uri: str) -> list[Record]:
+    """Records of the epochs that a run's newest readable checkpoint has behind it."""
+    for name in reversed(checkpoint.listing(run_uri)):
+        try:
+            state = storage.read_json(storage.join(run_uri, "checkpoints", name, checkpoint.STATE))
+            return list(state["history"] or [])
+        except (StorageError, ValueError, KeyError):
+            continue  # damaged: training passes it over, too
+    return []
+
+
+def one_line(error: BaseException, config: Config) -> str:
+    """Why a trial failed."""
+    if isinstance(error, TlrayError):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return (
+            f"train.batch_size = {config.train.batch_size} with {config.model.backbone} and freeze = "
+            f"{config.model.freeze!r}: does not fit into GPU memory; accepted: a smaller batch"
+        )
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1][:300] if lines else 'no reason given'}"
+
+
+def _tree(text: str) -> dict[str, Any]:
+    import json
+
+    tree: dict[str, Any] = json.loads(text)
+    return tree

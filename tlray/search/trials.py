@@ -1,0 +1,238 @@
+"""The table of a search's trials: ``RUN/trials.json``, the only state that a search goes on from.
+
+Why not ``Tuner.restore``: its state is a pickle bound to one storage path, it starts all unfinished
+trials from Tune's own checkpoints, and it cannot take a changed space. Here a trial is its settings
+(its id is a hash of them), its folder resumes by itself, and this file says which are over.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from tlray import storage
+from tlray.config import Config
+from tlray.errors import ConfigError, StorageError
+from tlray.search.space import Params, Space
+from tlray.tasks.base import Goal
+
+log = logging.getLogger(__name__)
+
+TRIALS, BEST, CHECKPOINTS, MANIFEST = "trials.json", "best", "checkpoints", "manifest.json"
+OVER = ("finished", "stopped")  # never run again; a failed one is, when the search is
+Row = dict[str, Any]
+
+# What may differ when a search goes on: it alters no trial's result.
+FREE = (
+    "name", "runs", "models", "search", "serve", "track", "data.uri", "data.cache_mb", "data.test_split",
+    "scale.cpus_per_worker", "scale.gpus_per_worker", "scale.max_failures",
+    "train.keep_checkpoints", "train.checkpoint_every_steps",
+)  # fmt: skip
+
+
+class Table:
+    """All trials of a search, written after each change, whole or not at all."""
+
+    def __init__(self, config: Config, space: Space, goal: Goal, fingerprint: str) -> None:
+        """Open the search of this name or begin it. Raises ConfigError where it was another search."""
+        self.run_uri, self.goal, self.fingerprint, self.space = config.run_uri, goal, fingerprint, space
+        self.rows: dict[str, Row] = {}
+        self.notes: list[str] = []
+        self._lock = threading.Lock()
+        uri = storage.join(self.run_uri, TRIALS)
+        if storage.exists(uri):
+            stored = storage.read_json(uri)
+            self._compare(stored, config)
+            self.rows = {row["id"]: row for row in stored["trials"]}
+            self._mark_outside()
+        elif storage.exists(storage.join(self.run_uri, "metrics.json")):
+            raise ConfigError(f"name = {config.name!r}: {self.run_uri} is a training; accepted: a new name")
+        storage.write_json(storage.join(self.run_uri, "config.json"), config.model_dump(mode="json"))
+        self.write()
+        self.tidy()
+
+    def _compare(self, stored: Mapping[str, Any], config: Config) -> None:
+        advice = f"accepted: the old value, or a new name than {config.name!r}"
+        if stored.get("fingerprint") != self.fingerprint:
+            raise ConfigError(
+                f"data.uri = {config.data.uri!r}: not the data that this search began with; {advice}"
+            )
+        before = storage.read_json(storage.join(self.run_uri, "config.json"))
+        old, new = _flat(before), _flat(config.model_dump(mode="json"))
+        free = (*FREE, *before["search"]["space"], *config.search.space)
+        for key in sorted(set(old) | set(new)):
+            if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free):
+                raise ConfigError(
+                    f"{key} = {new.get(key)!r}: this search began with {old.get(key)!r}, and its "
+                    f"trials would not compare; {advice}"
+                )
+
+    def _mark_outside(self) -> None:
+        outside = []
+        for row in self.rows.values():
+            row.pop("outside", None)
+            if self.space.encode(row["params"]) is None:
+                row["outside"] = True
+                outside.append(row["id"])
+                if row["status"] == "running":  # nobody asked for it any more
+                    row.update(status="stopped", reason="outside the changed search space")
+        if outside:
+            self.notes.append(
+                f"{len(outside)} earlier trials lie outside the changed search space; they stay in the table "
+                f"and may win: {', '.join(outside)}"
+            )
+
+    # ---- what happened
+
+    def start(self, id_: str, params: Params) -> None:
+        """A trial runs (again)."""
+        old = self.rows.get(id_, {})
+        self.rows[id_] = {
+            "id": id_, "params": params, "status": "running", "epochs": 0, "best": None,
+            "curve": [], "seconds": old.get("seconds", 0.0), "bundle": None,
+        }  # fmt: skip
+        self.write()
+
+    def epoch(self, id_: str, record: Mapping[str, Any]) -> bool:
+        """An epoch of a trial; False where it is known already (Ray started the trial anew)."""
+        row = self.rows[id_]
+        if any(point["epoch"] == record["epoch"] for point in row["curve"]):
+            return False
+        shown = ("epoch", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
+        row["curve"].append({name: _finite(record[name]) for name in shown if name in record})
+        row["epochs"] = len(row["curve"])
+        row["seconds"] = record["seconds"]
+        goal = record["goal"]
+        if self.goal.better(goal, row["best"]) and math.isfinite(goal):
+            row["best"] = goal
+        self.write()
+        return True
+
+    def end(self, id_: str, status: str, reason: str | None = None) -> Row:
+        """A trial is over; what it no longer needs on disk goes."""
+        row = self.rows[id_]
+        row["status"] = status
+        if reason is not None:
+            row["reason"] = reason
+        row["bundle"] = storage.join(self.folder(id_), BEST) if row["best"] is not None else None
+        self.write()
+        self.tidy()
+        return row
+
+    # ---- what is known
+
+    def folder(self, id_: str) -> str:
+        """A trial's run folder."""
+        return storage.join(self.run_uri, "trials", id_)
+
+    @property
+    def best(self) -> Row | None:
+        """The best trial that is over; of equals the earlier one."""
+        best: Row | None = None
+        for row in self.rows.values():
+            usable = row["status"] in OVER and row["best"] is not None and row["bundle"]
+            if usable and (best is None or self.goal.better(row["best"], best["best"])):
+                best = row
+        return best
+
+    def over(self, id_: str) -> bool:
+        """Whether a trial has its result."""
+        return id_ in self.rows and self.rows[id_]["status"] in OVER
+
+    def waiting(self) -> list[Row]:
+        """Trials to run before any new one: those that were under way, and those that failed, once more."""
+        rows = [row for row in self.rows.values() if row["status"] not in OVER and not row.get("outside")]
+        return sorted(rows, key=lambda row: row["status"] == "failed")
+
+    def write(self) -> None:
+        """Put the table on storage."""
+        with self._lock:
+            best = self.best
+            storage.write_json(
+                storage.join(self.run_uri, TRIALS),
+                {
+                    "goal": {"name": self.goal.name, "direction": self.goal.direction},
+                    "trials": list(self.rows.values()),
+                    "best": best["id"] if best else None,
+                    "fingerprint": self.fingerprint,
+                    "notes": self.notes,
+                    "stages": self.stages(),
+                },
+            )
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Seconds by stage, all trials together."""
+        total: dict[str, float] = {}
+        for row in self.rows.values():
+            for name, seconds in row.get("stages", {}).items():
+                total[name] = total.get(name, 0.0) + seconds
+        return [{"name": name, "seconds": seconds} for name, seconds in total.items()]
+
+    # ---- disk
+
+    def tidy(self) -> None:
+        """Delete checkpoints of trials that are over, and all their bundles but the best one's.
+
+        So a search needs room for one bundle and for the trials under way, however many trials it has.
+        Comes after the table was written: a kill in between leaves too much, never too little.
+        """
+        best = self.best
+        changed = False
+        for row in self.rows.values():
+            if row["status"] not in OVER or row.get("tidy"):
+                continue
+            folder = self.folder(row["id"])
+            if "stages" not in row:
+                row["stages"] = _stages(folder)
+            _drop(storage.join(folder, CHECKPOINTS))
+            if row is not best:
+                if row["bundle"] is not None:
+                    row["bundle"], changed = None, True
+                _drop(storage.join(folder, BEST))
+                row["tidy"] = True
+        if changed:
+            self.write()
+
+    def publish(self, row: Row) -> str:
+        """Put the winner's bundle and story at RUN/best and RUN/metrics.json; the bundle's URI."""
+        target, folder = storage.join(self.run_uri, BEST), self.folder(row["id"])
+        if row["bundle"] != target:
+            with storage.publish(target, MANIFEST) as staging:
+                storage.download(row["bundle"], staging)
+            story = storage.read_json(storage.join(folder, "metrics.json"))
+            storage.write_json(storage.join(self.run_uri, "metrics.json"), {**story, "stages": []})
+            row["bundle"] = target
+            self.write()
+        _drop(storage.join(folder, BEST))
+        return target
+
+
+def _stages(folder: str) -> dict[str, float]:
+    try:
+        stages = storage.read_json(storage.join(folder, "metrics.json"))["stages"]
+    except (StorageError, KeyError, ValueError):
+        return {}
+    return {stage["name"]: stage["seconds"] for stage in stages}
+
+
+def _drop(uri: str) -> None:
+    if storage.exists(uri):
+        storage.delete(uri)
+
+
+def _finite(value: Any) -> Any:
+    """NaN is no JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out

@@ -1,0 +1,321 @@
+"""The search: Ray Tune over trials of one configuration, and what is left when it is over.
+
+A trial is a training run in RUN/trials/ID. A search that was killed and is run again by the same name
+reads RUN/trials.json (see trials.py), goes on with trials that were under way and proposes new ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from tlray import runtime, storage, train
+from tlray.config import Choice, Config
+from tlray.dataset import Dataset
+from tlray.errors import ConfigError, RunError
+from tlray.search import space as spaces
+from tlray.search.sampler import SCORE, Sampler
+from tlray.search.trial import WORST, Trial
+from tlray.search.trials import Row, Table
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[dict[str, Any]], None]
+THREADS = 4  # of a CPU trial where scale.cpus_per_worker is auto: many small trials use cores better
+BUILT = ("model.", "input.", "task.", "train.batch_size")  # choices that show only when a model is built
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard of Tune's own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search and not as if it were finished
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to; ``trials`` as in trials.json."""
+
+    run: str
+    bundle: str
+    best: str  # the winner's id
+    params: dict[str, Any]
+    goal: str
+    value: float
+    epochs: int  # over all trials
+    seconds: float  # of this start
+    trials: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def run(config: Config, emit: Emit | None = None) -> SearchResult:
+    """Run the search of this name, or go on with it: trials that are over are never run again.
+
+    ``emit`` gets ``search_start``, ``trial_start``, ``trial_step``, ``trial_epoch``, ``trial_end`` and
+    ``note`` events. Leaves trials.json, config.json, metrics.json and best (the winner's bundle) in the
+    run's folder, and each trial's story in trials/ID. Raises TlrayError; RunError where every trial failed.
+    """
+    began = time.perf_counter()
+    tell = emit or _silent
+    config = _placed(config)
+    space = spaces.build(config)
+    task = train.check(config)
+    _check_choices(config, space)
+    table = Table(config, space, task.goal, Dataset.open(config.data.uri).fingerprint)
+    for note in table.notes:
+        log.warning("%s", note)
+        tell({"kind": "note", "run": config.run_uri, "text": note})
+    if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
+        log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
+    sampler = Sampler(config, space, table)
+    if sampler.num_left:
+        with runtime.session(), runtime.events(tell) as from_workers:
+            _search(config, sampler, table, tell, from_workers)
+    best = table.best
+    if best is None:
+        reason = next((row["reason"] for row in table.rows.values() if "reason" in row), "none was run")
+        raise RunError(f"{config.run_uri}: all {len(table.rows)} trials failed; the first: {reason}")
+    bundle = table.publish(best)
+    return SearchResult(
+        run=config.run_uri,
+        bundle=bundle,
+        best=best["id"],
+        params=best["params"],
+        goal=task.goal.name,
+        value=best["best"],
+        epochs=sum(row["epochs"] for row in table.rows.values()),
+        seconds=time.perf_counter() - began,
+        trials=list(table.rows.values()),
+        notes=table.notes,
+    )
+
+
+def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_workers: Emit) -> None:
+    """Ray Tune, quiet, its own state in a folder that goes when it is over."""
+    room = fit_in(config)
+    sampler.config = config.override(
+        {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
+    )
+    workers = config.scale.num_workers
+    bundle = {"CPU": room.cpus, "GPU": room.gpus} if workers == 1 else {"CPU": 0.01}
+    watch = Watch(table, tell, config.train.epochs)
+    over = sum(map(table.over, table.rows))
+    tell({
+        "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
+        "concurrent": room.concurrent, "epochs": config.train.epochs,
+    })  # fmt: skip
+    folder = tempfile.mkdtemp(prefix="tlray-search-")
+    try:
+        with _environment():
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(
+                        Trial, emit=from_workers, threads=room.cpus, direction=table.goal.direction
+                    ),
+                    tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v}]),
+                ),
+                tune_config=tune.TuneConfig(
+                    # Metric and mode stand in the sampler and the scheduler, which refuse them twice.
+                    search_alg=sampler,
+                    scheduler=_scheduler(config, table),
+                    num_samples=sampler.num_left,
+                    max_concurrent_trials=room.concurrent,
+                    reuse_actors=workers == 1,
+                    trial_name_creator=lambda trial: trial.config["id"],
+                    trial_dirname_creator=lambda trial: trial.config["id"],
+                ),
+                run_config=tune.RunConfig(
+                    name=config.name,
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[watch],
+                    # A process that dies is started again and resumes; a mistake inside it ends the trial.
+                    failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                ),
+            )
+            tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    left = [row["id"] for row in table.rows.values() if row["status"] == "running"]
+    if left:
+        raise RunError(f"{config.run_uri}: trials {', '.join(left)} did not end; run the same name again")
+
+
+class Watch(tune.Callback):
+    """What Tune tells, on the driver: into the table, and on to whoever shows progress."""
+
+    def __init__(self, table: Table, tell: Emit, epochs: int) -> None:
+        self.table, self.tell, self.epochs = table, tell, epochs
+
+    def _emit(self, kind: str, id_: str, **facts: Any) -> None:
+        self.tell({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        settings = trial.config
+        self.table.start(settings["id"], settings["params"])
+        self._emit("trial_start", settings["id"], params=settings["params"], epochs=self.epochs)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "record" not in result:
+            return
+        id_, record = trial.config["id"], result["record"]
+        if self.table.epoch(id_, record):
+            facts = {"goal_name": self.table.goal.name, "again": result["again"]}
+            self._emit("trial_epoch", id_, **{**record, **facts})
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        last = trial.last_result
+        if "failed" in last:
+            self._over(trial, "failed", last["failed"])
+        else:
+            self._over(trial, "finished" if last.get("ended") else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        died = isinstance(error, ray.exceptions.RayActorError) or not lines
+        lost = "the trial's process died (out of memory, or its machine was lost)"
+        reason = lost if died else lines[-1][:300]
+        self._over(trial, "failed", reason)
+
+    def _over(self, trial: Any, status: str, reason: str | None = None) -> None:
+        row = self.table.end(trial.config["id"], status, reason)
+        facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
+        best = self.table.best
+        self._emit(
+            "trial_end", row["id"], **facts, **({"reason": reason} if reason else {}),
+            goal_name=self.table.goal.name, winner=best["id"] if best else None,
+        )  # fmt: skip
+
+
+def _scheduler(config: Config, table: Table) -> Any:
+    """ASHA over epochs and best value so far, with the trials from before a restart on its rungs."""
+    search = config.search
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    longest = _longest(config)
+    scheduler: Any = ASHAScheduler(
+        time_attr="epoch",
+        metric=SCORE,
+        mode=table.goal.direction,
+        max_t=longest,
+        grace_period=min(search.grace_epochs, longest),
+        reduction_factor=search.reduction_factor,
+    )
+    worst = -WORST if table.goal.direction == "max" else WORST
+    for row in table.rows.values():
+        if not table.over(row["id"]):
+            continue
+        trial, best = SimpleNamespace(trial_id=row["id"]), None
+        scheduler.on_trial_add(None, trial)
+        for point in row["curve"]:
+            value = point.get(f"val_{table.goal.name}")
+            if value is not None and table.goal.better(value, best):
+                best = value
+            score = worst if best is None else best
+            scheduler.on_trial_result(None, trial, {"epoch": point["epoch"], SCORE: score})
+        scheduler.on_trial_remove(None, trial)
+    return scheduler
+
+
+def _longest(config: Config) -> int:
+    """The most epochs that any trial has."""
+    found = config.search.space.get("train.epochs")
+    if found is None:
+        return config.train.epochs
+    return int(max(found.choice) if isinstance(found, Choice) else found.high)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How the cluster is shared out among trials: what a worker gets, and how many trials at once."""
+
+    cpus: int
+    gpus: float
+    concurrent: int
+
+
+def fit_in(config: Config) -> Room:
+    """Trials at once: as many as the cluster's GPUs, or half of its CPUs, allow; the other half renders.
+
+    Raises ConfigError where not even one trial finds room.
+    """
+    scale, workers = config.scale, config.scale.num_workers
+    need = runtime.resources(scale)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    gpus = sum(float(node.get("GPU", 0)) for node in nodes)
+    largest = max(int(node.get("CPU", 0)) for node in nodes)
+    per_gpu = need.gpus_per_worker
+    by_gpu = max(1, int(gpus / (per_gpu * workers))) if per_gpu else None
+    if scale.cpus_per_worker != "auto":
+        per_cpu = need.cpus_per_worker
+    elif by_gpu:
+        per_cpu = max(1, min(largest, cpus // 2) // max(1, by_gpu * workers // len(nodes)))
+        per_cpu = min(per_cpu, need.cpus_per_worker)
+    else:
+        per_cpu = max(1, min(THREADS, largest // 2, need.cpus_per_worker))
+    by_cpu = max(1, cpus // 2 // (per_cpu * workers))
+    auto = min(by_gpu, by_cpu) if by_gpu else by_cpu
+    wanted = config.search.max_concurrent
+    return Room(per_cpu, per_gpu, auto if wanted == "auto" else wanted)
+
+
+def _check_choices(config: Config, space: spaces.Space) -> None:
+    """Each choice that decides how the model is built, tried once, the rest as it stands."""
+    for axis in space.axes:
+        if axis.values is None or not axis.key.startswith(BUILT):
+            continue
+        for value in axis.values:
+            try:
+                train.check(config.override({axis.key: value}))
+            except ConfigError as error:
+                raise ConfigError(f"search.space.{axis.key}: {value!r}: {error}") from None
+
+
+def _placed(config: Config) -> Config:
+    """URIs as processes with other working directories can use them."""
+    places = {"runs": storage.absolute(config.runs), "data.uri": config.data.uri}
+    if config.data.uri:
+        places["data.uri"] = storage.absolute(config.data.uri)
+    weights = config.model.weights
+    if weights.endswith(".safetensors") and not weights.startswith("hf-hub:"):
+        places["model.weights"] = storage.absolute(weights)
+    return config.override(places)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Settings that Tune takes from the environment only, for as long as it runs."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _silent(event: dict[str, Any]) -> None:
+    """Nobody listens."""
