@@ -16,10 +16,11 @@ PACKAGE = ROOT / "tlray"
 # Imports point to the left only. Moving a wall means changing this line, in the same step.
 # fmt: off
 ORDER = [
-    "errors", "config", "svg", "plots", "schema", "image", "storage", "dataset",
-    "stages", "weights", "backbone", "formats", "tasks", "bundle", "predict", "registry",
-    "runtime", "preflight", "sample", "ingest", "order", "stream",
-    "candidate", "checkpoint", "evaluate", "train", "search", "serve", "report", "quickstart", "cli",
+    "errors", "config", "svg", "plots", "schema", "image", "storage", "formats", "shards", "dataset",
+    "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry",
+    "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "track",
+    "candidate", "checkpoint", "evaluate", "train", "search", "serve", "report", "road", "doctor",
+    "quickstart", "cli",
 ]
 # fmt: on
 # Forbidden although the order would allow it.
@@ -28,7 +29,7 @@ APART = {
     # Serving sees the bundle and what lies below, and the Ray session; never where models come from.
     "serve": set(ORDER[ORDER.index("preflight") : ORDER.index("serve")]),
 }
-RAY = {"runtime", "ingest", "stream", "train", "evaluate", "search", "serve", "quickstart", "cli"}
+RAY = {"runtime", "ingest", "stream", "train", "search", "serve", "doctor"}
 PRINT = {"cli", "quickstart"}
 # What makes a filesystem; the code of a format walks the one it was given.
 FILESYSTEMS = {"S3FileSystem", "LocalFileSystem", "SubTreeFileSystem", "PyFileSystem", "FSSpecHandler"}

@@ -352,7 +352,7 @@ def test_paths_without_bytes(tmp_path: Path) -> None:
 def test_places_that_hold_no_data_set(tmp_path: Path, s3_uri: str) -> None:
     with pytest.raises(StorageError, match="nope: not found"):
         Dataset.open(str(tmp_path / "nope"))
-    with pytest.raises(DataError, match="no data set; accepted: .* there: nothing"):
+    with pytest.raises(DataError, match=r"no data set; accepted: .* there: nothing"):
         Dataset.open(str(tmp_path))
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(DataError, match=r"there: a\.txt"):

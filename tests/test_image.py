@@ -104,7 +104,11 @@ def test_bad_bytes_say_what_they_are(data, kind, status):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=300), st.integers(0, 600), st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]))
+@given(
+    st.binary(max_size=300),
+    st.integers(0, 600),
+    st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]),
+)
 def test_no_bytes_raise_anything_else(noise, position, kind):
     data = bytearray(picture(1, 1, (20, 16), kind))
     at = position % len(data)

@@ -60,7 +60,7 @@ def test_lanes_divide_the_batch(batch, lanes):
 
 
 def test_workers_that_cannot_share_a_batch_are_refused():
-    with pytest.raises(ConfigError, match="num_workers = 3 .* accepted: 1, 2, 4"):
+    with pytest.raises(ConfigError, match=r"num_workers = 3 .* accepted: 1, 2, 4"):
         Order([100], 64, 0, world=3)
 
 

@@ -74,7 +74,9 @@ def test_a_damaged_picture_is_named(tmp_path):
     pictures[2]["bytes"] = pictures[2]["bytes"][:300]
     import pyarrow as pa
 
-    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(pictures, table.schema.field(0).type)), path)
+    pq.write_table(
+        table.set_column(0, table.schema.field(0), pa.array(pictures, table.schema.field(0).type)), path
+    )
     with pytest.raises(DataError, match=r"row 2, train/2\.jpg.*truncated"):
         stream.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
 
@@ -89,6 +91,8 @@ def test_the_row_cache_stays_within_its_budget(uri):
 
 
 def test_a_lonely_row_is_doubled():
-    batch = stream.Batch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), {"label": torch.tensor([2])}, np.array([7]), [])
+    batch = stream.Batch(
+        torch.zeros(1, 3, 4, 4, dtype=torch.uint8), {"label": torch.tensor([2])}, np.array([7]), []
+    )
     x, targets = stream.to_device(batch, torch.device("cpu"))
     assert x.shape[0] == 2 and targets["label"].tolist() == [2, 2]

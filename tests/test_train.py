@@ -120,7 +120,7 @@ def test_mistakes_are_found_before_training(uri, tmp_path):
     for changes, error, words in [
         ({"model.backbone": "resnet10t-nanno"}, ConfigError, "resnet10t-nano"),
         ({"model.freeze": 99}, ConfigError, "model.freeze = 99"),
-        ({"data.validation_split": "holdout"}, DataError, "there are: train, validation"),
+        ({"data.validation_split": "holdout"}, DataError, "no split 'holdout'"),
         ({"scale.num_workers": 3}, ConfigError, "num_workers = 3"),
         ({"task": {"name": "classify"}}, ConfigError, "did you mean 'classification'"),
         ({"data.uri": str(tmp_path / "nowhere")}, DataError, "no data set"),

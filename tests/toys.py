@@ -41,7 +41,8 @@ def dataset(folder: Path, group_rows: int = 16, **rows: int) -> str:
         table = pa.table(
             {
                 schema.IMAGE: pa.array(
-                    [{"bytes": p, "path": f"{split}/{i}.jpg"} for i, p in enumerate(pictures)], schema.IMAGE_TYPE
+                    [{"bytes": p, "path": f"{split}/{i}.jpg"} for i, p in enumerate(pictures)],
+                    schema.IMAGE_TYPE,
                 ),
                 schema.SPLIT: [split] * count,
                 schema.ID: [f"{split}{i:05d}" for i in range(count)],

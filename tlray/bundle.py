@@ -1,6 +1,6 @@
 """The bundle, the only artefact: a folder that holds a model and all it takes to use it.
 
-    manifest.json                  task, backbone, preprocess, labels, metrics, config, checksums; written last
+    manifest.json                  task, backbone, preprocess, labels, metrics, checksums; written last
     weights.safetensors            the parameters
     golden/*, golden.safetensors   a few pictures and the model's raw outputs for them when it was saved
     README.md                      the card, for people
@@ -108,7 +108,9 @@ def save(
     """
     module = model.module
     with storage.publish(uri, MANIFEST) as folder:
-        save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS
+        )
         if beside is not None:
             beside(folder)
         if golden:
@@ -150,9 +152,7 @@ def _write_golden(folder: Path, model: Model, pictures: Sequence[bytes]) -> None
 
 
 @torch.inference_mode()
-def _outputs(
-    model: Model, pictures: Sequence[bytes], device: str | torch.device
-) -> dict[str, torch.Tensor]:
+def _outputs(model: Model, pictures: Sequence[bytes], device: str | torch.device) -> dict[str, torch.Tensor]:
     """Raw outputs by position in whatever structure the task's module returns."""
     x_BCHW = torch.from_numpy(np.stack([render(data, model.preprocess)[0] for data in pictures])).to(device)
     leaves = torch.utils._pytree.tree_leaves(model.module(x_BCHW))
@@ -162,11 +162,15 @@ def _outputs(
 def read_manifest(uri: str) -> Manifest:
     """The manifest alone, unchecked against the files. Raises BundleError."""
     if not storage.exists(storage.join(uri, MANIFEST)):
-        raise BundleError(f"{uri}: no bundle; accepted: a folder with {MANIFEST}, as training leaves in RUN/best")
+        raise BundleError(
+            f"{uri}: no bundle; accepted: a folder with {MANIFEST}, as training leaves in RUN/best"
+        )
     try:
         return Manifest.model_validate(storage.read_json(storage.join(uri, MANIFEST)))
     except (ValidationError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("file",), "msg": str(error)}
+        first = (
+            error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("file",), "msg": str(error)}
+        )
         where = ".".join(map(str, first["loc"]))
         raise BundleError(f"{uri}/{MANIFEST}: {where}: {first['msg']}; accepted: format 1") from None
 
@@ -188,7 +192,9 @@ def _verify(uri: str, folder: Path) -> Manifest:
         if _sha256(path) != expected:
             raise BundleError(f"{uri}/{name}: changed since it was saved (sha256 differs from the manifest)")
     if WEIGHTS not in manifest.checksums:
-        raise BundleError(f"{uri}/{MANIFEST}: lists no {WEIGHTS}; accepted: weights as safetensors, never a pickle")
+        raise BundleError(
+            f"{uri}/{MANIFEST}: lists no {WEIGHTS}; accepted: weights as safetensors, never a pickle"
+        )
     return manifest
 
 
@@ -202,14 +208,18 @@ def load(uri: str, device: str | torch.device = "cpu") -> tuple[Manifest, Model]
         try:
             state = load_file(folder / WEIGHTS)
         except Exception as error:  # safetensors raises its own and plain exceptions for foreign bytes
-            raise BundleError(f"{uri}/{WEIGHTS}: no safetensors file ({error}); a pickle is refused") from None
+            raise BundleError(
+                f"{uri}/{WEIGHTS}: no safetensors file ({error}); a pickle is refused"
+            ) from None
         try:
             task = tasks.load(manifest.task, origin=f"{uri}/{MANIFEST}")
             backbone = Backbone.from_spec(manifest.backbone)
             module = task.build(backbone, manifest.labels)
             module.load_state_dict(state)
         except (TlrayError, RuntimeError) as error:
-            raise BundleError(f"{uri}: does not fit this version of tlray: {str(error).splitlines()[0]}") from None
+            raise BundleError(
+                f"{uri}: does not fit this version of tlray: {str(error).splitlines()[0]}"
+            ) from None
         module.to(device).eval()
         model = Model(
             module, task, manifest.backbone, manifest.freeze_depth, manifest.preprocess, manifest.labels,
@@ -223,16 +233,20 @@ def _check_golden(uri: str, folder: Path, model: Model, device: str | torch.devi
     if not (folder / GOLDEN).is_file():
         return
     expected = load_file(folder / GOLDEN)
-    pictures = [path.read_bytes() for path in sorted((folder / "golden").iterdir(), key=lambda p: int(p.stem))]
+    pictures = [
+        path.read_bytes() for path in sorted((folder / "golden").iterdir(), key=lambda p: int(p.stem))
+    ]
     found = _outputs(model, pictures, device)
     for name, was in expected.items():
         now = found.get(name)
         scale = float(was.abs().max().clamp(min=1e-6))
-        worst = float("inf") if now is None or now.shape != was.shape else float((now - was).abs().max()) / scale
+        worst = (
+            float("inf") if now is None or now.shape != was.shape else float((now - was).abs().max()) / scale
+        )
         if not worst <= GOLDEN_TOLERANCE:
             raise BundleError(
-                f"{uri}: its golden samples give other outputs (off by {worst:.3g} of the largest; accepted: at most "
-                f"{GOLDEN_TOLERANCE}): the model is not what was saved"
+                f"{uri}: its golden samples give other outputs (off by {worst:.3g} of the largest; accepted: "
+                f"at most {GOLDEN_TOLERANCE}): the model is not what was saved"
             )
 
 

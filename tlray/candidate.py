@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from tlray.config import Config, Optim
 from tlray.image import Preprocess
 from tlray.tasks.base import Task
 
+RGB = tuple[float, float, float]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,8 +42,8 @@ def build_model(
     preprocess = Preprocess(
         size=(side, side) if isinstance(side, int) else (side[1], side[0]),
         fit=chosen.fit,
-        mean=backbone.mean,
-        std=backbone.std,
+        mean=cast(RGB, backbone.mean),
+        std=cast(RGB, backbone.std),
         interpolation="bicubic" if backbone.interpolation == "bicubic" else "bilinear",
     )
     module = task.build(backbone, labels, counts)
@@ -61,7 +62,7 @@ class Candidate:
         self.num_steps = config.train.epochs * steps_per_epoch
         module = model.module.to(device)
         if config.train.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module = module.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(module, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.forward: nn.Module = module
@@ -79,9 +80,7 @@ class Candidate:
         """Learning rate of the head at a step."""
         return self.optim.lr * schedule(step, self.num_steps, self.warmup_steps, self.optim.final_lr_ratio)
 
-    def step(
-        self, x_BCHW: torch.Tensor, targets: dict[str, Any], step: int, weight: float
-    ) -> torch.Tensor:
+    def step(self, x_BCHW: torch.Tensor, targets: dict[str, Any], step: int, weight: float) -> torch.Tensor:
         """One update; returns the batch's mean loss (scalar, detached, on the device).
 
         ``weight`` is this rank's share of the global batch times the number of ranks: gradients are
@@ -146,5 +145,7 @@ def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
         if chosen
     ]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+        return torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
+        )
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))

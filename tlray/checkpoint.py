@@ -1,4 +1,4 @@
-"""Training checkpoints: bundles that also hold the optimiser and the cursor, and finding the newest sound one.
+"""Training checkpoints: bundles that also hold the optimiser and the cursor; the newest sound one is found.
 
     RUN/checkpoints/step-00000120/    a bundle + optimizer.safetensors + state.json
 

@@ -79,7 +79,9 @@ class Model(Strict):
 
     backbone: str = "resnet10t-nano"
     weights: str = "builtin"  # builtin | timm | none | hf-hub:NAME | a local or s3:// .safetensors file
-    freeze: int | float | str = 0  # stages frozen from the input up: a count, a fraction, a stage's name, "all"
+    freeze: int | float | str = (
+        0  # stages frozen from the input up: a count, a fraction, a stage's name, "all"
+    )
     drop_rate: Share = 0.0
     drop_path_rate: Share = 0.0
 
@@ -125,6 +127,12 @@ class Choice(Strict):
 
     choice: Annotated[list[Any], Field(min_length=1)]
 
+    @field_validator("choice")
+    @classmethod
+    def numbers(cls, values: list[Any]) -> list[Any]:
+        # Where a field's type says so pydantic reads 1e-3 as a number; these have no type.
+        return [float(v) if isinstance(v, str) and _EXPONENT.fullmatch(v) else v for v in values]
+
 
 class Uniform(Strict):
     """A number between two others; ``log`` spreads it evenly over orders of magnitude."""
@@ -143,7 +151,11 @@ class Uniform(Strict):
 
 def _kind(value: Any) -> str:
     """Which of the two a value of the space means, so that a mistake is told in the words of that one."""
-    return "choice" if isinstance(value, Choice) or (isinstance(value, dict) and "choice" in value) else "uniform"
+    return (
+        "choice"
+        if isinstance(value, Choice) or (isinstance(value, dict) and "choice" in value)
+        else "uniform"
+    )
 
 
 Range = Annotated[
@@ -266,7 +278,7 @@ def parse(tree: dict[str, Any], origin: str) -> Config:
 def validate(model: type[S], tree: Any, origin: str, prefix: str = "") -> S:
     """Build any settings object from plain values; the first mistake is raised as one ConfigError."""
     try:
-        return model.model_validate(_numbers(tree))
+        return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"]]
@@ -304,12 +316,3 @@ def _set(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
         if not isinstance(head, dict):
             raise ConfigError(f"{key} ({origin}): {part!r} is a single value and has no keys below it")
     head[parts[-1]] = value
-
-
-def _numbers(value: Any) -> Any:
-    """Turn exponent notation into numbers, all over a plain tree."""
-    if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class TlrayError(Exception):
@@ -34,7 +35,7 @@ class DataError(TlrayError):
 class PictureError(DataError):
     """Bytes are no usable picture; ``kind`` names why, ``status`` is the HTTP status that says so."""
 
-    STATUS = {"not_a_picture": 415, "truncated": 400, "empty": 400, "too_many_pixels": 413}
+    STATUS: ClassVar[dict[str, int]] = {"not_a_picture": 415, "truncated": 400, "empty": 400, "too_many_pixels": 413}
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from tlray.config import Augmentation
@@ -182,8 +182,10 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             orientation = int(picture.getexif().get(_ORIENTATION, 1) or 1)
     except Image.DecompressionBombError:
-        raise PictureError("too_many_pixels", f"more than {max_pixels} pixels: accepted: at most that") from None
-    except Image.UnidentifiedImageError:
+        raise PictureError(
+            "too_many_pixels", f"more than {max_pixels} pixels: accepted: at most that"
+        ) from None
+    except UnidentifiedImageError:
         raise PictureError("not_a_picture", f"no picture: accepted: {', '.join(FORMATS)}") from None
     except Exception as error:  # a decoder's view of hostile bytes: any exception means a damaged header
         raise PictureError("truncated", f"truncated or damaged ({_first_line(error)})") from None

@@ -89,7 +89,8 @@ class Order:
         rows = self.global_batch(step)
         lane = np.arange(len(rows)) % self.lanes  # a batch starts at lane 0, whatever the step
         per_rank = self.lanes // self.world
-        return rows[lane // per_rank == rank]
+        ours: Indices = rows[lane // per_rank == rank]
+        return ours
 
 
 def share(num_rows: int, rank: int, world: int) -> Indices:

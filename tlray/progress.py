@@ -57,7 +57,7 @@ class Bar:
 
     def line(self) -> str:
         left = self.left_s()
-        parts = [self.label, f"{100 * self.share:3.0f} %", f"{self.done:g} of {self.total:g}"]
+        parts = [self.label, f"{100 * self.share:3.0f} %", f"{round(self.done, 1):g} of {self.total:g}"]
         parts += [self.note] if self.note else []
         parts += [f"{duration(left)} left"] if left is not None and self.share < 1 else []
         return "  ".join(parts)
@@ -196,10 +196,10 @@ class Display:
             if bar is None:
                 self._bars[trial] = Bar(f"      trial {trial}", total=float(event.get("epochs", 0)))
         elif kind == "trial_step" and bar is not None:
-            bar.done = bar.total * event["step"] / max(1, event["steps"])
+            bar.move(bar.total * event["step"] / max(1, event["steps"]))
             self._tell(bar, self._trials.get(trial, ""))
         elif kind == "trial_epoch" and bar is not None:
-            bar.done = event["epoch"]
+            bar.move(event["epoch"])
             if event.get("goal") is not None:
                 bar.note = f"{event.get('goal_name', 'goal')} {event['goal']:.4f}"
             self._tell(bar, self._trials.get(trial, ""))

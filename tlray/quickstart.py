@@ -28,14 +28,14 @@ def recipe(work: str, data: str, name: str) -> Config:
             "data": {"uri": data},
             "input": {"size": 64},  # what the built-in backbone was pretrained at
             "model": {"backbone": "resnet10t-nano", "weights": "builtin"},
-            "train": {"epochs": 6, "batch_size": 64},
+            "train": {"epochs": 4, "batch_size": 64},
             "search": {
                 "sampler": "grid",
                 "space": {
                     "model.freeze": {"choice": ["all", 0.6, 0]},
                     "optim.lr": {"choice": [0.003, 0.001]},
                 },
-                "grace_epochs": 2,
+                "grace_epochs": 1,
             },
             "serve": {"port": 0},
         },

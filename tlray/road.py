@@ -46,7 +46,7 @@ def ingest(
 def train(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]:
     """Train, evaluate, report: the result of `train.fit`, and ``evaluation`` (metrics) and ``report``."""
     check(config)
-    config = placed(config)
+    config = runtime.placed(config)
     runtime.prepare(verbose)
     from tlray import train as training
 
@@ -60,7 +60,7 @@ def train(config: Config, show: Display, verbose: bool = False) -> dict[str, Any
 def tune(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]:
     """Search, evaluate the winner, report: ``bundle``, ``trials``, ``best``, ``evaluation``, ``report``."""
     check(config)
-    config = placed(config)
+    config = runtime.placed(config)
     runtime.prepare(verbose)
     from tlray import search
     from tlray import train as training
@@ -88,15 +88,6 @@ def check(config: Config) -> None:
             "`tlray ingest` made"
         )
     track.check(config)
-
-
-def placed(config: Config) -> Config:
-    """URIs as Ray's workers, who have working directories of their own, can use them."""
-    places = {"runs": storage.absolute(config.runs), "data.uri": storage.absolute(config.data.uri)}
-    weights = config.model.weights
-    if weights.endswith(".safetensors") and not weights.startswith("hf-hub:"):
-        places["model.weights"] = storage.absolute(weights)
-    return config.override(places)
 
 
 def conclude(config: Config, bundle: str, show: Display) -> dict[str, Any]:

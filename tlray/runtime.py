@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tlray.config import Scale
+from tlray import storage
+from tlray.config import Config, Scale
 from tlray.errors import ConfigError, RunError
 
 log = logging.getLogger(__name__)
@@ -123,18 +124,20 @@ def _connect(verbose: bool) -> None:
 
 
 def _disconnect() -> None:
-    import sys
-
     import ray
 
-    if joined() is None and "ray.serve" in sys.modules:
-        from ray import serve
-
-        try:
-            serve.shutdown()
-        except Exception as error:  # ending: nothing may hide what ended the session
-            log.debug("Serve did not shut down: %s", error)
     ray.shutdown()
+
+
+def placed(config: Config) -> Config:
+    """The configuration with URIs that Ray's workers, who have working directories of their own, can use."""
+    places = {"runs": storage.absolute(config.runs)}
+    if config.data.uri:
+        places["data.uri"] = storage.absolute(config.data.uri)
+    weights = config.model.weights
+    if weights.endswith(".safetensors") and not weights.startswith("hf-hub:"):
+        places["model.weights"] = storage.absolute(weights)
+    return config.override(places)
 
 
 @dataclass(frozen=True)
@@ -148,15 +151,19 @@ class Resources:
 def resources(scale: Scale) -> Resources:
     """Fill in what is "auto" from the running cluster.
 
-    GPUs: one each where the cluster has as many as workers, else none. CPUs: the cluster's, half of them
-    left to rendering tasks, shared out. Raises ConfigError where the cluster cannot hold the workers.
+    GPUs: one each where the cluster has as many as workers, else none. CPUs: half of a node's,
+    shared out among the workers on it; the other half renders. Raises ConfigError where the cluster
+    cannot hold the workers.
     """
     import ray
 
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 1)), float(total.get("GPU", 0))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    gpus = sum(float(node.get("GPU", 0)) for node in nodes)
     workers = scale.num_workers
-    auto_gpu, auto_cpu = 1.0 if gpus >= workers else 0.0, max(1, cpus // (2 * workers))
+    on_one_node = -(-workers // len(nodes))
+    largest = max(int(node.get("CPU", 0)) for node in nodes)
+    auto_gpu, auto_cpu = 1.0 if gpus >= workers else 0.0, max(1, largest // (2 * on_one_node))
     per_gpu = auto_gpu if scale.gpus_per_worker == "auto" else float(scale.gpus_per_worker)
     per_cpu = auto_cpu if scale.cpus_per_worker == "auto" else int(scale.cpus_per_worker)
     if workers * per_cpu > cpus:

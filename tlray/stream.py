@@ -104,7 +104,7 @@ def reader(uri: str, split: str, cache_mb: int, fingerprint: str) -> RowReader:
 
 
 def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> Batch:
-    """Read, render and encode rows, in order. With ``augment`` the randomness is that of (seed, epoch, row)."""
+    """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, epoch, row)."""
     read = reader(source.uri, source.split, source.cache_mb, fingerprint)
     labels = list(source.labels)
     augment = Augment(source.augment) if source.augment else None

@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from ray.train.torch import TorchTrainer
 
-from tlray import bundle, checkpoint, runtime, storage, stream, tasks
+from tlray import bundle, checkpoint, errors, runtime, storage, stream, tasks
 from tlray.candidate import Candidate, build_model
 from tlray.config import Config, parse
 from tlray.dataset import Dataset
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 METRICS = "metrics.json"
+REFUSED = "refused.json"  # a mistake of the user's that a worker met: no reason to try again
 
 
 class Worker(Protocol):
@@ -98,13 +99,20 @@ class Progress:
 def check(config: Config) -> Task:
     """Everything that can be wrong before training starts, found on the driver. Raises TlrayError."""
     if not config.data.uri:
-        raise ConfigError("data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made")
+        raise ConfigError(
+            "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
+        )
     task = tasks.load(config.task)
     data = Dataset.open(config.data.uri)
     labels = tasks.labels_of(task, data)
     for split in (config.data.train_split, config.data.validation_split):
         data.group_rows(split)
-    Order(data.group_rows(config.data.train_split), config.train.batch_size, config.seed, config.scale.num_workers)
+    Order(
+        data.group_rows(config.data.train_split),
+        config.train.batch_size,
+        config.seed,
+        config.scale.num_workers,
+    )
     build_model(config, task, labels, None, data.fingerprint)
     return task
 
@@ -115,6 +123,17 @@ def epochs(config: Config, run_uri: str, worker: Worker, emit: Emit) -> Iterator
     Leaves ``best`` (a bundle), ``checkpoints`` and ``metrics.json`` in the run's folder.
     Raises TlrayError for what the user can mend.
     """
+    tracker = Tracker(run_uri, config) if worker.rank == 0 else None
+    try:
+        yield from _epochs(config, run_uri, worker, emit, tracker)
+    finally:  # also where whoever drives this stops before the end
+        if tracker is not None:
+            tracker.close()
+
+
+def _epochs(
+    config: Config, run_uri: str, worker: Worker, emit: Emit, tracker: Tracker | None
+) -> Iterator[Record]:
     began = time.perf_counter()
     torch.set_num_threads(worker.threads)
     torch.set_flush_denormal(True)  # denormal gradients made CPU steps up to 1.7 times slower
@@ -131,14 +150,15 @@ def epochs(config: Config, run_uri: str, worker: Worker, emit: Emit) -> Iterator
     restored = checkpoint.restore(run_uri, candidate)
     now = Progress(**restored) if restored else Progress()
     if len(set(worker.gather(now.step))) > 1:
-        raise RunError(f"{run_uri}: workers found different checkpoints; accepted: a folder that all nodes share")
+        raise RunError(
+            f"{run_uri}: workers found different checkpoints; accepted: a folder that all nodes share"
+        )
     history: list[Record] = now.history or []
     source = stream.Source(
         config.data.uri, split, task, tuple(labels), model.preprocess, config.augment, config.seed,
         config.data.cache_mb,
     )  # fmt: skip
     validator = Validator(config, data, model, source, worker)
-    tracker = Tracker(run_uri, config) if worker.rank == 0 else None
     spent = {"prepare": time.perf_counter() - began, "train": 0.0, "validate": 0.0, "save": 0.0}
     num_steps = config.train.epochs * order.steps_per_epoch
     if worker.rank == 0:
@@ -158,7 +178,9 @@ def epochs(config: Config, run_uri: str, worker: Worker, emit: Emit) -> Iterator
         ours = batch.num_rows if batch else 0
         if batch is None:  # no row of an epoch's last batch is ours: take part with one that weighs nothing
             batch = stream.make_batch(source, data.fingerprint, epoch, rows[:1])
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, now.step, worker.rank)).generate_state(1)[0]))
+        torch.manual_seed(
+            int(np.random.SeedSequence((config.seed, now.step, worker.rank)).generate_state(1)[0])
+        )
         x_BCHW, targets = stream.to_device(batch, worker.device, config.train.channels_last)
         loss = candidate.step(x_BCHW, targets, now.step, weight=ours * worker.world / len(rows))
         loss_sum += loss * ours
@@ -203,8 +225,8 @@ def epochs(config: Config, run_uri: str, worker: Worker, emit: Emit) -> Iterator
             if ended:
                 stages = [{"name": name, "seconds": seconds} for name, seconds in spent.items()]
                 storage.write_json(storage.join(run_uri, METRICS), {"epochs": history, "stages": stages})
-                assert tracker is not None
-                tracker.log(record, now.step)
+                if tracker is not None:
+                    tracker.log(record, now.step)
         loss_sum = torch.tensor(now.loss_sum if worker.rank == 0 else 0.0, device=worker.device)
         loss_rows = now.loss_rows if worker.rank == 0 else 0
         spent["save"] += time.perf_counter() - mark
@@ -216,8 +238,6 @@ def epochs(config: Config, run_uri: str, worker: Worker, emit: Emit) -> Iterator
             yield record
             candidate.train_mode()
             mark = time.perf_counter()
-    if tracker is not None:
-        tracker.close()
 
 
 class Validator:
@@ -270,21 +290,25 @@ def fit(config: Config, emit: Emit | None = None) -> dict[str, Any]:
     Lost workers are replaced up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
+    config = runtime.placed(config)
     check(config)
+    storage.delete(storage.join(config.run_uri, REFUSED))
     storage.write_json(storage.join(config.run_uri, "config.json"), config.model_dump(mode="json"))
     need = runtime.resources(config.scale)
     filesystem, path = storage.open_fs(storage.join(config.run_uri, "ray"))
     trainer = TorchTrainer(
         _work,
         train_loop_config={
-            "config": config.model_dump(mode="json"), "threads": need.cpus_per_worker, "emit": emit or _silent,
+            "config": config.model_dump(mode="json"),
+            "threads": need.cpus_per_worker,
+            "emit": emit or _silent,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scale.num_workers,
             use_gpu=need.gpus_per_worker > 0,
             resources_per_worker={"CPU": need.cpus_per_worker, **_gpu(need.gpus_per_worker)},
         ),
-        # Ray's own state of a run is not what a run resumes from (checkpoint.py is), so each start has its own.
+        # A run does not resume from Ray's own state of it (but by checkpoint.py): each start has its own.
         run_config=ray.train.RunConfig(
             name=f"start-{time.time_ns()}",
             storage_path=path,
@@ -298,6 +322,10 @@ def fit(config: Config, emit: Emit | None = None) -> dict[str, Any]:
         raise _explain(config, error) from error
     finally:
         storage.delete(storage.join(config.run_uri, "ray"))
+    refusal = storage.join(config.run_uri, REFUSED)
+    if storage.exists(refusal):
+        told = storage.read_json(refusal)
+        raise getattr(errors, told["error"], TlrayError)(told["message"])
     return result(config)
 
 
@@ -326,14 +354,22 @@ def _gpu(number: float) -> dict[str, float]:
 def _work(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     config = parse(settings["config"], "run")
+    refusal = storage.join(config.run_uri, REFUSED)
+    if storage.exists(refusal):  # Ray restarts workers whatever they died of
+        return
     try:
         for record in epochs(config, config.run_uri, Member(settings["threads"]), settings["emit"]):
             ray.train.report({k: v for k, v in record.items() if v is not None})
     except torch.cuda.OutOfMemoryError as error:
-        raise RunError(
+        message = (
             f"train.batch_size = {config.train.batch_size} with {config.model.backbone} at "
             f"{config.input.size or 'its own'} px: does not fit into GPU memory; accepted: a smaller batch"
-        ) from error
+        )
+        storage.write_json(refusal, {"error": "RunError", "message": message})
+        raise RunError(message) from error
+    except TlrayError as error:
+        storage.write_json(refusal, {"error": type(error).__name__, "message": str(error)})
+        raise
 
 
 def _explain(config: Config, error: BaseException) -> TlrayError:
@@ -342,11 +378,15 @@ def _explain(config: Config, error: BaseException) -> TlrayError:
     for found in seen:
         if isinstance(found, TlrayError):
             return found
-        inner = [found.__cause__, getattr(found, "cause", None), *getattr(found, "worker_failures", {}).values()]
+        inner = [
+            found.__cause__,
+            getattr(found, "cause", None),
+            *getattr(found, "worker_failures", {}).values(),
+        ]
         seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
     reason = str(seen[-1]).strip().splitlines()[-1:] or [type(seen[-1]).__name__]
     return RunError(
-        f"{config.run_uri}: workers died more than scale.max_failures = {config.scale.max_failures} times with "
-        f"model.backbone = {config.model.backbone}, precision = {config.train.precision}, channels_last = "
+        f"{config.run_uri}: workers died more than scale.max_failures = {config.scale.max_failures} times "
+        f"with model.backbone = {config.model.backbone}, precision = {config.train.precision}, channels_last = "
         f"{config.train.channels_last}, batch_size = {config.train.batch_size}: {reason[0][:200]}"
     )

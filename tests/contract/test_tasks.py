@@ -89,10 +89,14 @@ def test_class_metrics_are_those_of_the_library():
     metrics = task.metrics(LABELS)
     metrics.update(task.decode(logits, [None] * 200, LABELS), [{"label": int(t)} for t in truth])
     ours, p = metrics.compute(), logits.softmax(1)
-    assert ours["accuracy"] == pytest.approx(float(multiclass_accuracy(p, truth, 3, average="micro")), abs=1e-6)
+    assert ours["accuracy"] == pytest.approx(
+        float(multiclass_accuracy(p, truth, 3, average="micro")), abs=1e-6
+    )
     assert ours["balanced_accuracy"] == pytest.approx(float(multiclass_accuracy(p, truth, 3)), abs=1e-6)
     assert ours["macro_f1"] == pytest.approx(float(multiclass_f1_score(p, truth, 3)), abs=1e-6)
-    assert ours["log_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, truth)), abs=1e-4)
+    assert ours["log_loss"] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, truth)), abs=1e-4
+    )
 
 
 def test_goals_know_what_is_better():

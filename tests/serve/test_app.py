@@ -50,7 +50,6 @@ class Local:
             predictions=[r for r in results if isinstance(r, dict)],
             bad=[(i, r) for i, r in enumerate(results) if not isinstance(r, dict)],
             fault=None,
-            waited_s=0.0,
             render_s=None,
             model_s=0.001,
         )

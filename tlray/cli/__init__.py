@@ -79,6 +79,8 @@ def run(argv: list[str]) -> int:
         return _fail(error, 2, str(error), verbose)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(None, INTERRUPTED, "interrupted", verbose)
+    except SystemExit:  # how Ray Train's own handler of Ctrl-C ends a run
+        return _fail(None, INTERRUPTED, "interrupted", verbose)
     except BrokenPipeError:
         return 1  # whoever read stdout has gone
     except Exception as error:

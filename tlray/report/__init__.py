@@ -125,7 +125,6 @@ def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> 
     if not wanted or not run.data_uri:
         return {}
     from tlray.dataset import Dataset
-
     from tlray.schema import ID, IMAGE
 
     split, rows = run.evaluation["split"], run.evaluation["rows"]

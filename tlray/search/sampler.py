@@ -39,6 +39,13 @@ class Sampler(Searcher):
         self.running: dict[str, Params] = {}
         self._rng = random.Random(config.seed)
 
+    # A Tuner pickles itself when it is made, for Tuner.restore, which is not how a search goes on here.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: Any) -> Sampler:
+        return self
+
     @property
     def num_left(self) -> int:
         """Trials still to be proposed."""

@@ -21,7 +21,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from tlray import runtime, storage, train
+from tlray import runtime, train
 from tlray.config import Choice, Config
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, RunError
@@ -72,7 +72,7 @@ def run(config: Config, emit: Emit | None = None) -> SearchResult:
     """
     began = time.perf_counter()
     tell = emit or _silent
-    config = _placed(config)
+    config = runtime.placed(config)
     space = spaces.build(config)
     task = train.check(config)
     _check_choices(config, space)
@@ -162,6 +162,12 @@ class Watch(tune.Callback):
 
     def __init__(self, table: Table, tell: Emit, epochs: int) -> None:
         self.table, self.tell, self.epochs = table, tell, epochs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the Sampler's: nobody restores it
+
+    def __deepcopy__(self, memo: Any) -> Watch:
+        return self
 
     def _emit(self, kind: str, id_: str, **facts: Any) -> None:
         self.tell({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
@@ -289,17 +295,6 @@ def _check_choices(config: Config, space: spaces.Space) -> None:
                 train.check(config.override({axis.key: value}))
             except ConfigError as error:
                 raise ConfigError(f"search.space.{axis.key}: {value!r}: {error}") from None
-
-
-def _placed(config: Config) -> Config:
-    """URIs as processes with other working directories can use them."""
-    places = {"runs": storage.absolute(config.runs), "data.uri": config.data.uri}
-    if config.data.uri:
-        places["data.uri"] = storage.absolute(config.data.uri)
-    weights = config.model.weights
-    if weights.endswith(".safetensors") and not weights.startswith("hf-hub:"):
-        places["model.weights"] = storage.absolute(weights)
-    return config.override(places)
 
 
 @contextmanager

@@ -130,7 +130,6 @@ class Model:
 
     async def predict(self, pictures: list[bytes], top: int) -> Reply:
         """Encoded pictures of one request -> predictions, ranked lists cut to ``top`` entries."""
-        arrived = time.perf_counter()
         outcomes = await asyncio.gather(*(self._one(picture) for picture in pictures))
         batches = {o.began: o for o in outcomes}.values()  # one thread: no two begin at once
         model_s = [o.model_s for o in batches if o.model_s is not None]
@@ -140,7 +139,6 @@ class Model:
             predictions=[_cut(o.prediction, top) for o in outcomes if o.prediction is not None],
             bad=[(i, o.error) for i, o in enumerate(outcomes) if isinstance(o.error, PictureError)],
             fault=next((o.error for o in outcomes if isinstance(o.error, str)), None),
-            waited_s=min(o.began for o in batches) - arrived,
             render_s=whole_s - sum(model_s) if timed else None,
             model_s=sum(model_s) if timed else whole_s,
         )

@@ -104,7 +104,6 @@ class Reply(TypedDict):
     predictions: list[dict[str, Any]]
     bad: list[tuple[int, PictureError]]  # position in the request, why
     fault: str | None  # the predictor itself failed: no mistake of the client
-    waited_s: float  # in the replica, before the first batch began
     render_s: float | None  # where the predictor says
     model_s: float
 

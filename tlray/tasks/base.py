@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # it brings timm, which processes that only render need not l
 
 Row = dict[str, Any]  # one row of a data set: its label columns, id and path
 Prediction = dict[str, Any]  # JSON-able, in source pixels
-Target = dict[str, np.ndarray]  # one row's annotation in model space, by name
+Target = dict[str, np.ndarray | np.generic]  # one row's annotation in model space, by name
 
 
 class Goal(NamedTuple):

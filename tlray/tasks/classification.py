@@ -78,6 +78,8 @@ class Task(Strict):
 class Classifier(nn.Module):
     """backbone -> pooled features (B, num_features) -> logits (B, num_classes)."""
 
+    class_weights: torch.Tensor | None
+
     def __init__(
         self,
         backbone: Backbone,
@@ -95,9 +97,7 @@ class Classifier(nn.Module):
         # Part of the loss, not of the model: it is not stored in the bundle.
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(
-        self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits, or with targets (``label`` (B,) int64) the mean loss (scalar)."""
         if targets is None:
             return self._logits(x_BCHW)
@@ -116,9 +116,8 @@ class Classifier(nn.Module):
         return logits
 
     def _loss(self, logits: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        weights = self.class_weights
         loss = F.cross_entropy(
-            logits, label_B, weight=weights, label_smoothing=self.label_smoothing, reduction="none"
+            logits, label_B, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
         )
         # The mean over rows, not over weights, so that batches and workers of any size add up.
         return loss.mean()
