@@ -18,7 +18,7 @@ RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 def tracked_yaml() -> list[Path]:
     found = [path for ending in ("*.yaml", "*.yml") for path in ROOT.rglob(ending)]
     inside = [path.relative_to(ROOT) for path in found]
-    made = {"build", "data", "runs", "models", "quickstart"}
+    made = {"build", "data", "runs", "models", "tlray-quickstart"}
     return sorted(p for p in inside if p.parts[0] not in made and not p.parts[0].startswith("."))
 
 

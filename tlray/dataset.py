@@ -354,7 +354,7 @@ def _saved(state: dict[str, Any]) -> list[str]:
 
 
 def _split_of(path: str) -> str | None:
-    """The split that a path names: ``train-00000-of-00002.parquet``, ``train/x.parquet``, ``my_val.parquet``."""
+    """The split that a path names: ``train-00000-of-00002.parquet``, ``train/x.parquet``, ``val.parquet``."""
     stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     sharded = re.fullmatch(r"(\w[\w.-]*?)-\d{5}-of-\d{5}(-\w+)?", stem)
     if sharded:

@@ -35,7 +35,12 @@ class DataError(TlrayError):
 class PictureError(DataError):
     """Bytes are no usable picture; ``kind`` names why, ``status`` is the HTTP status that says so."""
 
-    STATUS: ClassVar[dict[str, int]] = {"not_a_picture": 415, "truncated": 400, "empty": 400, "too_many_pixels": 413}
+    STATUS: ClassVar[dict[str, int]] = {
+        "not_a_picture": 415,
+        "truncated": 400,
+        "empty": 400,
+        "too_many_pixels": 413,
+    }
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

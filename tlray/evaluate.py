@@ -32,8 +32,8 @@ def evaluate(
     if theirs != labels:
         odd = sorted(set(theirs) ^ set(labels)) or ["their order"]
         raise DataError(
-            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(odd[:5])}); accepted: a "
-            "data set with the same labels in the same order"
+            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(odd[:5])}); "
+            "accepted: a data set with the same labels in the same order"
         )
     source = stream.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
     columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]

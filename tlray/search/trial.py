@@ -81,8 +81,8 @@ class Trial(tune.Trainable):
 
     def _tell(self, event: dict[str, Any]) -> None:
         """Progress inside an epoch; epochs themselves go through Tune."""
-        if event.get("kind") in ("step", "start"):
-            self._emit({**event, "kind": f"trial_{event['kind']}", "id": self._id})
+        if event.get("kind") == "step":
+            self._emit({**event, "kind": "trial_step", "id": self._id})
 
     def _train(self) -> Iterator[Record]:
         config = self._config
@@ -156,7 +156,7 @@ class Team:
     def _hear(self, event: dict[str, Any]) -> None:
         self._groups.add(event.pop("group"))
         if event["kind"] == "epoch":
-            self._inbox.put(event)
+            self._inbox.put({k: v for k, v in event.items() if k not in ("kind", "run", "goal_name", "epochs")})
         else:
             self._emit(event)
 

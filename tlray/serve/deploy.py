@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "tlray"
 INGRESS_CPUS = 0.25  # parsing and waiting; the work is in the models' replicas
+SHUTDOWN_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 60.0  # for HTTP to answer once Serve says that every replica runs
 
 
@@ -206,7 +207,7 @@ def start(
         stack.enter_context(runtime.session(verbose))
         _check_room(len(served), settings)
         port, ours = _start_serve(settings, verbose)
-        stack.callback(serve.shutdown if ours else _take_down)
+        stack.callback(_shut_down if ours else _take_down)
         try:
             serve.run(app, name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
@@ -237,6 +238,21 @@ def _check_room(num_models: int, settings: Serving) -> None:
 
 def _take_down() -> None:
     serve.delete(APPLICATION)
+
+
+def _shut_down() -> None:
+    """`serve.shutdown`, without the alarm that Ray prints when the controller dies under the waiting call."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    controller = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        ray.get(client._controller.graceful_shutdown.remote(wait=False))
+        end = time.monotonic() + SHUTDOWN_TIMEOUT_S
+        while controller in ray.util.list_named_actors(all_namespaces=True) and time.monotonic() < end:
+            time.sleep(0.05)
+    serve.shutdown()
 
 
 def _start_serve(settings: Serving, verbose: bool) -> tuple[int, bool]:
