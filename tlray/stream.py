@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 
@@ -222,7 +223,9 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         data = ray.data.range(len(plan), override_num_blocks=len(plan))
-        data = data.map_batches(make, batch_size=None, batch_format="pyarrow")
+        # Half of the cluster renders; fewer processes also means fewer that have to load the code first.
+        half = max(1, int(ray.cluster_resources().get("CPU", 2)) // 2)
+        data = data.map_batches(make, batch_size=None, batch_format="pyarrow", concurrency=half)
     blocks = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH)
     for (_, rows), block in zip(plan, blocks, strict=True):
         # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.

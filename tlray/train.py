@@ -388,5 +388,6 @@ def _explain(config: Config, error: BaseException) -> TlrayError:
     return RunError(
         f"{config.run_uri}: workers died more than scale.max_failures = {config.scale.max_failures} times "
         f"with model.backbone = {config.model.backbone}, precision = {config.train.precision}, "
-        f"channels_last = {config.train.channels_last}, batch_size = {config.train.batch_size}: {reason[0][:200]}"
+        f"channels_last = {config.train.channels_last}, batch_size = {config.train.batch_size}: "
+        f"{reason[0][:200]}"
     )

@@ -156,7 +156,8 @@ class Team:
     def _hear(self, event: dict[str, Any]) -> None:
         self._groups.add(event.pop("group"))
         if event["kind"] == "epoch":
-            self._inbox.put({k: v for k, v in event.items() if k not in ("kind", "run", "goal_name", "epochs")})
+            added = ("kind", "run", "goal_name", "epochs")
+            self._inbox.put({k: v for k, v in event.items() if k not in added})
         else:
             self._emit(event)
 
