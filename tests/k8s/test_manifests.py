@@ -175,9 +175,13 @@ def test_the_service_names_an_application_that_exists() -> None:
     (manifest,) = [read(path) for path in BASE if read(path)["kind"] == "RayService"]
     from ray.serve.schema import ServeDeploySchema
 
+    from tlray import config
+    from tlray.serve.deploy import BuildArgs
+
     served = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(served)
     for application in served["applications"]:
         module, _, name = application["import_path"].partition(":")
         tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
         assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        config.validate(BuildArgs, application["args"], "rayservice.yaml")
