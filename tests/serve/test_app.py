@@ -436,3 +436,11 @@ def test_references(tmp_path: Any) -> None:
 def test_arguments_of_the_builder_are_checked() -> None:
     with pytest.raises(ConfigError, match="max_batch_size"):
         deploy.build({"models": ["pets"], "serve": {"max_batch": 3}})
+
+
+def test_replicas_scale_between_their_bounds() -> None:
+    scaled = SETTINGS.model_copy(update={"min_replicas": 2, "max_replicas": 3})
+    app = deploy.application([Served("pets", 2, "unused")], scaled, load=fake.load)
+    (model,) = app._bound_deployment.init_args  # the ingress is bound to its models
+    found = model._bound_deployment._deployment_config.autoscaling_config
+    assert (found.min_replicas, found.max_replicas, found.target_ongoing_requests) == (2, 3, 4)

@@ -159,7 +159,7 @@ def _replicas(least: int, most: int, target: float) -> dict[str, Any]:
             "min_replicas": least,
             "max_replicas": most,
             "target_ongoing_requests": target,
-            "look_back_period_s": 10,
+            "look_back_period_s": 15,  # above the 10 s between two looks
             "upscale_delay_s": 5,
             "downscale_delay_s": 120,
         }
