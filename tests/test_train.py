@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.toys import dataset
 from tlray import checkpoint, config, train
 from tlray.candidate import schedule
-from tlray.errors import ConfigError, DataError
+from tlray.errors import ConfigError, DataError, StorageError
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_mistakes_are_found_before_training(uri, tmp_path):
         ({"data.validation_split": "holdout"}, DataError, "no split 'holdout'"),
         ({"scale.num_workers": 3}, ConfigError, "num_workers = 3"),
         ({"task": {"name": "classify"}}, ConfigError, "did you mean 'classification'"),
-        ({"data.uri": str(tmp_path / "nowhere")}, DataError, "no data set"),
+        ({"data.uri": str(tmp_path / "nowhere")}, StorageError, "nowhere: not found"),
     ]:
         with pytest.raises(error, match=words) as caught:
             train.check(make(uri, tmp_path, **changes))

@@ -224,8 +224,8 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
     with ray.data.DataContext.current(context):
         data = ray.data.range(len(plan), override_num_blocks=len(plan))
         # Half of the cluster renders; fewer processes also means fewer that have to load the code first.
-        half = max(1, int(ray.cluster_resources().get("CPU", 2)) // 2)
-        data = data.map_batches(make, batch_size=None, batch_format="pyarrow", concurrency=half)
+        tasks = min(len(plan), max(1, int(ray.cluster_resources().get("CPU", 2)) // 2))
+        data = data.map_batches(make, batch_size=None, batch_format="pyarrow", concurrency=tasks)
     blocks = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH)
     for (_, rows), block in zip(plan, blocks, strict=True):
         # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.
