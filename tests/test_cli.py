@@ -129,6 +129,7 @@ def test_an_empty_class(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> No
 def test_an_unknown_backbone(capfd: pytest.CaptureFixture[str], tmp_path: Path, dataset: str) -> None:
     recipe = tmp_path / "a.yaml"
     recipe.write_text(f"data: {{uri: {dataset}}}\nmodel: {{backbone: resnet51, weights: none}}\n")
+    capfd.readouterr()  # what making the data set said
     assert "resnet51" in mistake(capfd, "train", str(recipe))
 
 

@@ -146,11 +146,12 @@ def test_ids_of_two_plots_never_meet() -> None:
     assert ids(two) and not ids(one) & ids(two)
 
 
-def test_drawing_leaves_no_global_state() -> None:
+def test_drawing_leaves_no_global_state(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     import matplotlib
 
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # other libraries load it
     before = dict(matplotlib.rcParams)
     plots.stage_bar([("a", 1.0)])
     assert dict(matplotlib.rcParams) == before

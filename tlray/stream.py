@@ -8,6 +8,7 @@ A pipeline can start at any step: that is all that resuming in the middle of an 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
@@ -226,15 +227,17 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
         # Half of the cluster renders; fewer processes also means fewer that have to load the code first.
         tasks = min(len(plan), max(1, int(ray.cluster_resources().get("CPU", 2)) // 2))
         data = data.map_batches(make, batch_size=None, batch_format="pyarrow", concurrency=tasks)
-    blocks = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH)
-    for (_, rows), block in zip(plan, blocks, strict=True):
-        # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.
-        targets = {
-            name.removeprefix("target."): _tensors(value)
-            for name, value in block.items()
-            if name.startswith("target.")
-        }
-        yield Batch(torch.from_numpy(block["x"].copy()), targets, rows, list(block["geometry"]))
+    blocks: Any = iter(data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH))
+    # Closed by name: the pipeline of a consumer that stops early must not go on behind its back.
+    with contextlib.closing(blocks):
+        for (_, rows), block in zip(plan, blocks, strict=True):
+            # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.
+            targets = {
+                name.removeprefix("target."): _tensors(value)
+                for name, value in block.items()
+                if name.startswith("target.")
+            }
+            yield Batch(torch.from_numpy(block["x"].copy()), targets, rows, list(block["geometry"]))
 
 
 def _column(values: Any) -> np.ndarray:

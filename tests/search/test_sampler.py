@@ -12,9 +12,9 @@ from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import ConfigError
 from tlray.search import space as spaces
+from tlray.search.driver import _scheduler
 from tlray.search.sampler import SCORE, Sampler
 from tlray.search.trials import Table
-from tlray.search.tune import _scheduler
 from tlray.tasks.base import Goal
 
 GOAL = Goal("accuracy", "max")

@@ -178,6 +178,7 @@ def test_a_killed_search_goes_on(data: str, tmp_path: Path) -> None:
             break  # in the middle of the second trial
     child.send_signal(signal.SIGKILL)
     child.wait()
+    child.stdout.close()
     over, under_way = ended[0]["id"], seen[-1]["id"]
     assert {r["id"]: r["status"] for r in table(config)["trials"]} == {over: "finished", under_way: "running"}
     time.sleep(5)  # its Ray notices

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlray.config import Config
-    from tlray.search.tune import SearchResult
+    from tlray.search.driver import SearchResult
 
 __all__ = ["tune"]
 
 
 def tune(config: Config, emit: Callable[[dict[str, Any]], None] | None = None) -> SearchResult:
-    """Run or go on with the search of this name; see `tlray.search.tune.run`."""
-    from tlray.search.tune import run
+    """Run or go on with the search of this name; see `tlray.search.driver.run`."""
+    from tlray.search.driver import run
 
     return run(config, emit)
