@@ -18,33 +18,29 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # 0 GPUs means 0 GPUs to the workers; without it Ray warns that this will become so.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Workers import tlray and the test modules, whose functions are sent by name.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 # Nothing a test needs may be downloaded: a hub that is asked all the same fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # No window, no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Pure tests first, then those on the shared Ray, then those that start clusters of their own.
+    """Pure tests first, then those that start clusters of their own, then those on the shared Ray.
 
-    Two clusters at once on one host break the look-ups of Ray's State API.
+    Two clusters at once on one host break the look-ups of Ray's State API. And the shared one has to be
+    the last: a client of a cluster that ended, forgotten in some thread, ends this process a minute later.
     """
 
     def turn(item: pytest.Item) -> int:
         if item.get_closest_marker("cluster"):
-            return 2
-        return int("ray_local" in getattr(item, "fixturenames", ()))
+            return 1
+        return 2 * int("ray_local" in getattr(item, "fixturenames", ()))
 
     items.sort(key=turn)  # stable: within a turn the order stays
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cluster"):
-        _end_ray()
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -211,4 +211,3 @@ def test_a_job_is_its_verb_and_no_more(path: Path) -> None:
     assert [name for name, _ in imports(tree, path) if name != "sys"] == ["tlray.cli.main"]
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert [ast.unparse(call) for call in calls] == [f"main(['{path.stem}', *sys.argv[1:]])"]
-

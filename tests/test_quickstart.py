@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tlray import quickstart
+from tlray import quickstart, sample
 from tlray.config import Choice
 
 
@@ -25,10 +25,11 @@ def test_its_recipe_is_a_search_below_its_work_folder() -> None:
 @pytest.mark.cluster
 @pytest.mark.timeout(420)
 def test_the_whole_road_and_nothing_left_running(tmp_path: Path) -> None:
+    sample.draw(str(tmp_path / "pictures"), 24, 64)  # the user's own folder, as far as it can tell
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     code = "from tlray.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "quickstart", "--json"],
+        [sys.executable, "-c", code, "quickstart", "pictures", "--json"],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -38,10 +39,11 @@ def test_the_whole_road_and_nothing_left_running(tmp_path: Path) -> None:
     work = tmp_path / "tlray-quickstart"
     assert found["model"] == "quickstart@1" and (work / "models" / "quickstart" / "1").is_dir()
     assert len(found["trials"]) == 6
-    assert found["metrics"]["accuracy"] > 0.5  # ten kinds: chance is 0.1
+    assert found["metrics"]["accuracy"] > 0.2  # ten kinds: chance is 0.1
     assert found["answer"]["predictions"][0]["label"]
     assert Path(tmp_path, found["report"]).stat().st_size > 10_000
-    for number, title in enumerate(quickstart.STEPS, 1):
-        assert f"[{number}/{len(quickstart.STEPS)}] {title}" in done.stderr
+    steps = quickstart.STEPS[1:]  # nothing is drawn
+    for number, title in enumerate(steps, 1):
+        assert f"[{number}/{len(steps)}] {title}" in done.stderr
     noise = ("Traceback", "Warning", "WARNING", "INFO", "ray::")
     assert [line for line in done.stderr.splitlines() if any(word in line for word in noise)] == []

@@ -96,20 +96,16 @@ def test_a_run_without_progress_stops_early(ray_local, uri, tmp_path):
     assert len(records) < 9 and len(records) >= 3
 
 
-@pytest.mark.cluster
 @pytest.mark.slow
-def test_two_workers_learn_what_one_learns(uri, tmp_path):
+def test_two_workers_learn_what_one_learns(ray_local, uri, tmp_path):
     """Through Ray Train: the same rows a step, so almost the same weights; every validation row once."""
-    from tlray import runtime
-
     results = []
-    with runtime.session():
-        for workers in (1, 2):
-            settings = make(
-                uri, tmp_path, name=f"w{workers}",
-                **{"scale.num_workers": workers, "model.freeze": "all", "scale.cpus_per_worker": 1},
-            )  # fmt: skip
-            results.append(train.fit(settings))
+    for workers in (1, 2):
+        settings = make(
+            uri, tmp_path, name=f"w{workers}",
+            **{"scale.num_workers": workers, "model.freeze": "all", "scale.cpus_per_worker": 1},
+        )  # fmt: skip
+        results.append(train.fit(settings))
     one, two = (weights(tmp_path / f"w{n}/best")["head.weight"] for n in (1, 2))
     assert torch.allclose(one, two, atol=1e-4), (one - two).abs().max()
     assert results[0]["metrics"]["val_accuracy"] == results[1]["metrics"]["val_accuracy"]

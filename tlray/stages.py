@@ -133,9 +133,7 @@ def steps(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
     return [_step(model, name) for name in names]
 
 
-def plan(
-    model: nn.Module, key: Any, in_chans: int, hw: tuple[int, int], fixed: bool, name: str
-) -> Plan:
+def plan(model: nn.Module, key: Any, in_chans: int, hw: tuple[int, int], fixed: bool, name: str) -> Plan:
     """Cut a freshly made model into stages; the weights stay as they are.
 
     hw is the input size in px; ``fixed`` says that the model was built for it. Results are kept by ``key``.

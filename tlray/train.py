@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -284,10 +284,11 @@ def _counts(task: Task, data: Dataset, split: str, num_labels: int) -> list[int]
     return [int(n) for n in np.bincount(labels, minlength=num_labels)]
 
 
-def fit(config: Config, emit: Emit | None = None) -> dict[str, Any]:
+def fit(config: Config, emit: Emit | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train through Ray Train with ``config.scale`` workers; the run's result. Blocks.
 
-    Lost workers are replaced up to ``scale.max_failures`` times and go on from the newest checkpoint.
+    ``callbacks``: of ray.train.UserCallback, they run in Ray Train's controller. Lost workers are replaced
+    up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
     config = runtime.placed(config)
@@ -314,6 +315,7 @@ def fit(config: Config, emit: Emit | None = None) -> dict[str, Any]:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.scale.max_failures),
+            callbacks=list(callbacks),
         ),
     )  # fmt: skip
     try:

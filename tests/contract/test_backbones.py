@@ -112,9 +112,7 @@ def test_gradient_reaches_every_trained_stage_and_no_other(family):
     backbone = copy.deepcopy(backbone)
     backbone.freeze(depth := 1 if num_stages > 1 else 0)
     backbone.embed(backbone(pictures(size))).square().sum().backward()
-    reached = {
-        i for i, g in backbone.parameter_groups() if any(p.grad is not None for p in g.values())
-    }
+    reached = {i for i, g in backbone.parameter_groups() if any(p.grad is not None for p in g.values())}
     assert reached == set(range(depth, num_stages))
     assert all(p.grad is None for p in backbone.prefix(depth).parameters())
 
@@ -137,7 +135,9 @@ def test_spec_rebuilds_the_same_backbone(family):
     other = Backbone.from_spec(backbone.spec()).eval()
     other.load_state_dict(backbone.state_dict())
     assert (other.stages, other.channels, other.strides) == (
-        backbone.stages, backbone.channels, backbone.strides,
+        backbone.stages,
+        backbone.channels,
+        backbone.strides,
     )
     assert other.spec() == backbone.spec()
     with torch.no_grad():

@@ -123,6 +123,11 @@ def test_every_epoch_of_two_workers_reaches_the_scheduler(ray_local: Any, data: 
     assert [row["status"] for row in rows] == ["finished", "stopped"], rows
     assert rows[1]["epochs"] < 5 and result.best == rows[0]["id"]
     check_epochs(config, events, rows)
+    # The stopped trial's workers are gone, and what they held is free.
+    deadline = time.monotonic() + 30
+    while ray_local.available_resources().get("CPU") != ray_local.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray_local.available_resources()
+        time.sleep(0.2)
 
 
 def test_a_trial_that_fails_does_not_end_the_search(ray_local: Any, data: str, tmp_path: Path) -> None:

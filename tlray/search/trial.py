@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+import ray.train
 import torch
 from ray import tune
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from tlray import checkpoint, runtime, storage, train
 from tlray.config import Config, parse
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 ERROR = "error.txt"  # in a failed trial's folder: the whole story of what its one line says
+STOP_TIMEOUT_S = 30.0
 WORST = 1e30  # stands for "no value yet": a scheduler cannot compare NaN
 
 
@@ -138,8 +139,7 @@ class Team:
     def __init__(self, config: Config, emit: Emit) -> None:
         self._config, self._emit = config, emit
         self._inbox: queue.Queue[Record | BaseException | None] = queue.Queue()
-        self._groups: set[str] = set()
-        self._over = threading.Event()
+        self._leader: queue.Queue[Any] = queue.Queue()
         self._thread = threading.Thread(target=self._fit, name="tlray-team", daemon=True)
         self._thread.start()
 
@@ -147,17 +147,17 @@ class Team:
         end: BaseException | None = None
         try:
             with runtime.events(self._hear) as tell:
-                train.fit(self._config, FromWorker(tell))
+                train.fit(self._config, tell, [Leader(tell)])
         except BaseException as error:
             end = error
-        self._over.set()
         self._inbox.put(end)
 
     def _hear(self, event: dict[str, Any]) -> None:
-        self._groups.add(event.pop("group"))
         if event["kind"] == "epoch":
             added = ("kind", "run", "goal_name", "epochs")
             self._inbox.put({k: v for k, v in event.items() if k not in added})
+        elif event["kind"] == "leader":
+            self._leader.put(event["actor"])
         else:
             self._emit(event)
 
@@ -171,26 +171,33 @@ class Team:
     def stop(self) -> None:
         """End the workers now and free their resources.
 
-        Ray Train ends with its owner, this process, which Tune ends next; but its placement group is
-        freed by another actor that looks for the controller through the State API: late, and never where
-        the dashboard is off (github.com/ray-project/ray/issues/54305). So it is removed here.
+        Ray Train's controller ends with its owner, this process, which Tune ends next; but then its
+        placement group is freed by another actor, late, and never where the dashboard is off
+        (github.com/ray-project/ray/issues/54305). And where the placement group is removed behind the
+        controller's back, it starts the workers anew. So the controller is told, as Ray does on Ctrl-C.
         """
-        if self._over.is_set():
+        if not self._thread.is_alive():
             return
-        for group in self._groups - {""}:
-            with contextlib.suppress(Exception):  # gone already: that is what was wanted
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+        try:
+            # A stop follows an epoch; every epoch is reported to the controller, which then says who it is.
+            ray.get(self._leader.get(timeout=STOP_TIMEOUT_S).abort.remote(), timeout=STOP_TIMEOUT_S)
+        except ray.exceptions.RayActorError:
+            pass  # gone: that is what was wanted
+        except (queue.Empty, ray.exceptions.GetTimeoutError):
+            log.warning("%s: its workers could not be ended; Ray will", self._config.run_uri)
+            return
+        self._thread.join(STOP_TIMEOUT_S)
 
 
-class FromWorker:
-    """Adds to an event the placement group of the worker that it comes from."""
+class Leader(ray.train.UserCallback):
+    """Runs inside Ray Train's controller and says who that is."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        group = get_current_placement_group()
-        self._emit({**event, "group": group.id.hex() if group is not None else ""})
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        """Called when all workers have reported an epoch."""
+        self._emit({"kind": "leader", "actor": ray.get_runtime_context().current_actor})
 
 
 def story(run_uri: str) -> list[Record]:
