@@ -49,7 +49,9 @@ def report(rows: list[dict[str, Any]], ignored: dict[str, int] | None = None) ->
     bad = pa.Table.from_pylist([r for r in full if r["kind"] is not None], schema=kinds)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    return preflight.examine("pictures", good, bad, exact, near, ignored or {})
+    return preflight.examine(
+        "pictures", good, bad, exact, near, ignored or {}, [[name] for name in good["label"].to_pylist()]
+    )
 
 
 def many(split: str, label: str, count: int, start: int) -> list[dict[str, Any]]:

@@ -108,9 +108,7 @@ def save(
     """
     module = model.module
     with storage.publish(uri, MANIFEST) as folder:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS
-        )
+        save_file(weights(module), folder / WEIGHTS)
         if beside is not None:
             beside(folder)
         if golden:
@@ -137,6 +135,16 @@ def save(
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
+
+
+def weights(module: nn.Module, training_only: bool = False) -> dict[str, torch.Tensor]:
+    """The parameters and statistics that a bundle holds; or those that only training needs."""
+    prefixes = tuple(getattr(module, "training_only", ()))
+    return {
+        name: value.detach().cpu().contiguous()
+        for name, value in module.state_dict().items()
+        if name.startswith(prefixes) == training_only
+    }
 
 
 def _write_golden(folder: Path, model: Model, pictures: Sequence[bytes]) -> None:

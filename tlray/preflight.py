@@ -42,6 +42,7 @@ _SHOWN = 20  # examples kept of each finding, quarantined files shown in the tex
 Severity = Literal["error", "warning", "info"]
 Hashes = npt.NDArray[np.uint64]
 Groups = npt.NDArray[np.int64]
+Classes = Sequence[Sequence[str]]  # names of the classes in each row
 
 SEEN = pa.schema(
     [
@@ -60,6 +61,11 @@ SEEN = pa.schema(
     ]
 )
 """One picture as `inspect` saw it."""
+
+MASK_SEEN = pa.schema(
+    [("mask_width", pa.int32()), ("mask_height", pa.int32()), ("mask_values", pa.list_(pa.int32()))]
+)
+"""A picture's mask as `inspect_mask` saw it; nulls where it cannot be read."""
 
 _THUMB = image.Preprocess(size=(32, 32), fit="stretch", mean=(0, 0, 0), std=(1, 1, 1))
 _DCT = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # the 8 lowest of DCT-II
@@ -90,6 +96,19 @@ def inspect(data: bytes) -> dict[str, Any]:
         "frames": info.frames,
         "width": info.width,
         "height": info.height,
+    }
+
+
+def inspect_mask(data: bytes) -> dict[str, Any]:
+    """One mask -> a row of `MASK_SEEN`; never raises for what the bytes are."""
+    try:
+        mask_HW = image.decode_mask(data)
+    except PictureError:
+        return dict.fromkeys(MASK_SEEN.names)
+    return {
+        "mask_width": mask_HW.shape[1],
+        "mask_height": mask_HW.shape[0],
+        "mask_values": np.unique(mask_HW).tolist(),
     }
 
 
@@ -235,13 +254,22 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def examine(
-    source: str, rows: pa.Table, bad: pa.Table, exact: Groups, near: Groups, ignored: Mapping[str, int]
+    source: str,
+    rows: pa.Table,
+    bad: pa.Table,
+    exact: Groups,
+    near: Groups,
+    ignored: Mapping[str, int],
+    classes: Classes | None,
+    remarks: Iterable[Finding] = (),
+    open_set: bool = False,
 ) -> Report:
-    """The report of ``rows`` (taken; SEEN + path, split and, for classes, label) and ``bad`` (left out).
+    """The report of ``rows`` (taken; SEEN + path, split) and ``bad`` (left out).
 
-    ``exact`` and ``near`` are the group numbers of ``rows``.
+    ``exact`` and ``near`` are the group numbers of ``rows``, ``classes`` the names of the classes in each;
+    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people.
     """
-    found: list[Finding] = []
+    found: list[Finding] = list(remarks)
 
     def note(
         severity: Severity, kind: str, examples: Iterable[str], message: str, count: int | None = None
@@ -252,20 +280,19 @@ def examine(
             found.append(Finding(severity, kind, number, message.format(n=number), listed[:_SHOWN]))
 
     path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
-    label = rows["label"].to_pylist() if "label" in rows.column_names else None
     quarantined = [
         {"path": b["path"], "kind": b["kind"], "reason": b["reason"]}
         for b in bad.select(["path", "kind", "reason"]).to_pylist()
     ]
 
-    _duplicates(note, path, split, label, exact, near)
-    counts = _counts(split, label)
+    _duplicates(note, path, split, classes, exact, near)
+    counts = _counts(split, classes)
     for kind, number in sorted(Counter(q["kind"] for q in quarantined).items()):
         files = [f"{q['path']}: {q['reason']}" for q in quarantined if q["kind"] == kind]
         severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"
         note(severity, kind, files, "{n} left out: " + _WHY.get(kind, kind.replace("_", " ")), number)
-    if label is not None:
-        _classes(note, counts)
+    if classes is not None:
+        _classes(note, counts, open_set)
     width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
     tiny = np.flatnonzero(np.minimum(width, height) < TINY_SIDE)
     sized = (f"{path[i]} ({width[i]} x {height[i]})" for i in tiny)
@@ -290,7 +317,7 @@ def examine(
 
 
 def _duplicates(
-    note: Any, path: list[str], split: list[str], label: list[str] | None, exact: Groups, near: Groups
+    note: Any, path: list[str], split: list[str], classes: Classes | None, exact: Groups, near: Groups
 ) -> None:
     """Findings about groups of pictures that are the same or look the same."""
     for kind, word, groups in (("exact", "same bytes", exact), ("near", "nearly the same", near)):
@@ -302,8 +329,9 @@ def _duplicates(
                 continue  # nothing that the exact groups have not said
             text = " = ".join(f"{split[i]}: {path[i]}" for i in members[:4])
             (across if len({split[i] for i in members}) > 1 else within).append((text, len(members)))
-            if label is not None and len({label[i] for i in members}) > 1:
-                torn.append(text + " (" + ", ".join(sorted({label[i] for i in members})) + ")")
+            said = {"+".join(sorted(set(classes[i]))) for i in members} if classes is not None else set()
+            if len(said) > 1:
+                torn.append(text + " (" + ", ".join(sorted(said)) + ")")
         worse: Severity = "error" if kind == "exact" else "warning"
         note(
             worse,
@@ -335,20 +363,25 @@ def _members(groups: Groups) -> list[list[int]]:
     return list(found.values())
 
 
-def _counts(split: list[str], label: list[str] | None) -> dict[str, dict[str, int]]:
-    """Split -> class -> rows; splits in the order train, validation, test."""
+def _counts(split: list[str], classes: Classes | None) -> dict[str, dict[str, int]]:
+    """Split -> class -> how often it occurs; splits in the order train, validation, test."""
     rank = {"train": 0, "validation": 1, "test": 2}
-    pairs = Counter(zip(split, label if label is not None else ["rows"] * len(split), strict=True))
+    there = classes if classes is not None else [["rows"]] * len(split)
+    pairs = Counter((part, name) for part, names in zip(split, there, strict=True) for name in names)
     counts: dict[str, dict[str, int]] = {s: {} for s in sorted(set(split), key=lambda s: (rank.get(s, 3), s))}
     for (part, name), number in sorted(pairs.items()):
         counts[part][name] = number
     return counts
 
 
-def _classes(note: Any, counts: dict[str, dict[str, int]]) -> None:
+def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool) -> None:
     """Findings about how many rows each class has."""
     train = counts.get("train", {})
-    for split, by_class in counts.items():
+    if open_set:
+        for split, by_class in counts.items():
+            both = sorted(set(train) & set(by_class)) if split != "train" else []
+            note("error", "identity_across_splits", both, f"{{n}} identities of train are in {split}, too")
+    for split, by_class in counts.items() if not open_set else ():
         missing = sorted(set(train) - set(by_class))
         note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")
     few = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]

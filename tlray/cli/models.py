@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -86,7 +86,7 @@ def predict(
                     answers.append({"file": place, "error": {"reason": one.kind, "detail": str(one)}})
                 else:
                     answers.append({"file": place, **one})
-                    out.say(f"{place}  {_short(one, top)}")
+                    out.say(f"{place}  {predictor.task.summary(one, top)}")
         out.result = {"bundle": uri, "predictions": answers}
         if bad:
             out.emit()
@@ -211,13 +211,3 @@ def _pictures(files: list[str]) -> Iterator[str]:
         if not inside:
             raise DataError(f"{file}: holds no picture; accepted: files ending in {', '.join(SUFFIXES)}")
         yield from (storage.join(file, *path.split("/")) for path in inside)
-
-
-def _short(prediction: dict[str, Any], top: int) -> str:
-    """A prediction in a line: its most probable labels, or whatever else the task gives."""
-    import json
-
-    labels = prediction.get("labels")
-    if not isinstance(labels, list) or not all(isinstance(item, dict) for item in labels):
-        return json.dumps(prediction)
-    return "  ".join(f"{item['label']} {item['probability']:.4f}" for item in labels[:top])
