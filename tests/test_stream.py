@@ -92,7 +92,7 @@ def test_the_row_cache_stays_within_its_budget(uri):
 
 def test_a_lonely_row_is_doubled():
     batch = stream.Batch(
-        torch.zeros(1, 3, 4, 4, dtype=torch.uint8), {"label": torch.tensor([2])}, np.array([7]), []
+        torch.zeros(1, 3, 4, 4, dtype=torch.uint8), {"label": torch.tensor([2])}, np.array([7]), [], [""]
     )
     x, targets = stream.to_device(batch, torch.device("cpu"))
     assert x.shape[0] == 2 and targets["label"].tolist() == [2, 2]

@@ -47,6 +47,7 @@ class Manifest(BaseModel):
     task: dict[str, Any]
     backbone: dict[str, Any]
     freeze_depth: int
+    stages: int | None = None  # of the backbone; None in bundles from before it was kept
     preprocess: Preprocess
     labels: list[str]
     metrics: dict[str, float]
@@ -118,6 +119,7 @@ def save(
             task=model.task.model_dump(mode="json"),  # type: ignore[attr-defined]
             backbone=dict(model.backbone),
             freeze_depth=model.freeze_depth,
+            stages=len(module.backbone.stages),  # type: ignore[union-attr, arg-type]
             preprocess=model.preprocess,
             labels=model.labels,
             metrics={k: float(v) for k, v in metrics.items()},
@@ -269,7 +271,7 @@ def _card(facts: Manifest) -> str:
     return f"""# {facts.config.get("name", "model")}
 
 A tlray bundle, made {facts.created}: {facts.task["name"]} with {facts.backbone.get("name")},
-{facts.freeze_depth} stages frozen, input {width} x {height} px.
+{facts.freeze_depth} of {facts.stages} stages frozen, input {width} x {height} px.
 
 | metric (validation) | value |
 | --- | --- |

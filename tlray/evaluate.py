@@ -44,8 +44,8 @@ def evaluate(
         ours = [rows[int(i)] for i in batch.rows]
         metrics.update(found, ours)
         records += [
-            {"id": row.get(schema.ID, f"{split}-{i}"), **task.record(row, prediction)}
-            for i, row, prediction in zip(batch.rows, ours, found, strict=True)
+            {"id": row.get(schema.ID, f"{split}-{i}"), "path": path, **task.record(row, prediction)}
+            for i, row, path, prediction in zip(batch.rows, ours, batch.paths, found, strict=True)
         ]
         if progress is not None:
             progress("evaluate", len(records), len(rows))

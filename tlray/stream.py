@@ -52,12 +52,13 @@ class Source:
 
 
 class Batch(NamedTuple):
-    """x_BCHW uint8; targets by name; rows (B,) global indices; what was done to each picture."""
+    """x_BCHW uint8; targets by name; rows (B,) global indices; what was done to each picture; its path."""
 
     x_BCHW: torch.Tensor
     targets: dict[str, Any]
     rows: Indices
     geometries: list[Geometry]
+    paths: list[str]  # below the source's root; "" where the data set has none
 
     @property
     def num_rows(self) -> int:
@@ -110,7 +111,7 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
     read = reader(source.uri, source.split, source.cache_mb, fingerprint)
     labels = list(source.labels)
     augment = Augment(source.augment) if source.augment else None
-    pictures, targets, geometries = [], [], []
+    pictures, targets, geometries, paths = [], [], [], []
     for index in map(int, rows):
         data, row = read(index)
         try:
@@ -127,7 +128,8 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
         pictures.append(x)
         targets.append(source.task.encode(row, geometry, labels))
         geometries.append(geometry)
-    return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries)
+        paths.append(row["path"] or "")
+    return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries, paths)
 
 
 def collate(targets: list[Target]) -> dict[str, Any]:
@@ -217,7 +219,8 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
         batch = make_batch(source, fingerprint, epoch, rows)
         # Ragged targets travel as Ray Data's object columns; geometries are small and plain.
         targets = {f"target.{name}": _column(value) for name, value in batch.targets.items()}
-        return {"x": batch.x_BCHW.numpy(), "geometry": _column(batch.geometries), **targets}
+        plain = {"x": batch.x_BCHW.numpy(), "path": np.array(batch.paths)}
+        return {**plain, "geometry": _column(batch.geometries), **targets}
 
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
@@ -237,7 +240,8 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
                 for name, value in block.items()
                 if name.startswith("target.")
             }
-            yield Batch(torch.from_numpy(block["x"].copy()), targets, rows, list(block["geometry"]))
+            x_BCHW = torch.from_numpy(block["x"].copy())
+            yield Batch(x_BCHW, targets, rows, list(block["geometry"]), [str(path) for path in block["path"]])
 
 
 def _column(values: Any) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Accuracy of a search's winner beside a linear probe, training from scratch and a plain PyTorch loop.
 
     tlray tune jobs/recipes/clothing.yaml data.uri=INGESTED
-    python tests/bench/bench_accuracy.py FOLDER INGESTED runs/clothing [--only plain]
+    python tests/bench/bench_accuracy.py FOLDER runs/clothing [--only plain]
 
-The probe has the best learning rate that the search found for it. From scratch has the winner's settings, all
-stages trained, as many epochs as the winner had and every stage at the head's learning rate. The plain loop
-is PyTorch with torchvision's ImageFolder: the same backbone, weights, size, batch and epochs, AdamW with a
-cosine, its learning rate the best of three by validation accuracy. The last line is JSON.
+The probe (frozen backbone) has the best learning rate that the search found for it. From scratch has the
+winner's settings, all stages trained, as many epochs and every stage at the head's learning rate. The plain
+loop is PyTorch with torchvision's ImageFolder: the same backbone, weights, size, batch and epochs, AdamW
+with a cosine, its learning rate the best of three by validation accuracy. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,17 +31,38 @@ from tlray.evaluate import evaluate
 RATES = (3e-4, 1e-3, 3e-3)
 
 
-def scores(bundle: str, data: str, seconds: float) -> dict[str, float]:
-    found = {split: evaluate(bundle, data, split)["metrics"]["accuracy"] for split in ("validation", "test")}
+Scores = dict[str, float]  # of the metric that decides, by split; seconds of training
+
+
+def scores(bundle: str, data: str, metric: str, seconds: float) -> Scores:
+    found = {split: evaluate(bundle, data, split)["metrics"][metric] for split in ("validation", "test")}
     return {**found, "seconds": seconds}
 
 
-def again(settings: config.Config, name: str, **changes: Any) -> tuple[str, float]:
-    """Train in this process with other settings; the bundle and the seconds."""
+def again(settings: config.Config, name: str, metric: str, **changes: Any) -> Scores:
+    """Train in this process with other settings."""
     chosen = runtime.placed(settings.override({"name": name, **changes}))
     storage.delete(chosen.run_uri)
     records = list(train.epochs(chosen, chosen.run_uri, train.Solo(runtime.cores()), lambda event: None))
-    return storage.join(chosen.run_uri, "best"), records[-1]["seconds"]
+    return scores(storage.join(chosen.run_uri, "best"), chosen.data.uri, metric, records[-1]["seconds"])
+
+
+def arms(settings: config.Config) -> dict[str, Scores]:
+    """The winner of a finished search beside the best frozen backbone and training from scratch."""
+    story = storage.read_json(storage.join(settings.run_uri, "trials.json"))
+    metric, trials = story["goal"]["name"], story["trials"]
+    best = next(row for row in trials if row["id"] == story["best"])
+    frozen = [row for row in trials if row["params"]["model.freeze"] == "all" and row["best"] is not None]
+    probe = max(frozen, key=lambda row: row["best"])["params"]
+    scratch = {
+        **best["params"], "model.weights": "none", "model.freeze": 0, "optim.backbone_lr_ratio": 1.0,
+    }  # fmt: skip
+    won = storage.join(settings.run_uri, "best")
+    return {
+        "winner": scores(won, storage.absolute(settings.data.uri), metric, best["seconds"]),
+        "frozen": again(settings, f"{settings.name}-frozen", metric, **probe),
+        "from scratch": again(settings, f"{settings.name}-scratch", metric, **scratch),
+    }
 
 
 def plain(folder: Path, winner: config.Config, lr: float, threads: int = 2) -> dict[str, float]:
@@ -90,25 +111,15 @@ def plain(folder: Path, winner: config.Config, lr: float, threads: int = 2) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("folder", "ingested", "run"):
+    for name in ("folder", "run"):
         parser.add_argument(name)
     parser.add_argument("--only", choices=["plain", "tlray"])
     args = parser.parse_args()
     base = config.parse(storage.read_json(storage.join(args.run, "config.json")), args.run)
-    found: dict[str, Any] = {}
+    found: dict[str, Scores] = {}
     if args.only != "plain":
-        story = storage.read_json(storage.join(args.run, "trials.json"))
-        rows = story["trials"]
-        best = next(r for r in rows if r["id"] == story["best"])
-        probe = max((r for r in rows if r["params"]["model.freeze"] == "all"), key=lambda r: r["best"])
         with runtime.session():
-            data = storage.absolute(args.ingested)
-            found["winner"] = scores(storage.join(args.run, "best"), data, best["seconds"])
-            bundle, seconds = again(base, "probe", **probe["params"])
-            found["linear probe"] = scores(bundle, data, seconds)
-            scratch = {"model.weights": "none", "model.freeze": 0, "optim.backbone_lr_ratio": 1.0}
-            bundle, seconds = again(base, "scratch", **{**best["params"], **scratch})
-            found["from scratch"] = scores(bundle, data, seconds)
+            found |= arms(base)
     if args.only != "tlray":
         tries = []
         for lr in RATES:

@@ -93,7 +93,7 @@ def cluster(s3_server: str) -> Iterator[Cluster]:
             patch.setenv(name, value)
         httpx.put(f"{s3_server}/road", timeout=10, trust_env=False).raise_for_status()
         local = [sys.executable, str(ROOT / "cluster" / "local.py")]
-        size = ["--nodes", "2", "--cpus", "4", "--dashboard-port", "0", "--dir", folder]
+        size = ["--nodes", "2", "--cpus", "3", "--dashboard-port", "0", "--dir", folder]
         subprocess.run([*local, "start", *size], check=True, stdout=subprocess.DEVNULL, timeout=180)
         try:
             state = json.loads(Path(folder, "state.json").read_text())
@@ -122,7 +122,7 @@ def recipe(cluster: Cluster, data: str, name: str, *more: str) -> tuple[list[str
 
 def test_search_promote_evaluate_serve(cluster: Cluster, data: str) -> None:
     config, run = recipe(
-        cluster, data, "road", "train.epochs=2", "scale.num_workers=2", "search.scheduler=none",
+        cluster, data, "road", "train.epochs=2", "search.scheduler=none",
         "search.space.model.freeze={choice: [all, 0.5]}", "search.space.optim.lr={choice: [0.003]}",
     )  # fmt: skip
     found = cluster.run("tune", *config)
@@ -159,7 +159,7 @@ def test_search_promote_evaluate_serve(cluster: Cluster, data: str) -> None:
 
 
 def test_what_is_killed_goes_on_and_ends_with_the_same_weights(cluster: Cluster, data: str) -> None:
-    often = ["train.epochs=4", "train.checkpoint_every_steps=4", "train.keep_checkpoints=2"]
+    often = ["scale.num_workers=2", "train.epochs=4", "train.checkpoint_every_steps=4", "train.keep_checkpoints=2"]
 
     def weights(run: str) -> bytes:
         return storage.read_bytes(f"{run}/best/weights.safetensors")
