@@ -113,9 +113,12 @@ def _predict_all(
     from tlray import batch
 
     source = batch.find(files, splits, SUFFIXES)
-    with out.watch() as show, show.step(f"Predict {', '.join(files)}", quiet_start=True):
-        with runtime.session(verbose(context)):
-            found = batch.predict(uri, source, to, show.progress)
+    with (
+        out.watch() as show,
+        show.step(f"Predict {', '.join(files)}", quiet_start=True),
+        runtime.session(verbose(context)),
+    ):
+        found = batch.predict(uri, source, to, show.progress)
     out.result = batch_result(found, to)
     out.say(batch_line(found, to))
 

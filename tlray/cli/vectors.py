@@ -44,9 +44,12 @@ def embed(
 
         embedder = _embedder(model, weights, size, models)
         source = batch.find([data], split or [], SUFFIXES)
-        with out.watch() as show, show.step(f"Embed {data}", quiet_start=True):
-            with runtime.session(verbose(context)):
-                found = embedding.embed(embedder, source, to, stage, show.progress)
+        with (
+            out.watch() as show,
+            show.step(f"Embed {data}", quiet_start=True),
+            runtime.session(verbose(context)),
+        ):
+            found = embedding.embed(embedder, source, to, stage, show.progress)
         out.result = {**batch_result(found, to), "dim": found["dim"]}
         out.say(f"{batch_line(found, to)}, {found['dim']} numbers each")
         out.say(f"next        tlray similar {to} PICTURE|ID")

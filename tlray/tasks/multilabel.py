@@ -244,7 +244,7 @@ class Metrics:
 
 
 def average_precision(score_N: np.ndarray, truth_N: np.ndarray) -> float | None:
-    """Sum of precision x gain in recall over all thresholds, as scikit-learn defines it; None: no positive."""
+    """Sum of precision x gain in recall over the thresholds, as in scikit-learn; None: no positive."""
     if not truth_N.any():
         return None
     hits_T, said_T, _ = _curve(score_N, truth_N)
