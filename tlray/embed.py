@@ -6,7 +6,6 @@ Columns: id, split, path, the label columns of the data, error (why a picture co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,11 +16,10 @@ import torch
 from tlray import batch, bundle, storage
 from tlray import weights as origins
 from tlray.backbone import Backbone
-from tlray.errors import PictureError
 from tlray.image import Geometry, Preprocess, render
 from tlray.predict import Predictor
+from tlray.similar import EMBEDDINGS
 
-EMBEDDINGS = "embeddings.json"
 RGB = tuple[float, float, float]
 
 
@@ -137,9 +135,12 @@ def embed(
     return batch.run(source, work, out, EMBEDDINGS, facts, progress, "embed")
 
 
-def pictures(model: Predictor | Bare, encoded: Sequence[bytes], stage: str | None = None) -> np.ndarray:
-    """Encoded pictures -> (N, D) float32. Raises PictureError at the first bad one."""
-    if not encoded:
-        raise PictureError("empty", "no picture: accepted: one or more")
-    x_BCHW = torch.from_numpy(np.stack([render(data, model.preprocess)[0] for data in encoded]))
-    return model.embed_rendered(x_BCHW, stage)
+def vector(manifest: dict[str, Any], picture: bytes, model: str | None = None) -> np.ndarray:
+    """A picture's embedding (D,) by the model that a manifest names, or by the bundle ``model``.
+
+    Raises PictureError, BundleError.
+    """
+    loaded = (Embedder.told(manifest) if model is None else Embedder(model)).load()
+    x_CHW, _ = render(picture, loaded.preprocess)
+    found: np.ndarray = loaded.embed_rendered(torch.from_numpy(x_CHW[None]), manifest["stage"])[0]
+    return found

@@ -8,7 +8,7 @@ group. A million vectors of 512 numbers are 2 GB to read and 1 GFLOP, a second o
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from tlray import embed, image, schema, shards, storage
+from tlray import image, schema, shards, storage
 from tlray.dataset import Dataset
 from tlray.errors import DataError
 
+EMBEDDINGS = "embeddings.json"  # manifest of what `tlray embed` leaves
 TILE_PX, CAPTION_PX = 192, 30
 
 
@@ -37,21 +38,21 @@ class Hit:
 
 def read_manifest(uri: str) -> dict[str, Any]:
     """What embeddings at a URI are of. Raises DataError where there are none, or not all of them."""
-    place = storage.join(uri, embed.EMBEDDINGS)
+    place = storage.join(uri, EMBEDDINGS)
     if not storage.exists(place):
-        raise DataError(f"{uri}: no {embed.EMBEDDINGS}; accepted: what a finished `tlray embed` left")
+        raise DataError(f"{uri}: no {EMBEDDINGS}; accepted: what a finished `tlray embed` left")
     found: dict[str, Any] = storage.read_json(place)
     return found
 
 
 def similar(
-    uri: str, wanted: str, top: int = 5, model: str | None = None
+    uri: str, wanted: str, vector: Callable[[dict[str, Any], bytes], np.ndarray], top: int = 5
 ) -> tuple[list[Hit], bytes | None, dict[str, Any]]:
-    """The rows nearest to a row (its id or path) or to a picture file, the row itself left out.
+    """The rows nearest to a row (its id or path), itself left out, or to a picture file.
 
-    Returns (hits, nearest first; the picture asked for where it can be had; the manifest). ``model``: a
-    bundle other than the one the embeddings name, say because it has moved. Raises DataError for an
-    unknown id, PictureError for a bad picture.
+    ``vector`` embeds a picture (D,) with the model that a manifest names: `embed.vector`; no row needs it.
+    Returns (hits, nearest first; the picture asked for where it can be had; the manifest). Raises DataError
+    for what is neither, PictureError for a bad picture.
     """
     manifest = read_manifest(uri)
     found = _row(uri, manifest, wanted)
@@ -61,8 +62,7 @@ def similar(
     if not storage.exists(wanted) or storage.is_dir(wanted):
         raise DataError(f"{wanted}: neither a row of {uri} nor a file; accepted: an id, a path, a picture")
     data = storage.read_bytes(wanted)
-    embedder = embed.Embedder.told(manifest) if model is None else embed.Embedder(model)
-    query_D = embed.pictures(embedder.load(), [data], manifest["stage"])[0]
+    query_D = vector(manifest, data)
     return nearest(uri, manifest, query_D, top), data, manifest
 
 

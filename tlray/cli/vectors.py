@@ -68,9 +68,14 @@ def similar(
     with output(json) as out:
         from tlray import road, similar, storage
 
-        found, query, manifest = similar.similar(
-            to, wanted, top, road.bundle_of(model, models) if model is not None else None
-        )
+        other = road.bundle_of(model, models) if model is not None else None
+
+        def vector(manifest: dict[str, Any], picture: bytes) -> Any:
+            from tlray import embed  # torch, which neighbours of a row do without
+
+            return embed.vector(manifest, picture, other)
+
+        found, query, manifest = similar.similar(to, wanted, vector, top)
         if sheet is not None:
             storage.write_bytes(sheet, similar.sheet(query, found, manifest))
         out.result = {
