@@ -83,7 +83,7 @@ def test_neighbours_of_a_picture(tmp_path: Path, vectors: np.ndarray) -> None:
 
 def test_mistakes(tmp_path: Path, vectors: np.ndarray) -> None:
     out = written(tmp_path / "e", vectors)
-    with pytest.raises(DataError, match="neither a row of .* nor a file"):
+    with pytest.raises(DataError, match=r"neither a row of .* nor a file"):
         similar.similar(out, "nothing", never)
     with pytest.raises(DataError, match=r"train00004: has no embedding \(truncated: damaged\)"):
         similar.similar(out, "train00004", never)

@@ -6,7 +6,7 @@ Evaluation, batch prediction and serving all go through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,15 +57,3 @@ class Predictor:
     def predict_rendered(self, x_BCHW: torch.Tensor, geometries: Sequence[Geometry]) -> list[Prediction]:
         """Model input as `image.render` makes it -> predictions."""
         return self.model.predict_rendered(x_BCHW, geometries, self.device)
-
-    @torch.inference_mode()
-    def embed_rendered(self, x_BCHW: torch.Tensor, stage: str | None = None) -> np.ndarray:
-        """Model input -> (B, D) float32: the pooled final features, or the mean of a stage's map."""
-        backbone: Any = self.model.module.backbone
-        x_BCHW = x_BCHW.to(self.device, non_blocking=True)
-        if stage is not None:
-            x_BD = backbone.pyramid(x_BCHW, [stage])[0].mean(dim=(2, 3))
-        else:
-            x_BD = backbone.embed(backbone(x_BCHW))
-        found: np.ndarray = x_BD.float().cpu().numpy()
-        return found

@@ -287,7 +287,7 @@ def _told(
     """What there is to say below a picture."""
 
     def names(chosen_C: np.ndarray, scored: bool) -> str:
-        found = np.flatnonzero(chosen_C)
+        found = np.flatnonzero(chosen_C).tolist()
         texts = [f"{labels[i]} {score_C[i]:.2f}" if scored else labels[i] for i in found]
         return ", ".join(texts) or "none"
 
