@@ -197,6 +197,28 @@ def test_the_verbs_of_a_model(
     assert models
 
 
+def test_embeddings_and_predictions_of_a_data_set(
+    bundle: str, dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, pictures = str(tmp_path / "predictions"), tmp_path / "pictures"
+    found = answer(capfd, "predict", bundle, dataset, "--out", out)
+    assert (found["num_rows"], found["rows"], found["num_errors"], found["out"]) == (24, 24, 0, out)
+    assert answer(capfd, "predict", bundle, dataset, "--out", out)["rows"] == 0
+    assert "or --out URI" in mistake(capfd, "predict", bundle, dataset)
+    assert "no split 'x'" in mistake(capfd, "predict", bundle, dataset, "--split", "x", "--out", out + "x")
+
+    vectors = str(tmp_path / "vectors")
+    found = answer(capfd, "embed", "resnet10t-nano", str(pictures), vectors, "--size", "32")
+    assert found["num_rows"] == 24 and found["dim"] > 100
+    assert "which has its own" in mistake(capfd, "embed", bundle, dataset, vectors + "x", "--size", "32")
+    sheet = tmp_path / "sheet.jpg"
+    found = answer(capfd, "similar", vectors, "cat/0.png", "--top", "3", "--picture", str(sheet))
+    assert len(found["hits"]) == 3 and Image.open(sheet).size[0] > 500
+    found = answer(capfd, "similar", vectors, str(pictures / "dog" / "3.png"), "--top", "1")
+    assert found["hits"][0]["path"] == "dog/3.png" and found["hits"][0]["similarity"] > 0.999
+    assert "neither a row" in mistake(capfd, "similar", vectors, "nothing")
+
+
 def test_sample_and_doctor(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = answer(capfd, "sample", str(tmp_path / "s"), "--per-class", "6", "--size", "32")
     assert found["splits"] == {"train": 40, "validation": 10, "test": 10}
