@@ -58,7 +58,7 @@ def rows_of(out: str) -> list[dict[str, Any]]:
 def test_parts_end_where_row_groups_end() -> None:
     assert batch._cuts([8, 8, 8, 3], 16) == [(0, 16), (16, 27)]
     assert batch._cuts([5, 5, 5], 8) == [(0, 5), (5, 10), (10, 15)]
-    assert batch._cuts([20, 3], 8) == [(0, 8), (8, 16), (16, 20), (20, 23)]  # a group larger than a part
+    assert batch._cuts([20, 3], 8) == [(0, 8), (8, 16), (16, 23)]  # a group larger than a part
     assert batch._cuts([0, 4, 0], 8) == [(0, 4)] and batch._cuts([], 8) == []
 
 

@@ -241,7 +241,10 @@ def _pipeline(source: Source, work: Work, out: str, todo: list[dict[str, Any]]) 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     actors = min(len(todo), gpus or len(runtime.nodes()))
     each = runtime.resources(Scale(num_workers=actors))
-    tasks = min(len(todo), max(1, int(ray.cluster_resources().get("CPU", 2)) // 2))
+    cpus = int(ray.cluster_resources().get("CPU", 2))
+    tasks = min(len(todo), max(1, cpus // 2))
+    # Actors that hold every CPU would wait for ever for pixels that no task can render.
+    per_actor = each.cpus_per_worker if actors * each.cpus_per_worker < cpus else 0
     kind = pa.schema(
         [("name", pa.string()), ("split", pa.string()), ("start", pa.int64()), ("stop", pa.int64()),
          ("paths", pa.list_(pa.string()))]
@@ -256,7 +259,7 @@ def _pipeline(source: Source, work: Work, out: str, todo: list[dict[str, Any]]) 
             _render, fn_kwargs={**told, "preprocess": work.preprocess}, concurrency=tasks, num_cpus=1, **whole
         )
         data = data.map_batches(
-            _Actor, fn_constructor_args=(work,), concurrency=(1, actors), num_cpus=each.cpus_per_worker,
+            _Actor, fn_constructor_args=(work,), concurrency=(1, actors), num_cpus=per_actor,
             num_gpus=each.gpus_per_worker or None, **whole,
         )  # fmt: skip
         data = data.map_batches(_write, fn_kwargs={"out": out}, num_cpus=0.1, **whole)

@@ -74,12 +74,14 @@ def predict(
     """Predict pictures. One that is no picture is named, and the exit code is 2; with --out it is a row."""
     with output(json) as out:
         from tlray import road, runtime, storage
-        from tlray.errors import PictureError
+        from tlray.errors import ConfigError, PictureError
 
         uri = road.bundle_of(bundle, models)
         if to is not None:
             _predict_all(context, uri, files, split or [], to, out)
             return
+        if split:
+            raise ConfigError(f"--split {split[0]}: without --out; accepted: --out URI for a data set's rows")
         places = list(_pictures(files))
         runtime.prepare(verbose(context))
         from tlray.predict import Predictor
