@@ -45,6 +45,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return toys.dataset(tmp_path_factory.mktemp("data") / "d", group_rows=8, train=27, test=5)
 
 
+@pytest.fixture(scope="module")
+def whole(
+    ray_local: Any, model: str, data: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any]]:
+    """Predictions of the whole data set in small parts: where, and what was said of them."""
+    out = str(tmp_path_factory.mktemp("whole") / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "PART_ROWS", 8)
+        return out, batch.predict(model, batch.Source.dataset(data), out)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "PART_ROWS", 8)
@@ -63,10 +74,9 @@ def test_parts_end_where_row_groups_end() -> None:
 
 
 def test_predictions_are_those_of_one_by_one(
-    ray_local: Any, model: str, data: str, small: None, tmp_path: Path
+    model: str, data: str, whole: tuple[str, dict[str, Any]]
 ) -> None:
-    out = str(tmp_path / "out")
-    found = batch.predict(model, batch.Source.dataset(data), out)
+    out, found = whole
     assert (found["rows"], found["num_rows"], found["num_errors"], len(found["parts"])) == (32, 32, 0, 5)
     predictor, told = Predictor(model), Dataset.open(data)
     rows = rows_of(out)
@@ -88,10 +98,10 @@ def test_predictions_are_those_of_one_by_one(
     assert not Path(out, batch.PLAN).exists()
 
 
-def test_a_killed_job_goes_on(ray_local: Any, model: str, data: str, small: None, tmp_path: Path) -> None:
-    whole, out = str(tmp_path / "whole"), str(tmp_path / "out")
-    source = batch.Source.dataset(data)
-    batch.predict(model, source, whole)
+def test_a_killed_job_goes_on(
+    model: str, data: str, small: None, whole: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, source = str(tmp_path / "out"), batch.Source.dataset(data)
 
     def kill(stage: str, done: int, total: int) -> None:
         if done:
@@ -109,8 +119,8 @@ def test_a_killed_job_goes_on(ray_local: Any, model: str, data: str, small: None
     assert found["rows"] < 32 and told[0] == 32 - found["rows"] and told[-1] == 32
     for name, when in first.items():
         assert Path(out, "data", name).stat().st_mtime_ns == when  # not done again
-    assert rows_of(out) == rows_of(whole)
-    assert Path(out, batch.PREDICTIONS).read_bytes() == Path(whole, batch.PREDICTIONS).read_bytes()
+    assert rows_of(out) == rows_of(whole[0])
+    assert Path(out, batch.PREDICTIONS).read_bytes() == Path(whole[0], batch.PREDICTIONS).read_bytes()
     again = batch.predict(model, source, out)
     assert again["rows"] == 0 and again["num_rows"] == 32
 
