@@ -213,7 +213,9 @@ def test_embeddings_and_predictions_of_a_data_set(
     assert "which has its own" in mistake(capfd, "embed", bundle, dataset, vectors + "x", "--size", "32")
     sheet = tmp_path / "sheet.jpg"
     found = answer(capfd, "similar", vectors, "cat/0.png", "--top", "3", "--picture", str(sheet))
-    assert len(found["hits"]) == 3 and Image.open(sheet).size[0] > 500
+    assert len(found["hits"]) == 3
+    with Image.open(sheet) as drawn:
+        assert drawn.size[0] > 500
     found = answer(capfd, "similar", vectors, str(pictures / "dog" / "3.png"), "--top", "1")
     assert found["hits"][0]["path"] == "dog/3.png" and found["hits"][0]["similarity"] > 0.999
     assert "neither a row" in mistake(capfd, "similar", vectors, "nothing")
