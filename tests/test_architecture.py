@@ -18,8 +18,8 @@ PACKAGE = ROOT / "tlray"
 ORDER = [
     "errors", "config", "svg", "plots", "schema", "image", "storage", "formats", "shards", "dataset",
     "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry",
-    "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "batch", "similar",
-    "embed", "track",
+    "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "pictures", "batch",
+    "similar", "embed", "track",
     "candidate", "checkpoint", "evaluate", "train", "search", "serve", "report", "road", "doctor",
     "quickstart", "cli",
 ]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests import toys
-from tlray import batch, bundle, tasks
+from tlray import batch, bundle, pictures, tasks
 from tlray.backbone import Backbone
 from tlray.dataset import Dataset
 from tlray.errors import DataError
@@ -53,7 +53,7 @@ def whole(
     out = str(tmp_path_factory.mktemp("whole") / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "PART_ROWS", 8)
-        return out, batch.predict(model, batch.Source.dataset(data), out)
+        return out, batch.predict(model, pictures.Source.dataset(data), out)
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def rows_of(out: str) -> list[dict[str, Any]]:
 
 
 def test_parts_end_where_row_groups_end() -> None:
-    assert batch._cuts([8, 8, 8, 3], 16) == [(0, 16), (16, 27)]
-    assert batch._cuts([5, 5, 5], 8) == [(0, 5), (5, 10), (10, 15)]
-    assert batch._cuts([20, 3], 8) == [(0, 8), (8, 16), (16, 23)]  # a group larger than a part
-    assert batch._cuts([0, 4, 0], 8) == [(0, 4)] and batch._cuts([], 8) == []
+    assert pictures.cuts([8, 8, 8, 3], 16) == [(0, 16), (16, 27)]
+    assert pictures.cuts([5, 5, 5], 8) == [(0, 5), (5, 10), (10, 15)]
+    assert pictures.cuts([20, 3], 8) == [(0, 8), (8, 16), (16, 23)]  # a group larger than a part
+    assert pictures.cuts([0, 4, 0], 8) == [(0, 4)] and pictures.cuts([], 8) == []
 
 
 def test_predictions_are_those_of_one_by_one(
@@ -101,7 +101,7 @@ def test_predictions_are_those_of_one_by_one(
 def test_a_killed_job_goes_on(
     model: str, data: str, small: None, whole: tuple[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    out, source = str(tmp_path / "out"), batch.Source.dataset(data)
+    out, source = str(tmp_path / "out"), pictures.Source.dataset(data)
 
     def kill(stage: str, done: int, total: int) -> None:
         if done:
@@ -111,7 +111,7 @@ def test_a_killed_job_goes_on(
         batch.predict(model, source, out, kill)
     first = {path.name: path.stat().st_mtime_ns for path in Path(out, "data").iterdir()}
     assert 0 < len(first) < 5 and not Path(out, batch.PREDICTIONS).exists() and Path(out, batch.PLAN).exists()
-    other = batch.Source.dataset(data, ["test"])
+    other = pictures.Source.dataset(data, ["test"])
     with pytest.raises(DataError, match=r"holds other work .*accepted: the same model, data and settings"):
         batch.predict(model, other, out)
     told: list[int] = []
@@ -132,7 +132,7 @@ def test_pictures_as_they_lie_and_bad_ones(ray_local: Any, model: str, small: No
         (folder / "sub" / f"{n}.jpg").write_bytes(toys.picture(n % 3, n))
     (folder / "bad.jpg").write_text("no picture")
     (folder / "notes.txt").write_text("passed over")
-    source = batch.find([str(folder)], [], (".jpg",))
+    source = pictures.find([str(folder)], [], (".jpg",))
     found = batch.predict(model, source, str(tmp_path / "out"))
     assert (found["num_rows"], found["num_errors"]) == (10, 1)
     rows = rows_of(str(tmp_path / "out"))
@@ -141,7 +141,7 @@ def test_pictures_as_they_lie_and_bad_ones(ray_local: Any, model: str, small: No
     one = Predictor(model).predict([(folder / "sub" / "4.jpg").read_bytes()])[0]
     assert rows[5]["predicted"] == one["label"] and rows[5]["error"] is None
     few = [str(folder / "sub" / "1.jpg"), str(folder / "bad.jpg")]
-    found = batch.predict(model, batch.find(few, [], (".jpg",)), str(tmp_path / "few"))
+    found = batch.predict(model, pictures.find(few, [], (".jpg",)), str(tmp_path / "few"))
     assert [row["path"] for row in rows_of(str(tmp_path / "few"))] == sorted(few) and found["num_errors"] == 1
 
 
@@ -151,7 +151,7 @@ def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp
     images = [{"bytes": b, "path": f"{n}.png"} for n, b in enumerate([picture.getvalue(), b"broken"])]
     (tmp_path / "d").mkdir()
     pq.write_table(pa.table({"image": images, "probability": [1, 2]}), tmp_path / "d" / "train.parquet")
-    found = batch.predict(model, batch.Source.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
+    found = batch.predict(model, pictures.Source.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
     rows = rows_of(str(tmp_path / "out"))
     assert found["num_errors"] == 1 and [row["error"] is None for row in rows] == [True, False]
     assert rows[1]["probability"] is None and 0 < rows[0]["probability"] <= 1  # ours, not the data's
@@ -159,14 +159,14 @@ def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp
 
 def test_mistakes(model: str, data: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not found; accepted: a data set, pictures"):
-        batch.find([str(tmp_path / "none")], [], (".jpg",))
+        pictures.find([str(tmp_path / "none")], [], (".jpg",))
     with pytest.raises(DataError, match="no split 'nothing'"):
-        batch.find([data], ["nothing"], (".jpg",))
+        pictures.find([data], ["nothing"], (".jpg",))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds no picture"):
-        batch.find([str(tmp_path / "in")], [], (".jpg",))
+        pictures.find([str(tmp_path / "in")], [], (".jpg",))
     with pytest.raises(DataError, match="has no splits"):
-        batch.find([str(tmp_path / "in")], ["train"], (".jpg",))
+        pictures.find([str(tmp_path / "in")], ["train"], (".jpg",))
     with pytest.raises(DataError, match=r"holds other files \(a.txt\)"):
-        batch.predict(model, batch.Source.dataset(data), str(tmp_path / "in"))
+        batch.predict(model, pictures.Source.dataset(data), str(tmp_path / "in"))

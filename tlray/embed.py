@@ -17,6 +17,7 @@ from tlray import batch, bundle, storage
 from tlray import weights as origins
 from tlray.backbone import Backbone
 from tlray.image import Geometry, Preprocess, render
+from tlray.pictures import Source
 from tlray.predict import Predictor
 from tlray.similar import EMBEDDINGS
 
@@ -116,7 +117,7 @@ class _Work:
 
 def embed(
     embedder: Embedder,
-    source: batch.Source,
+    source: Source,
     out: str,
     stage: str | None = None,
     progress: batch.Progress | None = None,

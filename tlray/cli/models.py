@@ -112,9 +112,9 @@ def _predict_all(
     from tlray import runtime
 
     runtime.prepare(verbose(context))
-    from tlray import batch
+    from tlray import batch, pictures
 
-    source = batch.find(files, splits, SUFFIXES)
+    source = pictures.find(files, splits, SUFFIXES)
     with (
         out.watch() as show,
         show.step(f"Predict {', '.join(files)}", quiet_start=True),

@@ -39,11 +39,11 @@ def embed(
         from tlray import runtime
 
         runtime.prepare(verbose(context))
-        from tlray import batch
         from tlray import embed as embedding
+        from tlray import pictures
 
         embedder = _embedder(model, weights, size, models)
-        source = batch.find([data], split or [], SUFFIXES)
+        source = pictures.find([data], split or [], SUFFIXES)
         with (
             out.watch() as show,
             show.step(f"Embed {data}", quiet_start=True),
