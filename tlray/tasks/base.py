@@ -70,6 +70,7 @@ class Module(Protocol):
     """What `Task.build` returns: an nn.Module with ``backbone`` and, beside it, everything new.
 
     Parameters whose name starts with one of ``training_only`` are kept in checkpoints and not in bundles.
+    Where the task trains an embedding, ``embed(x_BCHW)`` gives it, (B, D); `Predictor.embed` asks for it.
     """
 
     backbone: Backbone
