@@ -123,7 +123,7 @@ def _evaluated(run: Run, notes: list[str]) -> Sequence[plots.Section]:
 
 def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> dict[int, str]:
     """``data:`` URIs of the pictures that the sections want, by position in the evaluation's rows."""
-    wanted = sorted({shot.row for section in sections for shot in section.shots})
+    wanted = sorted({row for section in sections for shot in section.shots for row in shot.rows})
     task = _task(run, notes)
     if not wanted or not run.data_uri or task is None:
         return {}
