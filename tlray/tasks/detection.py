@@ -46,7 +46,7 @@ class Task(Strict):
     min_stride: Count = 8  # px of the finest map that objects are looked for on
     anchor_scale: Positive = 2.0  # smallest anchor of a map, in strides; 4 in the paper, for larger inputs
     channels: int = Field(128, ge=32, multiple_of=32)  # of the pyramid and the heads
-    freeze_norm: bool = False  # batch norm keeps the pretrained statistics (batches of a few pictures)
+    freeze_norm: bool = True  # batch norm keeps the pretrained statistics (batches of a few pictures)
     min_score: Share = 0.05  # of the objects in a prediction
     max_objects: Count = 100  # in a prediction
     nms_iou: Share = 0.5  # of two boxes of a class, the better one stays
@@ -190,7 +190,9 @@ class Detector(nn.Module):
             )
         self.stages, self.strides = list(last.values()), list(last)
         size = backbone.size if isinstance(backbone.size, int) else max(backbone.size)
-        while settings.anchor_scale * self.strides[-1] * 2 ** (2 / 3) < size / 2:  # for what fills the picture
+        while (
+            settings.anchor_scale * self.strides[-1] * 2 ** (2 / 3) < size / 2
+        ):  # for what fills the picture
             self.strides.append(2 * self.strides[-1])
         widths = [backbone.channels[i] for i in self.stages]
         self.fpn = FeaturePyramidNetwork(widths, settings.channels)
@@ -206,7 +208,9 @@ class Detector(nn.Module):
         return self
 
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, Any] | None = None) -> Any:
-        maps = self.fpn(dict(zip(map(str, self.stages), self.backbone.pyramid(x_BCHW, self.stages), strict=True)))
+        maps = self.fpn(
+            dict(zip(map(str, self.stages), self.backbone.pyramid(x_BCHW, self.stages), strict=True))
+        )
         maps = list(maps.values())
         while len(maps) < len(self.strides):
             maps.append(F.max_pool2d(maps[-1], 1, 2))
@@ -268,7 +272,6 @@ class OneStage(Detector):
         from torchvision.models.detection.retinanet import RetinaNetHead
 
         self.head = RetinaNetHead(settings.channels, self.anchors.num_per_place, num_classes, _norm)
-        self.head.regression_head._loss_type = "giou"
         self.match = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
     def found(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -346,7 +349,7 @@ class TwoStage(Detector):
         rows = [{"boxes": row["boxes"], "labels": row["labels"] + 1} for row in rows]
         proposals, first = self.rpn.train()(images, named, rows)  # the mode only says whether it gives losses
         _, second = self.roi.train()(named, proposals, images.image_sizes, rows)
-        loss: torch.Tensor = sum([*first.values(), *second.values()])  # type: ignore[assignment]
+        loss: torch.Tensor = sum([*first.values(), *second.values()])
         return loss
 
 
@@ -454,11 +457,12 @@ def corners(boxes: Sequence[Sequence[float]]) -> Boxes:
 
 
 def _clipped(boxes_N4: Boxes, frame: tuple[float, float, float, float]) -> Boxes:
-    return np.clip(boxes_N4, np.tile(frame[:2], 2), np.tile(frame[2:], 2))
+    low, high = np.tile(frame[:2], 2), np.tile(frame[2:], 2)
+    return np.asarray(np.clip(boxes_N4, low, high))
 
 
 def _areas(boxes_N4: Boxes) -> np.ndarray:
-    return (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
+    return np.asarray((boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1]))
 
 
 def _truth(row: Row) -> list[list[float]]:
@@ -487,7 +491,9 @@ def _hits(objects: Sequence[Any], truth: Sequence[Any], iou: float = 0.5) -> tup
     return hit, taken
 
 
-def _figures(rows: Sequence[dict[str, Any]], labels: Sequence[str], num_shots: int = 24) -> list[plots.Section]:
+def _figures(
+    rows: Sequence[dict[str, Any]], labels: Sequence[str], num_shots: int = 24
+) -> list[plots.Section]:
     if not rows:
         return []
     threshold = rows[0]["threshold"]
@@ -503,17 +509,24 @@ def _figures(rows: Sequence[dict[str, Any]], labels: Sequence[str], num_shots: i
             said[o[0]] += 1
             right[o[0]] += int(h)
         worst.append((int((~taken).sum()), int((~hit).sum()), int(hit.sum()), number))
-    order = sorted(range(len(labels)), key=lambda c: (there[c] == 0, float(np.nan_to_num(ap_TC[:, c].mean()))))
-    shown = [c for c in order if there[c]]
+    order = sorted(
+        range(len(labels)), key=lambda c: (there[c] == 0, float(np.nan_to_num(ap_TC[:, c].mean())))
+    )
+    shown, recall_R = [c for c in order if there[c]], np.linspace(0, 1, 101).tolist()
     cells = [
-        [labels[c], *((float(v) if there[c] else None) for v in (ap_TC[:, c].mean(), ap_TC[0, c]))]
-        + [right[c] / said[c] if said[c] else None, right[c] / there[c] if there[c] else None, int(there[c])]
+        [
+            labels[c],
+            *(float(v) if there[c] else None for v in (ap_TC[:, c].mean(), ap_TC[0, c])),
+            right[c] / said[c] if said[c] else None,
+            right[c] / there[c] if there[c] else None,
+            int(there[c]),
+        ]
         for c in order
     ]
     lines = [
-        plots.Line(labels[c] if i < 4 else "others", curve_RC[:, c].tolist(), np.linspace(0, 1, 101).tolist())
+        plots.Line(labels[c], curve_RC[:, c].tolist(), recall_R)
         if i < 4
-        else plots.Line("others", curve_RC[:, c].tolist(), np.linspace(0, 1, 101).tolist(), "faded")
+        else plots.Line("others", curve_RC[:, c].tolist(), recall_R, "faded")
         for i, c in enumerate(shown[:40])
     ]
     numbers = ("AP", "AP at IoU 0.5", "precision", "recall")
@@ -523,16 +536,15 @@ def _figures(rows: Sequence[dict[str, Any]], labels: Sequence[str], num_shots: i
     return [
         plots.Section(
             "Classes",
-            f"AP: average precision over IoU 0.5 to 0.95, as COCO counts it. Precision and recall are those of "
-            f"finds with a score of {threshold:.2f} or more, at IoU 0.5. Weakest first. The curves are at "
-            "IoU 0.5.",
+            "AP: average precision over IoU 0.5 to 0.95, as COCO counts it. Curves, precision and recall: at "
+            f"IoU 0.5, the latter two of finds with a score of {threshold:.2f} or more. Weakest first.",
             [plots.curves(lines, "precision", "recall")] if lines else [],
             [plots.Table(columns, cells)],
         ),
         plots.Section(
             "Most mistakes",
-            f"{len(wrong)} of {len(rows)} pictures with an object missed or a find that is none, most of both "
-            "first. Full lines: what was found, with its score. Dashed: what is there.",
+            f"{len(wrong)} of {len(rows)} pictures with an object missed or a find that is none, most of "
+            "both first. Full lines: what was found, with its score. Dashed: what is there.",
             shots=[
                 plots.Shot(n, [("missed", str(missed)), ("false", str(false)), ("found", str(found))])
                 for missed, false, found, n in wrong[:num_shots]
