@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import fs as pafs
 
 from tlray import formats
+from tlray import ingest as ingestion
+from tlray.dataset import Dataset
 from tlray.errors import DataError
 from tlray.formats import voc
 
@@ -99,3 +102,22 @@ def test_blood_cells(realdata: Path) -> None:
     assert {s: splits.count(s) for s in splits} == {"train": 205, "validation": 87, "test": 72}
     names = [name for row in table["objects"].to_pylist() for name in row["category"]]
     assert {n: names.count(n) for n in names} == {"RBC": 4155, "WBC": 372, "Platelets": 361}
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_blood_cells_become_a_data_set(
+    realdata: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ingestion, "_map", lambda blocks, work, **settings: [work(block, **settings) for block in blocks]
+    )
+    result = ingestion.ingest(str(realdata / "bccd"), str(tmp_path / "data"), max_side=160)
+    assert result.splits == {"train": 205, "validation": 87, "test": 72}
+    assert result.labels == {"objects": ["Platelets", "RBC", "WBC"]}
+    assert result.report.counts["test"] == {"Platelets": 69, "RBC": 805, "WBC": 71}
+    assert {f.kind: f.count for f in result.report.findings}["box_dropped"] == 2  # of 1 px
+    row = Dataset.open(str(tmp_path / "data")).read("test", ["objects", "width", "height"]).to_pylist()[0]
+    boxes = np.array(row["objects"]["bbox"])
+    assert (row["width"], row["height"]) == (160, 120)  # and the boxes have shrunk with the picture
+    assert (boxes[:, :2] + boxes[:, 2:] <= [160.01, 120.01]).all() and boxes.max() > 40

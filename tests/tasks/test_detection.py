@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -221,18 +222,14 @@ def test_pictures_without_objects_train_too(detector):
 
 def test_ragged_targets_pass_the_rendering_tasks(ray_local, tmp_path):
     uri = toys.scenes_dataset(tmp_path / "data", TASK.columns, train=6)
-    table = __import__("pyarrow.parquet", fromlist=["x"]).read_table(
-        f"{uri}/data/train-00000-of-00001.parquet"
-    )
+    table = pq.read_table(f"{uri}/data/train-00000-of-00001.parquet")
     objects = table["objects"].to_pylist()
     objects[1], objects[4]["bbox"] = {"bbox": [], "category": []}, objects[4]["bbox"] * 2
     objects[4]["category"] *= 2
     objects[2:4] = [{"bbox": [], "category": []}] * 2
     column = table.column_names.index("objects")
     table = table.set_column(column, table.schema.field(column), pa.array(objects, schema.OBJECTS_TYPE))
-    __import__("pyarrow.parquet", fromlist=["x"]).write_table(
-        table, f"{uri}/data/train-00000-of-00001.parquet"
-    )
+    pq.write_table(table, f"{uri}/data/train-00000-of-00001.parquet")
     source = stream.Source(uri, "train", TASK, tuple(LABELS), PRE)
     batches = list(stream.pipeline(source, [(0, np.arange(6)), (0, np.array([2, 3])), (0, np.array([0, 5]))]))
     counts = [[len(boxes) for boxes in batch.targets["boxes"]] for batch in batches]
