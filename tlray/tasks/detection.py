@@ -517,8 +517,8 @@ def _figures(
         [
             labels[c],
             *(float(v) if there[c] else None for v in (ap_TC[:, c].mean(), ap_TC[0, c])),
-            right[c] / said[c] if said[c] else None,
-            right[c] / there[c] if there[c] else None,
+            float(right[c] / said[c]) if said[c] else None,
+            float(right[c] / there[c]) if there[c] else None,
             int(there[c]),
         ]
         for c in order
