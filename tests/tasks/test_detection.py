@@ -142,7 +142,7 @@ def test_figures_are_those_of_the_library(seed):
     theirs = judge.compute()
     assert 0.1 < ours["map"] < 0.9
     for name, key in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("recall", "mar_100")):
-        assert ours[name] == pytest.approx(float(theirs[key]), abs=2e-3)  # ours are rounded to 0.01 px
+        assert ours[name] == pytest.approx(float(theirs[key]), abs=1e-6)
 
 
 def test_metrics_without_objects_or_finds():

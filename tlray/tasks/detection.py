@@ -467,7 +467,7 @@ def _areas(boxes_N4: Boxes) -> np.ndarray:
 
 def _truth(row: Row) -> list[list[float]]:
     """[[class, x0, y0, x1, y1]], source px."""
-    boxes = corners(row[OBJECTS]["bbox"]).round(2).tolist()
+    boxes = corners(row[OBJECTS]["bbox"]).tolist()
     return [[int(c), *box] for c, box in zip(row[OBJECTS]["category"], boxes, strict=True)]
 
 
