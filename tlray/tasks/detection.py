@@ -45,7 +45,7 @@ class Task(Strict):
     detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
     min_stride: Count = 8  # px of the finest map that objects are looked for on
     anchor_scale: Positive = 2.0  # smallest anchor of a map, in strides; 4 in the paper, for larger inputs
-    channels: int = Field(128, ge=32, multiple_of=32)  # of the pyramid and the heads
+    channels: int = Field(64, ge=32, multiple_of=32)  # of the pyramid and the heads; 256 in the papers
     freeze_norm: bool = True  # batch norm keeps the pretrained statistics (batches of a few pictures)
     min_score: Share = 0.05  # of the objects in a prediction
     max_objects: Count = 100  # in a prediction
