@@ -159,7 +159,7 @@ def test_search_promote_evaluate_serve(cluster: Cluster, data: str) -> None:
 
 
 def test_what_is_killed_goes_on_and_ends_with_the_same_weights(cluster: Cluster, data: str) -> None:
-    often = ["scale.num_workers=2", "train.epochs=4", "train.checkpoint_every_steps=4", "train.keep_checkpoints=2"]
+    often = ["scale.num_workers=2", "train.epochs=4", "train.checkpoint_every_steps=4"]
 
     def weights(run: str) -> bytes:
         return storage.read_bytes(f"{run}/best/weights.safetensors")
