@@ -153,6 +153,10 @@ def label_names(
         if column in given:
             names[column] = list(given[column])
             continue
+        if kind == "mask":  # nobody named the ids: their numbers are their names; 255 means none
+            most = max((v for row in good["mask_values"].to_pylist() for v in row if v < 255), default=-1)
+            names[column] = [str(number) for number in range(most + 1)]
+            continue
         there = classes(good, {column: kind}) or []
         train = {name for row, split in zip(there, splits, strict=True) if split == "train" for name in row}
         rest = {name for row in there for name in row} - train if kind == "identity" else set()
