@@ -98,7 +98,7 @@ class Task(Strict):
         """Logits (B, C, h, w) -> per picture its class ids in source size, as runs along the rows."""
         if self.ignore_index < outputs.shape[1]:
             outputs = outputs.clone()
-            outputs[:, self.ignore_index] = -torch.inf
+            outputs[:, self.ignore_index] = outputs.min() - 1  # not -inf, of which resizing makes NaN
         predictions = []
         for logits_Chw, geometry in zip(outputs.float(), geometries, strict=True):
             ids_HW = _to_source(logits_Chw, geometry)
