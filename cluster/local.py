@@ -107,6 +107,9 @@ def stop(args: argparse.Namespace) -> None:
     while session_pids(pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     end_session(pid)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while session_pids(pid) and time.monotonic() < deadline:  # a killed process takes a moment to go
+        time.sleep(0.1)
     state_file(args.dir).unlink(missing_ok=True)
     print("stopped")
 
