@@ -107,6 +107,9 @@ def stop(args: argparse.Namespace) -> None:
     while session_pids(pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     end_session(pid)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while session_pids(pid) and time.monotonic() < deadline:  # a killed process takes a moment to go
+        time.sleep(0.1)
     state_file(args.dir).unlink(missing_ok=True)
     print("stopped")
 
@@ -176,13 +179,16 @@ def keeper_pid(folder: Path) -> int | None:
         pid = int(json.loads(state_file(folder).read_text())["pid"])
     except (OSError, ValueError, KeyError):
         return None
-    said = subprocess.run(["ps", "-p", str(pid), "-o", "args="], capture_output=True, text=True).stdout
+    # -ww: else a long command line may be cut to the width of a screen, and the folder stands at its end.
+    said = subprocess.run(["ps", "-ww", "-p", str(pid), "-o", "args="], capture_output=True, text=True).stdout
     return pid if f"keep --dir {folder} " in said else None
 
 
 def session_pids(leader: int) -> list[int]:
     """Living processes of the keeper's session."""
-    said = subprocess.run(["ps", "-axo", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["ps", "-ww", "-axo", "pid=,stat="], capture_output=True, text=True, check=True
+    ).stdout
     found = []
     for line in said.splitlines():
         pid, stat = line.split()[:2]

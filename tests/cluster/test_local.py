@@ -23,7 +23,7 @@ def run(verb: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]
 
 
 def session(leader: int) -> list[str]:
-    command = ["ps", "-axo", "pid=,stat=,args="]
+    command = ["ps", "-ww", "-axo", "pid=,stat=,args="]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     found = []
     for line in said.stdout.splitlines():
