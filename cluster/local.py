@@ -103,13 +103,8 @@ def stop(args: argparse.Namespace) -> None:
         print(f"no cluster runs ({args.dir})")
         return
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while session_pids(pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_until_gone(pid)
     end_session(pid)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while session_pids(pid) and time.monotonic() < deadline:  # a killed process takes a moment to go
-        time.sleep(0.1)
     state_file(args.dir).unlink(missing_ok=True)
     print("stopped")
 
@@ -186,9 +181,7 @@ def keeper_pid(folder: Path) -> int | None:
 
 def session_pids(leader: int) -> list[int]:
     """Living processes of the keeper's session."""
-    said = subprocess.run(
-        ["ps", "-ww", "-axo", "pid=,stat="], capture_output=True, text=True, check=True
-    ).stdout
+    said = subprocess.run(["ps", "-axo", "pid=,stat="], capture_output=True, text=True, check=True).stdout
     found = []
     for line in said.splitlines():
         pid, stat = line.split()[:2]
@@ -198,10 +191,17 @@ def session_pids(leader: int) -> list[int]:
     return found
 
 
+def wait_until_gone(leader: int) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while session_pids(leader) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def end_session(leader: int) -> None:
     for pid in session_pids(leader):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    wait_until_gone(leader)  # a killed process takes a moment to go
 
 
 def port_is_free(port: int) -> bool:

@@ -219,8 +219,8 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
         batch = make_batch(source, fingerprint, epoch, rows)
         # Ragged targets travel as Ray Data's object columns; geometries are small and plain.
         targets = {f"target.{name}": _column(value) for name, value in batch.targets.items()}
-        plain = {"x": batch.x_BCHW.numpy(), "path": np.array(batch.paths)}
-        return {**plain, "geometry": _column(batch.geometries), **targets}
+        told = {"geometry": _column(batch.geometries), "path": np.array(batch.paths)}
+        return {"x": batch.x_BCHW.numpy(), **told, **targets}
 
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True

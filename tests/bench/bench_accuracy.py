@@ -29,8 +29,6 @@ from tlray.backbone import Backbone
 from tlray.evaluate import evaluate
 
 RATES = (3e-4, 1e-3, 3e-3)
-
-
 Scores = dict[str, float]  # of the metric that decides, by split; seconds of training
 
 
