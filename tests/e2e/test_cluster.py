@@ -1,9 +1,10 @@
-"""The whole road as jobs on a cluster of two nodes, everything on S3."""
+"""The whole road as jobs on a cluster of two nodes, everything on S3; and what survives kill -9."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = s3_environment("")["AWS_SECRET_ACCESS_KEY"]
-PATIENCE_S = 240
+PATIENCE_S = 400
 SETTINGS = ["input.size=48", "train.batch_size=8", "track.tensorboard=false", "scale.cpus_per_worker=1"]
 
 
@@ -34,6 +35,7 @@ class Cluster:
 
     client: JobSubmissionClient
     bucket: str
+    leader: int  # of the session that all of the cluster's processes are in
 
     def submit(self, verb: str, *arguments: str) -> str:
         command = [sys.executable, f"jobs/{verb}.py", *arguments, "--json"]
@@ -60,6 +62,28 @@ class Cluster:
     def run(self, verb: str, *arguments: str) -> dict[str, Any]:
         return self.wait(self.submit(verb, *arguments))
 
+    def kill(self, word: str) -> None:
+        """kill -9 to every process of the cluster, on any node, whose command line has the word."""
+        listing = ["ps", "-ww", "-axo", "pid=,stat=,args="]
+        found = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = [(int(pid), stat, args) for pid, stat, args in (line.split(None, 2) for line in found)]
+        mine = [pid for pid, stat, args in lines if word in args and stat[0] != "Z"]
+        mine = [pid for pid in mine if os.getsid(pid) == self.leader]
+        assert mine, f"no process of the cluster is called {word}"
+        for pid in mine:
+            os.kill(pid, signal.SIGKILL)
+
+    def checkpoints(self, run: str) -> set[str]:
+        place = storage.join(run, "checkpoints")
+        return {f.path.split("/")[0] for f in storage.walk(place)} if storage.is_dir(place) else set()
+
+    def until_step(self, run: str, step: int) -> None:
+        """Wait until the run has a checkpoint of this step or of a later one."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(int(name.split("-")[1]) >= step for name in self.checkpoints(run)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
 
 @pytest.fixture(scope="module")
 def cluster(s3_server: str) -> Iterator[Cluster]:
@@ -74,7 +98,7 @@ def cluster(s3_server: str) -> Iterator[Cluster]:
         subprocess.run([*local, "start", *size], check=True, stdout=subprocess.DEVNULL, timeout=180)
         try:
             state = json.loads(Path(folder, "state.json").read_text())
-            yield Cluster(JobSubmissionClient(state["dashboard"]), "s3://road")
+            yield Cluster(JobSubmissionClient(state["dashboard"]), "s3://road", state["pid"])
         finally:
             stop = [*local, "stop", "--dir", folder]
             subprocess.run(stop, check=True, stdout=subprocess.DEVNULL, timeout=90)
@@ -133,3 +157,29 @@ def test_search_promote_evaluate_serve(cluster: Cluster, data: str) -> None:
     # Nobody who reads the bucket learns how to get into it.
     for file in storage.walk(cluster.bucket):
         assert SECRET.encode() not in storage.read_bytes(f"{cluster.bucket}/{file.path}"), file.path
+
+
+def test_what_is_killed_goes_on_and_ends_with_the_same_weights(cluster: Cluster, data: str) -> None:
+    often = ["scale.num_workers=2", "train.epochs=4", "train.checkpoint_every_steps=5"]
+
+    def weights(run: str) -> bytes:
+        return storage.read_bytes(f"{run}/best/weights.safetensors")
+
+    config, whole = recipe(cluster, data, "whole", *often)
+    assert cluster.run("train", *config)["steps"] == 4 * 15
+
+    # The workers: Ray Train starts others, which go on from the newest checkpoint.
+    config, run = recipe(cluster, data, "killed", *often)
+    job = cluster.submit("train", *config)
+    cluster.until_step(run, 5)
+    cluster.kill("RayTrainWorker")
+
+    # The driver of the very same run: the same name again goes on.
+    cluster.until_step(run, 25)
+    cluster.kill("name=killed")
+    deadline = time.monotonic() + 60
+    while not cluster.client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert cluster.client.get_job_status(job) == JobStatus.FAILED
+    assert cluster.run("train", *config)["steps"] == 4 * 15
+    assert weights(run) == weights(whole)
