@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-import ray.train
 import torch
 from ray import tune
 
 from tlray import checkpoint, runtime, storage, train
 from tlray.config import Config, parse
 from tlray.errors import StorageError, TlrayError
+from tlray.search.leader import Leader
 from tlray.search.sampler import SCORE
 
 log = logging.getLogger(__name__)
@@ -187,17 +187,6 @@ class Team:
             log.warning("%s: its workers could not be ended; Ray will", self._config.run_uri)
             return
         self._thread.join(STOP_TIMEOUT_S)
-
-
-class Leader(ray.train.UserCallback):
-    """Runs inside Ray Train's controller and says who that is."""
-
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-
-    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-        """Called when all workers have reported an epoch."""
-        self._emit({"kind": "leader", "actor": ray.get_runtime_context().current_actor})
 
 
 def story(run_uri: str) -> list[Record]:

@@ -1,0 +1,20 @@
+"""What runs inside Ray Train's controller. Light: that process has no other reason to load timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+
+
+class Leader(ray.train.UserCallback):
+    """Runs inside Ray Train's controller and says who that is."""
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+        self._emit = emit
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        """Called when all workers have reported an epoch."""
+        self._emit({"kind": "leader", "actor": ray.get_runtime_context().current_actor})
