@@ -88,6 +88,26 @@ def test_eight_toy_pictures_are_learnt(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_the_loss_is_the_mean_over_rows(name):
+    """So that parts of a batch on several workers, weighted by rows, move the model as the whole does."""
+    toy = Toy(name)
+    toy.module.eval()
+
+    def gradients(rows: slice) -> list[torch.Tensor]:
+        toy.module.zero_grad()
+        found = [
+            toy.task.encode(row, g, toy.labels)
+            for row, g in zip(toy.rows[rows], toy.geometries[rows], strict=True)
+        ]
+        toy.module(toy.x[rows], stream.collate(found)).backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in toy.module.parameters()]
+
+    parts = zip(gradients(slice(0, 3)), gradients(slice(3, 8)), strict=True)
+    for whole, (first, second) in zip(gradients(slice(0, 8)), parts, strict=True):
+        assert torch.allclose(whole, (3 * first + 5 * second) / 8, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_predictions_are_plain_can_be_kept_and_drawn(name):
     toy = Toy(name)
     predictions = toy.predict()
