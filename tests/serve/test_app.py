@@ -40,14 +40,16 @@ class Local:
         self.predictor = fake.FakePredictor()
         self.refusal: Refusal | None = None
 
-    async def predict(self, pictures: list[bytes], top: int) -> Reply:
+    async def ask(self, verb: str, *args: Any) -> Reply:
+        assert verb == "predict"
+        pictures = args[0]
         if self.refusal:
             raise self.refusal
         if pictures == [b"slow"]:
             await asyncio.sleep(5)
         results = self.predictor.predict(pictures, on_error="return")
         return Reply(
-            predictions=[r for r in results if isinstance(r, dict)],
+            results=[r for r in results if isinstance(r, dict)],
             bad=[(i, r) for i, r in enumerate(results) if not isinstance(r, dict)],
             fault=None,
             render_s=None,

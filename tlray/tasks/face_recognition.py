@@ -88,6 +88,9 @@ class Task(Strict):
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         return picture  # an embedding has no place in the picture
 
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
+
     def summary(self, prediction: Prediction, top: int) -> str:
         x_D = prediction["embedding"]
         first = " ".join(f"{value:+.3f}" for value in x_D[:top])
