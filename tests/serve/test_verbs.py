@@ -148,7 +148,7 @@ def test_embeddings_are_those_of_the_predictor(name: str, ask: Ask, predictors: 
     np.testing.assert_allclose(
         found["embeddings"], np.stack(predictors[name].embed(PICTURES)), rtol=1e-4, atol=1e-5
     )
-    assert 0 < found["timing"]["model_ms"] and 0 < found["timing"]["render_ms"]
+    assert min(found["timing"]["model_ms"], found["timing"]["render_ms"]) > 0
     stage = predictors[name].stages[1]
     expected = predictors[name].embed(PICTURES[:1], stage)
     np.testing.assert_allclose(staged.json()["embeddings"], expected, rtol=1e-4, atol=1e-5)
@@ -334,20 +334,22 @@ def test_two_replicas_on_ray_share_the_gallery(
         port=0, min_replicas=2, max_replicas=2, cpus_per_replica=0.5, max_batch_size=2,
         gallery=str(tmp_path / "gallery"),
     )  # fmt: skip
-    with deploy.start([Served("faces", 1, bundles["faces"])], settings) as server:
-        with httpx.Client(base_url=f"{server.url}/v1/models/faces", timeout=60, trust_env=False) as client:
-            for number in range(8):  # whichever replica answers, it knows all who were enrolled before
-                person = f"p{number}"
-                data = scene(number % 3, 100 + number)[0]
-                assert client.post("/enroll", params={"person": person}, content=data).status_code == 200
-                found = [client.post("/identify?top=1", content=data).json() for _ in range(3)]
-                assert {f["identities"][0]["person"] for f in found} == {person}
-            assert len(client.get("/people").json()["people"]) == 8
-            assert refused(client.get("/../pets/people")) == (404, "unknown_model")
-            expected = Predictor(bundles["faces"], "cpu").embed([data])[0]
-            answer = client.post("/embed", content=data).json()
-            np.testing.assert_allclose(answer["embeddings"][0], expected, rtol=1e-3, atol=1e-4)
-            drawn = client.post("/draw", content=data)
-            assert image.probe(drawn.content).format == "PNG"
-            assert refused(client.delete("/people/nobody")) == (404, "unknown_person")
-            assert json.loads(client.delete("/people/p3").content) == {"person": "p3", "pictures": 1}
+    with (
+        deploy.start([Served("faces", 1, bundles["faces"])], settings) as server,
+        httpx.Client(base_url=f"{server.url}/v1/models/faces", timeout=60, trust_env=False) as client,
+    ):
+        for number in range(8):  # whichever replica answers, it knows all who were enrolled before
+            person = f"p{number}"
+            data = scene(number % 3, 100 + number)[0]
+            assert client.post("/enroll", params={"person": person}, content=data).status_code == 200
+            found = [client.post("/identify?top=1", content=data).json() for _ in range(3)]
+            assert {f["identities"][0]["person"] for f in found} == {person}
+        assert len(client.get("/people").json()["people"]) == 8
+        assert refused(client.get("/../pets/people")) == (404, "unknown_model")
+        expected = Predictor(bundles["faces"], "cpu").embed([data])[0]
+        answer = client.post("/embed", content=data).json()
+        np.testing.assert_allclose(answer["embeddings"][0], expected, rtol=1e-3, atol=1e-4)
+        drawn = client.post("/draw", content=data)
+        assert image.probe(drawn.content).format == "PNG"
+        assert refused(client.delete("/people/nobody")) == (404, "unknown_person")
+        assert json.loads(client.delete("/people/p3").content) == {"person": "p3", "pictures": 1}
