@@ -195,7 +195,7 @@ class Model:
         return await self._then(await self._ask(pictures, Wanted()), image_of)
 
     async def enroll(self, pictures: list[bytes], person: str) -> Reply | Refusal:
-        """Add pictures of a person to the gallery, all or none; the number now enrolled of that person."""
+        """Add pictures of a person to the gallery, none if one of them is bad; how many it now has."""
         known = self._gallery
         if known is None:
             return self._no_gallery()
@@ -216,10 +216,10 @@ class Model:
         def search(embeddings: list[Any]) -> dict[str, Any]:
             found = []
             for ranked in known.search(embeddings, top):
-                accepted = self._same(ranked[0].similarity) if ranked else self._same(-1.0)
+                accepted = self._same(ranked[0].similarity if ranked else -math.inf)
                 found.append(
                     {
-                        "person": ranked[0].person if accepted and ranked else None,
+                        "person": ranked[0].person if accepted else None,
                         "accepted": accepted,
                         "similar": [match._asdict() for match in ranked],
                     }
