@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tlray"
 # fmt: off
 ORDER = [
     "errors", "config", "svg", "plots", "schema", "image", "storage", "formats", "shards", "dataset",
-    "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry",
+    "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry", "gallery",
     "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "pictures", "batch",
     "similar", "embed", "track",
     "candidate", "checkpoint", "evaluate", "train", "search", "serve", "report", "road", "doctor",

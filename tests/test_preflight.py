@@ -33,7 +33,9 @@ def groups(pictures: list[bytes]) -> list[int]:
     return found.tolist()
 
 
-def report(rows: list[dict[str, Any]], ignored: dict[str, int] | None = None) -> preflight.Report:
+def report(
+    rows: list[dict[str, Any]], ignored: dict[str, int] | None = None, open_set: bool = False
+) -> preflight.Report:
     """Rows: path, split, label, and data or fields of SEEN."""
     full = []
     for row in rows:
@@ -49,9 +51,8 @@ def report(rows: list[dict[str, Any]], ignored: dict[str, int] | None = None) ->
     bad = pa.Table.from_pylist([r for r in full if r["kind"] is not None], schema=kinds)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    return preflight.examine(
-        "pictures", good, bad, exact, near, ignored or {}, [[name] for name in good["label"].to_pylist()]
-    )
+    classes = [[name] for name in good["label"].to_pylist()]
+    return preflight.examine("pictures", good, bad, exact, near, ignored or {}, classes, open_set=open_set)
 
 
 def many(split: str, label: str, count: int, start: int) -> list[dict[str, Any]]:
@@ -192,6 +193,25 @@ def test_classes() -> None:
     assert kinds["class_missing"] == ("warning", 1)
     assert what.counts == {"train": {"cat": 12, "{dog}": 1}, "test": {"cat": 2}}
     assert "12.0 (cat 12, {dog} 1)" in what.to_text()
+
+
+def test_people_in_two_splits_are_an_error_and_people_in_one_are_none() -> None:
+    rows = [
+        *many("train", "ann", 3, 0), *many("train", "ben", 2, 10), *many("validation", "cem", 2, 20),
+        *many("validation", "ann", 1, 30), *many("test", "cem", 1, 40), *many("test", "dan", 2, 50),
+    ]  # fmt: skip
+    what = report([dict(row) for row in rows], open_set=True)
+    across = [f for f in what.findings if f.kind == "identity_across_splits"]
+    assert [(f.severity, f.examples, f.message) for f in across] == [
+        ("error", ["ann"], "1 identities of train are in validation, too"),
+        ("error", ["cem"], "1 identities of validation are in test, too"),
+    ]
+    assert "class_missing" not in found(what)
+    sound = report(
+        [dict(row) for row in rows if row["split"] == "train" or row["label"] == "dan"], open_set=True
+    )
+    assert "identity_across_splits" not in found(sound)
+    assert "identity_across_splits" not in found(report(rows))
 
 
 def test_sizes_and_kinds_of_pictures() -> None:

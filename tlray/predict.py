@@ -30,6 +30,12 @@ class Predictor:
         self.manifest, self.model = bundle.load(uri, device)
         self.task, self.preprocess, self.labels = self.model.task, self.model.preprocess, self.model.labels
 
+    @property
+    def stages(self) -> list[str]:
+        """Names of the backbone's stages, input first, as `embed` takes them."""
+        module: Any = self.model.module
+        return list(module.backbone.stages)
+
     def predict(
         self, pictures: Sequence[bytes], on_error: Literal["raise", "return"] = "raise"
     ) -> list[Prediction | PictureError]:

@@ -378,9 +378,9 @@ def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool) -> No
     """Findings about how many rows each class has."""
     train = counts.get("train", {})
     if open_set:
-        for split, by_class in counts.items():
-            both = sorted(set(train) & set(by_class)) if split != "train" else []
-            note("error", "identity_across_splits", both, f"{{n}} identities of train are in {split}, too")
+        for a, b in itertools.combinations(counts, 2):
+            both = sorted(set(counts[a]) & set(counts[b]))
+            note("error", "identity_across_splits", both, f"{{n}} identities of {a} are in {b}, too")
     for split, by_class in counts.items() if not open_set else ():
         missing = sorted(set(train) - set(by_class))
         note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")

@@ -85,6 +85,8 @@ class Task(Protocol):
     columns: ClassVar[dict[str, Kind]]
     """Label columns that the data must have, and what they mean."""
     goal: ClassVar[Goal]
+    gallery: ClassVar[bool]
+    """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Look at labels before a data set is made of them: (rows, remarks).
@@ -122,6 +124,10 @@ class Task(Protocol):
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         """A record over its picture (RGB, source px), truth beside prediction where there is one."""
+        ...
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        """The prediction itself as an encoded PNG in source size; None where it is no picture."""
         ...
 
     def summary(self, prediction: Prediction, top: int) -> str:

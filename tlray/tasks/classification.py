@@ -33,6 +33,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {LABEL: "class"}
     goal: ClassVar[Goal] = Goal("accuracy", "max")
+    gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         return rows, []  # what there is to say of classes is said of all tasks that have them
@@ -78,6 +79,9 @@ class Task(Strict):
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         return picture  # a class has no place in the picture
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
 
     def summary(self, prediction: Prediction, top: int) -> str:
         return "  ".join(f"{item['label']} {item['probability']:.4f}" for item in prediction["labels"][:top])

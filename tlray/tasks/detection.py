@@ -54,6 +54,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
     goal: ClassVar[Goal] = Goal("map", "max")
+    gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Boxes are clipped to the picture; what is then no box any more is dropped, its row stays."""
@@ -152,6 +153,9 @@ class Task(Strict):
         for label, score, *box in sure[::-1]:
             pen.box(box, "#0072b2", above=f"{labels[label]} {score:.2f}")
         return picture
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
 
     def summary(self, prediction: Prediction, top: int) -> str:
         sure = [o for o in prediction["objects"] if o["score"] >= self._sure]

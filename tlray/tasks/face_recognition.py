@@ -88,6 +88,9 @@ class Task(Strict):
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         return picture  # an embedding has no place in the picture
 
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
+
     def summary(self, prediction: Prediction, top: int) -> str:
         x_D = prediction["embedding"]
         first = " ".join(f"{value:+.3f}" for value in x_D[:top])
@@ -249,7 +252,8 @@ class Metrics:
         NaN where there are no pairs to tell it by.
         """
         person_N = np.array(self.people, np.int64)
-        x_ND = np.array(self.embeddings, np.float32).reshape(len(person_N), -1)
+        size = len(self.embeddings[0]) if self.embeddings else 0
+        x_ND = np.array(self.embeddings, np.float32).reshape(len(person_N), size)
         pairs, nan = _pairs(x_ND, person_N), float("nan")
         found = {"rank1": _rank1(x_ND, person_N)}
         if not 0 < pairs.same_P.sum() < len(pairs.same_P):

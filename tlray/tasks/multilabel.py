@@ -38,6 +38,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {LABELS: "classes"}
     goal: ClassVar[Goal] = Goal("map", "max")
+    gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Says which pictures have no class: they are taken, and teach what is none of them."""
@@ -106,6 +107,9 @@ class Task(Strict):
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         return picture  # a class has no place in the picture
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
 
     def summary(self, prediction: Prediction, top: int) -> str:
         """The classes that are present with a ``+``, then the most probable others."""

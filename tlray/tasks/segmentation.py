@@ -48,6 +48,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {MASK: "mask"}
     goal: ClassVar[Goal] = Goal("miou", "max")
+    gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Masks that cannot be read, of another size than their picture or with unknown ids are left out."""
