@@ -279,6 +279,29 @@ def test_a_bundle_gives_the_same_objects(detector, tmp_path):
         bundle.load(str(tmp_path / "b"))
 
 
+def test_equal_scores_come_in_one_order_whatever_the_proposals():
+    boxes = torch.tensor([[10, 20, 30, 40], [12, 20, 32, 40], [40, 30, 50, 40], [40, 10, 50, 20.0]])
+    scores = torch.tensor([[0.5, 0.5, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0.5, 0]])
+    geometry, told = PRE.geometry((100, 80)), []
+    for order in itertools.permutations(range(4)):
+        outputs = {"scores": scores[None, list(order)], "boxes": boxes[None, list(order), None]}
+        told.append(TASK.decode(outputs, [geometry], LABELS))
+    assert len(told[0][0]["objects"]) == 4 and all(found == told[0] for found in told)
+
+
+def test_golden_samples_of_two_stages_do_not_hang_on_the_order_of_equals():
+    module = Toy("detection", detector="faster_rcnn", channels=32).module.eval()
+    x = torch.randint(255, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        was, ranked = module.golden(x), module(x)["boxes"]
+        for parameter in module.backbone.parameters():
+            parameter.mul_(1 + 1e-4 * torch.randn_like(parameter))
+        now, again = module.golden(x), module(x)["boxes"]
+    off = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(now, was, strict=True)]
+    assert max(off) < bundle.GOLDEN_TOLERANCE
+    assert float((again - ranked).abs().max() / ranked.abs().max()) > bundle.GOLDEN_TOLERANCE
+
+
 def test_norm_statistics_stay_where_they_shall():
     backbone = Backbone("resnet10t-nano", "builtin", size=64)
     for freeze, moves in ((True, False), (False, True)):
