@@ -246,8 +246,8 @@ def test_strict_names_the_number_and_the_first() -> None:
 def test_pictures_of_several_objects_and_of_none_are_counted_as_pictures() -> None:
     rows = pa.Table.from_pylist(
         [
-            {**preflight.inspect(encoded(photo(n))), "path": f"{n}.jpg", "split": "test" if n > 2 else "train"}
-            for n in range(4)
+            {**preflight.inspect(encoded(photo(n))), "path": f"{n}.jpg", "split": split}
+            for n, split in enumerate(["train", "train", "train", "test"])
         ],
         schema=pa.schema([*preflight.SEEN, ("path", pa.string()), ("split", pa.string())]),
     )

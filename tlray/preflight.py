@@ -186,8 +186,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often it occurs in
-    them (a picture may show several), ``quarantined`` path, kind, reason."""
+    """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
+    show it (one may show several), ``quarantined`` path, kind, reason."""
 
     source: str
     num_files: int

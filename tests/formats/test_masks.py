@@ -87,7 +87,7 @@ def test_other_layouts_are_left_to_others(tmp_path: Path, files: dict[str, bytes
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"images/a.jpg": b"", "images/a.png": b""}, r": images/a\.jpg and images/a\.png: one stem; accepted"),
+        ({"images/a.jpg": b"", "images/a.png": b""}, r": images/a\.jpg and images/a\.png: one stem"),
         ({"masks/a.png": IDS, "labels/a.png": IDS}, r": labels/a\.png and masks/a\.png: one stem; accepted"),
         ({"classes.txt": b"ground\ncaf\xe9\n"}, r"classes\.txt line 2: no text in UTF-8; accepted"),
     ],

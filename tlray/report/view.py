@@ -209,7 +209,8 @@ def data(preflight: Json) -> Data | None:
         classes.sort(key=lambda name: -first.get(name, 0))
         rows = [[name, *(counts[split].get(name, 0) for split in counts)] for name in classes]
         columns = [Column("class"), *(Column(split, most=most) for split in counts)]
-        tables.append(Section(f"{'Pictures' if kept == sums else 'Labels'} by class", tables=[Table(columns, rows)]))
+        counted = "Pictures" if kept == sums else "Labels"
+        tables.append(Section(f"{counted} by class", tables=[Table(columns, rows)]))
     if left := preflight.get("quarantined"):
         rows = [[q.get("path"), q.get("reason", q.get("kind"))] for q in left[:MOST_FILES]]
         more = f"The first {MOST_FILES} of {len(left)}." if len(left) > MOST_FILES else ""

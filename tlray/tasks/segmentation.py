@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
@@ -35,6 +35,7 @@ _COLOURS = np.array(
     ],
     np.uint8,
 )  # fmt: skip
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Task(Strict):
@@ -149,14 +150,13 @@ class Task(Strict):
             pixels[edge] = 255
         drawn = Image.fromarray(pixels)
         pen, y = ImageDraw.Draw(drawn), 2
+        font = ImageFont.load_default(max(9, max(picture.size) / 40))
         for name in sorted(record["shares"], key=lambda name: -record["shares"][name])[:8]:
-            box = pen.textbbox((4, y), name)
-            pen.rectangle(
-                (2, y, box[2] + 2, box[3] + 1),
-                fill=tuple(_COLOURS[labels.index(name) % len(_COLOURS)].tolist()),
-            )
-            pen.text((4, y), name, fill="black")
-            y = int(box[3]) + 2
+            ground = _COLOURS[labels.index(name) % len(_COLOURS)]
+            x1, y1 = pen.textbbox((4, y), name, font=font)[2:]
+            pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(ground.tolist()))
+            pen.text((4, y), name, fill="black" if ground @ _LUMA > 110 else "white", font=font)
+            y = int(y1) + 2
         return drawn
 
     def summary(self, prediction: Prediction, top: int) -> str:
