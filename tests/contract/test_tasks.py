@@ -35,6 +35,7 @@ class Toy:
         counts = None if kind in ("objects", "mask") else [3, 3, 2]
         torch.manual_seed(0)
         torch.set_num_threads(1)
+        torch.set_flush_denormal(True)  # as a run does: small gradients are slow without
         self.module = self.task.build(Backbone("resnet10t-nano", "builtin", size=64), self.labels, counts)
 
     def targets(self) -> dict[str, Any]:
