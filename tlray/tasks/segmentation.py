@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -121,29 +122,29 @@ class Task(Strict):
         return self
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
-        """Both masks, made small, and per class the pixels of either (union) and of both (intersection)."""
+        """Both masks, small PNGs in base64, and per class the pixels of either (union) and of both (intersection)."""
         said_HW = from_runs(prediction)
-        found: dict[str, Any] = {"prediction": to_runs(_small(said_HW)), "shares": prediction["shares"]}
+        found: dict[str, Any] = {"prediction": _kept(said_HW), "shares": prediction["shares"]}
         if row is not None:
             truth_HW = decode_mask(row[MASK]["bytes"])
             confusion = _confusion(truth_HW, said_HW, 256, self.ignore_index)
             both, either = _overlap(confusion)
             last = int(np.flatnonzero(either).max(initial=-1)) + 1
             found |= {
-                "truth": to_runs(_small(truth_HW)), "intersection": both[:last].tolist(),
+                "truth": _kept(truth_HW), "intersection": both[:last].tolist(),
                 "union": either[:last].tolist(), "iou": _mean_iou(confusion),
             }  # fmt: skip
         return found
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         """Predicted classes in colours over the picture, borders of the truth in white, a legend."""
-        ids_HW = _sized(from_runs(record["prediction"]), picture.size)
+        ids_HW = _sized(decode_mask(base64.b64decode(record["prediction"])), picture.size)
         tint = Image.fromarray(_COLOURS[ids_HW % len(_COLOURS)])
         seen = Image.fromarray(np.where(ids_HW < len(labels), 140, 0).astype(np.uint8), "L")
         drawn = Image.composite(tint, picture, seen)
         pixels = np.asarray(Image.composite(drawn, picture, Image.new("L", picture.size, 255))).copy()
         if "truth" in record:
-            truth_HW = _sized(from_runs(record["truth"]), picture.size)
+            truth_HW = _sized(decode_mask(base64.b64decode(record["truth"])), picture.size)
             edge = np.zeros(truth_HW.shape, bool)
             edge[1:] |= truth_HW[1:] != truth_HW[:-1]
             edge[:, 1:] |= truth_HW[:, 1:] != truth_HW[:, :-1]
@@ -321,11 +322,10 @@ def _mean_iou(confusion: np.ndarray) -> float | None:
     return float((both[there] / either[there]).mean()) if there.any() else None
 
 
-def _small(ids_HW: Pixels) -> Pixels:
-    scale = KEPT_SIDE / max(ids_HW.shape)
-    if scale >= 1:
-        return ids_HW
-    return _sized(ids_HW, (max(1, round(ids_HW.shape[1] * scale)), max(1, round(ids_HW.shape[0] * scale))))
+def _kept(ids_HW: Pixels) -> str:
+    scale = min(1.0, KEPT_SIDE / max(ids_HW.shape))
+    height, width = (max(1, round(side * scale)) for side in ids_HW.shape)
+    return base64.b64encode(encode_mask(_sized(ids_HW, (width, height)))).decode()
 
 
 def _sized(ids_HW: Pixels, size: tuple[int, int]) -> Pixels:
