@@ -263,6 +263,28 @@ def test_strict_names_the_number_and_the_first() -> None:
     report(many("train", "cat", 11, 0)).check(strict=True)
 
 
+def test_pictures_of_several_objects_and_of_none_are_counted_as_pictures() -> None:
+    rows = pa.Table.from_pylist(
+        [
+            {**preflight.inspect(encoded(photo(n))), "path": f"{n}.jpg", "split": split}
+            for n, split in enumerate(["train", "train", "train", "test"])
+        ],
+        schema=pa.schema([*preflight.SEEN, ("path", pa.string()), ("split", pa.string())]),
+    )
+    alone, none = np.arange(4), rows.slice(0, 0)
+    cells = [["red", "red", "white"], ["red"], [], ["red"]]
+    what = preflight.examine("cells", rows, none, alone, alone, {}, cells)
+    assert what.counts == {"train": {"red": 3, "white": 1}, "test": {"red": 1}}
+    assert what.taken == {"train": 3, "test": 1}
+    lines = what.to_text().splitlines()
+    assert lines[1] == "4 pictures listed, 4 taken"
+    assert [line.split() for line in lines[6:8]] == [["all", "4", "1"], ["pictures", "3", "1"]]
+    masks = preflight.examine("streets", rows, none, alone, alone, {}, None)  # labels are pixels
+    assert masks.to_text().splitlines()[1:5] == [
+        "4 pictures listed, 4 taken", "", "train: 3 pictures", "test: 1 pictures",
+    ]  # fmt: skip
+
+
 def test_json_and_text() -> None:
     what = report([*many("train", "cat", 11, 0), *many("train", "dog", 11, 50)])
     text = what.to_text()

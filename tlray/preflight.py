@@ -186,10 +186,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; ``counts`` is split -> class -> rows kept, ``quarantined`` path, kind, reason."""
+    """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
+    show it (one may show several), ``quarantined`` path, kind, reason."""
 
     source: str
     num_files: int
+    taken: dict[str, int]
     counts: dict[str, dict[str, int]]
     findings: list[Finding]
     quarantined: list[dict[str, str]]
@@ -215,10 +217,10 @@ class Report:
 
     def to_text(self) -> str:
         """For a terminal: at most 110 columns apart from long paths."""
-        kept = sum(sum(by_class.values()) for by_class in self.counts.values())
+        kept = sum(self.taken.values())
         lines = [f"Pre-flight of {self.source}", f"{self.num_files} pictures listed, {kept} taken"]
         if self.counts:
-            lines += ["", *_count_table(self.counts)]
+            lines += ["", *_count_table(self.counts, self.taken)]
         order: list[Severity] = ["error", "warning", "info"]
         levels = Counter(f.severity for f in self.findings)
         said = ", ".join(f"{levels[s]} {s}" for s in order if levels[s]) or "nothing"
@@ -236,12 +238,12 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Classes down, splits across."""
+def _count_table(counts: Mapping[str, Mapping[str, int]], taken: Mapping[str, int]) -> list[str]:
+    """Classes down, splits across; pictures below where they are not as many."""
     splits, classes = list(counts), sorted({name for by_class in counts.values() for name in by_class})
     if not classes:
-        return [f"{split}: {sum(by_class.values())} rows" for split, by_class in counts.items()]
-    wide = max(5, *(min(len(name), 40) for name in classes))
+        return [f"{split}: {number} pictures" for split, number in taken.items()]
+    wide = max(8, *(min(len(name), 40) for name in classes))
     shown = classes if len(classes) <= 30 else classes[:30]
     lines = [" ".join(["class".ljust(wide), *(split.rjust(11) for split in splits)])]
     for name in shown:
@@ -249,8 +251,11 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         lines.append(" ".join([name[:40].ljust(wide), *cells]))
     if len(shown) < len(classes):
         lines.append(f"... {len(classes) - len(shown)} more classes")
-    totals = [str(sum(counts[split].values())).rjust(11) for split in splits]
-    return [*lines, " ".join(["all".ljust(wide), *totals])]
+    sums = {split: sum(counts[split].values()) for split in splits}
+    rows = {"all": sums} | ({"pictures": taken} if sums != taken else {})
+    for name, row in rows.items():
+        lines.append(" ".join([name.ljust(wide), *(str(row[split]).rjust(11) for split in splits)]))
+    return lines
 
 
 def examine(
@@ -313,7 +318,8 @@ def examine(
     note("info", "ignored", others, "{n} other files passed over", sum(ignored.values()))
     rank = {"error": 0, "warning": 1, "info": 2}
     found.sort(key=lambda finding: rank[finding.severity])
-    return Report(source, rows.num_rows + bad.num_rows, counts, found, quarantined)
+    taken = {part: split.count(part) for part in counts}
+    return Report(source, rows.num_rows + bad.num_rows, taken, counts, found, quarantined)
 
 
 def _duplicates(
@@ -366,7 +372,7 @@ def _members(groups: Groups) -> list[list[int]]:
 def _counts(split: list[str], classes: Classes | None) -> dict[str, dict[str, int]]:
     """Split -> class -> how often it occurs; splits in the order train, validation, test."""
     rank = {"train": 0, "validation": 1, "test": 2}
-    there = classes if classes is not None else [["rows"]] * len(split)
+    there = classes if classes is not None else [()] * len(split)
     pairs = Counter((part, name) for part, names in zip(split, there, strict=True) for name in names)
     counts: dict[str, dict[str, int]] = {s: {} for s in sorted(set(split), key=lambda s: (rank.get(s, 3), s))}
     for (part, name), number in sorted(pairs.items()):

@@ -34,7 +34,7 @@ def made(folder: Path, **files: str) -> str:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         if name in ("train", "val", "test", "trainval", "cat_train"):
-            (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
+            (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(text, errors="surrogateescape")
         else:
             (folder / "Annotations" / f"{name}.xml").write_text(text)
             (folder / "JPEGImages" / f"{name}.png").write_bytes(b"")
@@ -78,6 +78,8 @@ def test_without_lists_and_with_trainval_alone(tmp_path: Path) -> None:
     ("files", "says"),
     [
         ({"a": annotation(CAT)[:60]}, r"a\.xml line 1, column \d+: no valid XML; accepted"),
+        ({"a": "<?xml version='1.0' encoding='nonsense'?>" + annotation()}, r"a\.xml: no valid XML"),
+        ({"a": annotation(), "train": "a\nb\udce9\n"}, r"train\.txt line 2: no text in UTF-8; accepted"),
         ({"a": annotation(extra="<object/>")}, r"a\.xml: object 1: no <name>"),
         ({"a": annotation(CAT).replace("xmax", "xmux")}, r"a\.xml: object 1 \(cat\): no <xmax>; accepted"),
         ({"a": annotation(CAT).replace(">40<", ">x<")}, r"object 1 \(cat\): <xmax> = 'x'"),

@@ -19,7 +19,7 @@ NAMES = "names: [cat, dog]\n"
 def made(folder: Path, files: dict[str, str]) -> str:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, errors="surrogateescape")
     return str(folder)
 
 
@@ -79,6 +79,8 @@ def test_names_from_a_list_of_classes(tmp_path: Path) -> None:
         ("0 320 240 64 64", NAMES, r"a\.txt line 1: '0 320 240 64 64'; accepted: shares"),
         ("", "names: [cat\nx: y", r"data\.yaml line 2: no valid YAML"),
         ("", "names: {a: b}", r"data\.yaml: names = .*accepted: a list"),
+        ("0 .5 .5 1 1\n\udce9", NAMES, r"a\.txt line 2: no text in UTF-8; accepted: UTF-8"),
+        ("", "names: [c\udce9t]", r"data\.yaml: no valid YAML"),
         ("", "nc: 2", "no names of classes; accepted: data.yaml with names, or classes.txt"),
     ],
 )

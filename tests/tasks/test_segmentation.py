@@ -133,3 +133,13 @@ def test_a_drawing_shows_what_was_said(tmp_path):
     drawn = np.asarray(task.draw(plain, record, NAMES))
     assert drawn.shape == (80, 96, 3) and (drawn[40:] != 0).any(axis=2).all()
     assert record["iou"] < 1 and len(record["union"]) == 2
+
+
+def test_what_is_kept_of_a_mask_is_small():
+    task, size = tasks.load({"name": "segmentation"}), (480, 360)
+    ids_HW = np.arange(360 * 480).reshape(360, 480) // 30 % 4
+    said = {**to_runs(ids_HW.astype(np.uint8)), "shares": {"blob": 1.0}}
+    record = task.record({"mask": {"bytes": encode_mask(ids_HW.astype(np.uint8)), "path": ""}}, said)
+    assert record["iou"] == 1.0  # of the whole mask
+    assert len(record["prediction"]) < 4000 < len(said["runs"])
+    assert task.draw(Image.new("RGB", size), record, NAMES).size == size

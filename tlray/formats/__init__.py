@@ -120,5 +120,14 @@ def read_all(fs: pafs.FileSystem, paths: Sequence[str]) -> Iterator[bytes]:
         yield from pool.map(one, paths)
 
 
+def text_of(where: str, data: bytes) -> str:
+    """A small file's text, without a byte order mark. Raises DataError where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{where} line {line}: no text in UTF-8; accepted: UTF-8") from None
+
+
 def is_picture(path: str) -> bool:
     return posixpath.splitext(path)[1].lower() in EXTENSIONS

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from tlray.errors import DataError
-from tlray.formats import Boxes, is_picture, objects_table, read_all, walk
+from tlray.formats import Boxes, is_picture, objects_table, read_all, text_of, walk
 
 _LISTS = {"train": "train", "val": "validation", "test": "test", "trainval": "train"}  # file -> split
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -62,7 +62,7 @@ def _splits(fs: pafs.FileSystem, root: str, names: set[str]) -> dict[str, str]:
     paths = [posixpath.join(folder, f"{name}.txt") for name in lists]
     found: dict[str, tuple[str, str]] = {}
     for part, path, data in zip(lists, paths, read_all(fs, paths), strict=True):
-        for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(text_of(path, data).splitlines(), 1):
             name = line.split()[0] if line.split() else ""  # lists of one class have a second column
             where = f"{path} line {number}: {name!r}"
             if not name:
@@ -78,11 +78,10 @@ def _splits(fs: pafs.FileSystem, root: str, names: set[str]) -> dict[str, str]:
 def _objects(file: str, data: bytes) -> Boxes:
     try:
         tree = ElementTree.fromstring(data)
-    except ElementTree.ParseError as error:
-        line, column = error.position
-        raise DataError(
-            f"{file} line {line}, column {column}: no valid XML; accepted: a VOC annotation"
-        ) from None
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: of its encoding
+        at = getattr(error, "position", None)
+        place = f" line {at[0]}, column {at[1]}" if at else ""
+        raise DataError(f"{file}{place}: no valid XML; accepted: a VOC annotation") from None
     boxes = []
     for number, item in enumerate(tree.findall("object"), 1):
         name = (item.findtext("name") or "").strip()

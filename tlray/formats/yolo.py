@@ -17,7 +17,7 @@ import yaml
 from pyarrow import fs as pafs
 
 from tlray.errors import DataError
-from tlray.formats import SPLITS, Boxes, is_picture, objects_table, read_all, split_in, walk
+from tlray.formats import SPLITS, Boxes, is_picture, objects_table, read_all, split_in, text_of, walk
 
 _PARTS = ("images", "labels")
 
@@ -88,7 +88,8 @@ def _names(fs: pafs.FileSystem, root: str, there: set[str]) -> tuple[dict[int, s
         return {key: str(name) for key, name in pairs.items()}, _folders(tree, there)
     for file in ("classes.txt", "labels/classes.txt"):
         if file in there:
-            text = next(read_all(fs, [posixpath.join(root, file)])).decode("utf-8", errors="replace")
+            where = posixpath.join(root, file)
+            text = text_of(where, next(read_all(fs, [where])))
             return dict(enumerate(line.strip() for line in text.splitlines() if line.strip())), {}
     raise DataError(f"{root}: no names of classes; accepted: data.yaml with names, or classes.txt")
 
@@ -109,7 +110,7 @@ def _folders(tree: dict[str, object], there: set[str]) -> dict[str, str]:
 
 def _boxes(where: str, data: bytes, names: dict[int, str]) -> Boxes:
     boxes = []
-    for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(text_of(where, data).splitlines(), 1):
         parts = line.split()
         if not parts:
             continue

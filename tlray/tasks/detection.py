@@ -114,9 +114,11 @@ class Task(Strict):
         ):
             at = (scores_AC >= self.min_score).nonzero()
             score, order = scores_AC[at[:, 0], at[:, 1]].sort(descending=True, stable=True)
-            anchor, label = at[order[:CANDIDATES]].unbind(1)
+            score, (anchor, label) = score[:CANDIDATES], at[order[:CANDIDATES]].unbind(1)
             boxes = boxes_AK4[anchor, label if boxes_AK4.shape[1] > 1 else torch.zeros_like(label)]
-            kept = batched_nms(boxes, score[:CANDIDATES], label, self.nms_iou)[: self.max_objects]
+            # Proposals of equal score come in any order: the box decides, so that the same one stays.
+            score, label, boxes = _ranked(score, label, boxes)
+            kept = batched_nms(boxes, score, label, self.nms_iou)[: self.max_objects]
             found = geometry.boxes_to_source(boxes[kept].cpu().double().numpy())
             found = _clipped(found, (0, 0, *geometry.source)).round(2)
             told = zip(label[kept].tolist(), score[kept].tolist(), found, strict=True)
@@ -194,9 +196,8 @@ class Detector(nn.Module):
             )
         self.stages, self.strides = list(last.values()), list(last)
         size = backbone.size if isinstance(backbone.size, int) else max(backbone.size)
-        while (
-            settings.anchor_scale * self.strides[-1] * 2 ** (2 / 3) < size / 2
-        ):  # for what fills the picture
+        largest = settings.anchor_scale * 2 ** (2 / 3)  # anchor of a map, in strides
+        while largest * self.strides[-1] < size / 2:  # for what fills the picture
             self.strides.append(2 * self.strides[-1])
         widths = [backbone.channels[i] for i in self.stages]
         self.fpn = FeaturePyramidNetwork(widths, settings.channels)
@@ -211,14 +212,16 @@ class Detector(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, x_BCHW: torch.Tensor, targets: dict[str, Any] | None = None) -> Any:
-        maps = self.fpn(
-            dict(zip(map(str, self.stages), self.backbone.pyramid(x_BCHW, self.stages), strict=True))
-        )
-        maps = list(maps.values())
+    def maps(self, x_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
+        """The pyramid, finest first, and the input's height and width."""
+        found = self.backbone.pyramid(x_BCHW, self.stages)
+        maps = list(self.fpn(dict(zip(map(str, self.stages), found, strict=True))).values())
         while len(maps) < len(self.strides):
             maps.append(F.max_pool2d(maps[-1], 1, 2))
-        size = (int(x_BCHW.shape[-2]), int(x_BCHW.shape[-1]))
+        return maps, (int(x_BCHW.shape[-2]), int(x_BCHW.shape[-1]))
+
+    def forward(self, x_BCHW: torch.Tensor, targets: dict[str, Any] | None = None) -> Any:
+        maps, size = self.maps(x_BCHW)
         if targets is None:
             scores_BAC, boxes_BAK4 = self.found(maps, size)
             return {"scores": scores_BAC, "boxes": boxes_BAK4}
@@ -346,6 +349,16 @@ class TwoStage(Detector):
             torch.stack([F.pad(b, (0, 0, 0, 0, 0, n)) for b, n in zip(boxes, room, strict=True)]),
         )
 
+    def golden(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """What bundles compare: both heads before anything is ranked, since equals may change places on
+        another machine. The second looks at some anchors instead of at proposals."""
+        maps, size = self.maps(x_BCHW)
+        named, images = _named(maps), _images(maps, size)
+        some = [a[:: max(1, len(a) // self.num_proposals)] for a in self.anchors(images, maps)]
+        pooled = self.roi.box_head(self.roi.box_roi_pool(named, some, images.image_sizes))
+        objectness, deltas = self.rpn.head(maps)
+        return [*objectness, *deltas, *self.roi.box_predictor(pooled)]
+
     def loss(
         self, maps: list[torch.Tensor], size: tuple[int, int], rows: list[dict[str, torch.Tensor]]
     ) -> torch.Tensor:
@@ -355,6 +368,16 @@ class TwoStage(Detector):
         _, second = self.roi.train()(named, proposals, images.image_sizes, rows)
         loss: torch.Tensor = sum([*first.values(), *second.values()])
         return loss
+
+
+def _ranked(
+    score: torch.Tensor, label: torch.Tensor, boxes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All three by score, equals by class and box."""
+    order = torch.arange(len(score), device=score.device)
+    for key in (*boxes.unbind(1)[::-1], label, -score):
+        order = order[key[order].sort(stable=True).indices]
+    return score[order], label[order], boxes[order]
 
 
 def _named(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
@@ -35,6 +36,7 @@ _COLOURS = np.array(
     ],
     np.uint8,
 )  # fmt: skip
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Task(Strict):
@@ -121,43 +123,42 @@ class Task(Strict):
         return self
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
-        """Both masks, made small, and per class the pixels of either (union) and of both (intersection)."""
+        """Both masks, small PNGs in base64, and per class the pixels of either (union) and of both (intersection)."""
         said_HW = from_runs(prediction)
-        found: dict[str, Any] = {"prediction": to_runs(_small(said_HW)), "shares": prediction["shares"]}
+        found: dict[str, Any] = {"prediction": _kept(said_HW), "shares": prediction["shares"]}
         if row is not None:
             truth_HW = decode_mask(row[MASK]["bytes"])
             confusion = _confusion(truth_HW, said_HW, 256, self.ignore_index)
             both, either = _overlap(confusion)
             last = int(np.flatnonzero(either).max(initial=-1)) + 1
             found |= {
-                "truth": to_runs(_small(truth_HW)), "intersection": both[:last].tolist(),
+                "truth": _kept(truth_HW), "intersection": both[:last].tolist(),
                 "union": either[:last].tolist(), "iou": _mean_iou(confusion),
             }  # fmt: skip
         return found
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         """Predicted classes in colours over the picture, borders of the truth in white, a legend."""
-        ids_HW = _sized(from_runs(record["prediction"]), picture.size)
+        ids_HW = _sized(decode_mask(base64.b64decode(record["prediction"])), picture.size)
         tint = Image.fromarray(_COLOURS[ids_HW % len(_COLOURS)])
         seen = Image.fromarray(np.where(ids_HW < len(labels), 140, 0).astype(np.uint8), "L")
         drawn = Image.composite(tint, picture, seen)
         pixels = np.asarray(Image.composite(drawn, picture, Image.new("L", picture.size, 255))).copy()
         if "truth" in record:
-            truth_HW = _sized(from_runs(record["truth"]), picture.size)
+            truth_HW = _sized(decode_mask(base64.b64decode(record["truth"])), picture.size)
             edge = np.zeros(truth_HW.shape, bool)
             edge[1:] |= truth_HW[1:] != truth_HW[:-1]
             edge[:, 1:] |= truth_HW[:, 1:] != truth_HW[:, :-1]
             pixels[edge] = 255
         drawn = Image.fromarray(pixels)
         pen, y = ImageDraw.Draw(drawn), 2
+        font = ImageFont.load_default(max(9, max(picture.size) / 40))
         for name in sorted(record["shares"], key=lambda name: -record["shares"][name])[:8]:
-            box = pen.textbbox((4, y), name)
-            pen.rectangle(
-                (2, y, box[2] + 2, box[3] + 1),
-                fill=tuple(_COLOURS[labels.index(name) % len(_COLOURS)].tolist()),
-            )
-            pen.text((4, y), name, fill="black")
-            y = int(box[3]) + 2
+            ground = _COLOURS[labels.index(name) % len(_COLOURS)]
+            x1, y1 = pen.textbbox((4, y), name, font=font)[2:]
+            pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(ground.tolist()))
+            pen.text((4, y), name, fill="black" if ground @ _LUMA > 110 else "white", font=font)
+            y = int(y1) + 2
         return drawn
 
     def summary(self, prediction: Prediction, top: int) -> str:
@@ -322,11 +323,10 @@ def _mean_iou(confusion: np.ndarray) -> float | None:
     return float((both[there] / either[there]).mean()) if there.any() else None
 
 
-def _small(ids_HW: Pixels) -> Pixels:
-    scale = KEPT_SIDE / max(ids_HW.shape)
-    if scale >= 1:
-        return ids_HW
-    return _sized(ids_HW, (max(1, round(ids_HW.shape[1] * scale)), max(1, round(ids_HW.shape[0] * scale))))
+def _kept(ids_HW: Pixels) -> str:
+    scale = min(1.0, KEPT_SIDE / max(ids_HW.shape))
+    height, width = (max(1, round(side * scale)) for side in ids_HW.shape)
+    return base64.b64encode(encode_mask(_sized(ids_HW, (width, height)))).decode()
 
 
 def _sized(ids_HW: Pixels, size: tuple[int, int]) -> Pixels:
