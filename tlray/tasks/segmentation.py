@@ -123,7 +123,7 @@ class Task(Strict):
         return self
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
-        """Both masks as small PNGs in base64; by class the pixels of both (intersection), of either (union)."""
+        """Both masks as small PNGs in base64; by class the pixels of both (intersection), of any (union)."""
         said_HW = from_runs(prediction)
         found: dict[str, Any] = {"prediction": _kept(said_HW), "shares": prediction["shares"]}
         if row is not None:
