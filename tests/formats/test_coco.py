@@ -115,6 +115,14 @@ def test_mistakes_name_their_place(tmp_path: Path, tree: Any, says: str) -> None
     assert "\n" not in str(error.value)
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    root = put(tmp_path, "labels.json", TREE, ".")
+    text = json.dumps(TREE).replace("cat", "caf\xe9")
+    (tmp_path / "labels.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"labels\.json: no valid JSON; accepted: COCO's instances$"):
+        coco.index(FS, root)
+
+
 def test_two_files_need_splits(tmp_path: Path) -> None:
     put(tmp_path, "instances_a.json", TREE, ".")
     with pytest.raises(DataError, match=r"instances_a\.json: one of 2 files, and of no split"):
