@@ -196,9 +196,10 @@ def test_the_road_on_real_faces(ray_local: Any, realdata: Path, tmp_path: Path) 
     people = [set(made.read(s, ["label"])["label"].to_pylist()) for s in ("train", "validation", "test")]
     assert [len(there) for there in people] == [24, 8, 8] and len(set.union(*people)) == 40
     recipe = str(Path(__file__).parents[2] / "jobs" / "recipes" / "orl-faces.yaml")
-    small = [f"data.uri={data}", f"runs={runs}", "train.epochs=3", "input.size=64"]
+    small = [f"data.uri={data}", f"runs={runs}", "train.epochs=6"]
     assert cli.run(["train", recipe, *small, "--json"]) == 0
     found = json.loads((runs / "orl-faces" / "evaluation.json").read_text())["metrics"]
-    assert found["verification_accuracy"] > 0.75 and found["roc_auc"] > 0.8, found
+    # Untrained, the pretrained features have 0.95 and 0.88 on people like these.
+    assert found["roc_auc"] > 0.965 and found["verification_accuracy"] > 0.9, found
     manifest = json.loads((runs / "orl-faces" / "best" / "manifest.json").read_text())
     assert manifest["labels"] == [] and -1 < manifest["task"]["threshold"] < 1
