@@ -1,11 +1,13 @@
-"""Detection and segmentation beside torchvision's way of training them: equal backbone, heads and epochs.
+"""A search's winner beside torchvision's way of training detection and segmentation, equal backbone, epochs.
 
-    python tests/bench/bench_reference.py jobs/recipes/bccd.yaml ../shared/data/bccd WORK [KEY=VALUE ...]
+    tlray tune jobs/recipes/bccd.yaml data.uri=INGESTED
+    python tests/bench/bench_reference.py FOLDER runs/bccd
 
-The reference is one process with a DataLoader: torchvision's own RetinaNet (or the same pyramid for masks),
-the augmentations of its references/detection (flips) and references/segmentation (scale 0.5 to 2, crop,
-flips), AdamW, linear warm-up over the first epoch, cosine; torchmetrics judges it on the source's pixels.
-Both sides take the better of two learning rates and their best epoch, by validation. The last line is JSON.
+FOLDER is what was ingested. The reference is one process with a DataLoader: torchvision's own RetinaNet (or
+the same pyramid for masks), the augmentations of its references/detection (flips) and of
+references/segmentation (scale 0.5 to 2, crop, flips), AdamW, linear warm-up over the first epoch, cosine;
+torchmetrics judges it on the source's pixels. It takes the better of two learning rates and its best epoch by
+validation, as the search does. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch
 import torchvision.transforms.v2 as T
-from bench_accuracy import Scores, again
+from bench_accuracy import Scores, scores
 from PIL import Image
 from pyarrow import fs as pafs
 from torch import nn
@@ -34,7 +36,6 @@ from tlray import config, formats, runtime, storage, tasks
 from tlray.backbone import Backbone
 from tlray.dataset import Dataset
 from tlray.image import decode_mask
-from tlray.ingest import ingest
 from tlray.tasks import detection, segmentation
 
 RATES = (1e-3, 3e-3)
@@ -195,29 +196,26 @@ def reference(folder: Path, settings: config.Config, labels: list[str], lr: floa
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("recipe", "data", "work"):
+    for name in ("folder", "run"):
         parser.add_argument(name)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
-    work, name = storage.absolute(args.work), Path(args.recipe).stem
-    uri = f"{work}/data/{name}"
-    settings = config.load(args.recipe, [f"data.uri={uri}", f"runs={work}/runs", *args.settings])
+    settings = config.parse(storage.read_json(storage.join(args.run, "config.json")), args.run)
     task = tasks.load(settings.task)
-    found: dict[str, dict[float, Scores]] = {"reference": {}, "tlray": {}}
+    labels = tasks.labels_of(task, Dataset.open(settings.data.uri))
+    best = storage.read_json(storage.join(args.run, "trials.json"))
+    seconds = next(row["seconds"] for row in best["trials"] if row["id"] == best["best"])
     with runtime.session():
-        if not storage.exists(storage.join(uri, "dataset.json")):
-            ingest(args.data, uri, task=task.name)
-        for lr in RATES:
-            arm = f"{name}-{lr:g}"
-            found["tlray"][lr] = again(settings, arm, task.goal.name, **{"optim.lr": lr})
-    labels = tasks.labels_of(task, Dataset.open(uri))
-    for lr in RATES:
-        found["reference"][lr] = reference(Path(args.data), settings, labels, lr)
-    for side, arms in found.items():
-        lr = max(arms, key=lambda rate: arms[rate]["validation"])
-        figures = "  ".join(f"{key} {value:.4f}" for key, value in arms[lr].items() if key != "seconds")
-        print(f"{side:10} lr {lr:g}  {figures}  {arms[lr]['seconds']:.0f} s", file=sys.stderr)
-    print(json.dumps({"metric": task.goal.name, "epochs": settings.train.epochs, **found}))
+        winner = scores(storage.join(args.run, "best"), settings.data.uri, task.goal.name, seconds)
+    tries = {lr: reference(Path(args.folder), settings, labels, lr) for lr in RATES}
+    lr = max(tries, key=lambda rate: tries[rate]["validation"])
+    for side, found in (("winner", winner), (f"reference, lr {lr:g}", tries[lr])):
+        figures = "  ".join(f"{split} {found[split]:.4f}" for split in ("validation", "test"))
+        print(f"{side:20} {figures}  {found['seconds']:.0f} s", file=sys.stderr)
+    print(
+        json.dumps(
+            {"metric": task.goal.name, "epochs": settings.train.epochs, "winner": winner, "reference": tries}
+        )
+    )
 
 
 if __name__ == "__main__":
