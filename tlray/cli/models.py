@@ -205,6 +205,7 @@ def serve(
     max_batch_size: Annotated[int | None, typer.Option(help="Pictures in one pass of the model.")] = None,
     cpus: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
     gpus: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Of faces: gallery, a folder or s3:// URI.")] = None,
     config: Annotated[str | None, typer.Option(help="A recipe whose serve: settings hold.")] = None,
     models: Models = "models",
     json: Json = False,
@@ -220,6 +221,7 @@ def serve(
         given = {
             "host": host, "port": port, "min_replicas": min_replicas, "max_replicas": max_replicas,
             "max_batch_size": max_batch_size, "cpus_per_replica": cpus, "gpus_per_replica": gpus,
+            "gallery": gallery,
         }  # fmt: skip
         changes = {f"serve.{key}": value for key, value in given.items() if value is not None}
         serving = recipe.override(changes, "command line").serve
