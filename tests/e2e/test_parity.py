@@ -76,7 +76,7 @@ def test_the_endpoint_sees_and_says_what_evaluation_does(ray_local: Any, tmp_pat
         Served(name, None, saved(tmp_path / f"{name}-bundle", data[name], task))
         for name, task in models.items()
     ]
-    with deploy.start(served, Serving(port=0), load=telling) as server:
+    with deploy.start(served, Serving(port=0, cpus_per_replica=0.5), load=telling) as server:
         for one in served:
             task, labels = models[one.name], tasks.labels_of(models[one.name], data[one.name])
             told = evaluate(one.uri, data[one.name].uri, "test")["metrics"]
