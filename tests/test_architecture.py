@@ -17,8 +17,9 @@ PACKAGE = ROOT / "tlray"
 # fmt: off
 ORDER = [
     "errors", "config", "svg", "plots", "schema", "image", "storage", "formats", "shards", "dataset",
-    "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry",
-    "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "track",
+    "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry", "gallery",
+    "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "pictures", "batch",
+    "similar", "embed", "track",
     "candidate", "checkpoint", "evaluate", "train", "search", "serve", "report", "road", "doctor",
     "quickstart", "cli",
 ]
@@ -29,7 +30,7 @@ APART = {
     # Serving sees the bundle and what lies below, and the Ray session; never where models come from.
     "serve": set(ORDER[ORDER.index("preflight") : ORDER.index("serve")]),
 }
-RAY = {"runtime", "ingest", "stream", "train", "search", "serve", "doctor"}
+RAY = {"runtime", "ingest", "stream", "batch", "train", "search", "serve", "doctor"}
 PRINT = {"cli", "quickstart"}
 # What makes a filesystem; the code of a format walks the one it was given.
 FILESYSTEMS = {"S3FileSystem", "LocalFileSystem", "SubTreeFileSystem", "PyFileSystem", "FSSpecHandler"}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.toys import LABELS, picture
 from tlray import bundle, tasks
 from tlray.backbone import Backbone
-from tlray.errors import BundleError, PictureError
+from tlray.errors import BundleError, ConfigError, PictureError
 from tlray.image import Preprocess
 from tlray.predict import Predictor
 
@@ -103,3 +103,20 @@ def test_a_bad_picture_keeps_its_place_and_harms_no_neighbour(saved):
     assert np.isclose(mixed[1]["probability"], alone[0]["probability"], atol=1e-5)
     with pytest.raises(PictureError):
         predictor.predict([b"x"])
+
+
+def test_an_embedding_is_the_pooled_features_or_a_stages(model, saved):
+    predictor = Predictor(str(saved))
+    features, error = predictor.embed([GOLDEN[0], b"no picture"], on_error="return")
+    assert isinstance(error, PictureError) and features.dtype == np.float32
+    logits = features @ model.module.head.weight.detach().numpy().T + model.module.head.bias.detach().numpy()
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    said = {item["label"]: item["probability"] for item in predictor.predict(GOLDEN[:1])[0]["labels"]}
+    assert [said[name] for name in LABELS] == pytest.approx(shares, abs=1e-4)
+    backbone = model.module.backbone
+    for name, channels in zip(backbone.stages, backbone.channels, strict=True):
+        assert predictor.embed(GOLDEN[:1], stage=name)[0].shape == (channels,)
+    with pytest.raises(PictureError):
+        predictor.embed([b"no picture"])
+    with pytest.raises(ConfigError, match="stage 'layer9'"):
+        predictor.embed(GOLDEN, stage="layer9")

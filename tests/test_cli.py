@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = str(ROOT / "jobs" / "recipes" / "clothing.yaml")
 VERBS = {
     "sample", "ingest", "train", "tune", "evaluate", "predict", "promote", "rollback", "models", "serve",
-    "report", "quickstart", "doctor",
+    "report", "quickstart", "doctor", "embed", "similar",
 }  # fmt: skip
 
 
@@ -195,6 +195,30 @@ def test_the_verbs_of_a_model(
     assert found["metrics"] == json.loads(to.read_text())["metrics"]
     assert "split" in mistake(capfd, "evaluate", bundle, dataset, "--split", "nothing")
     assert models
+
+
+def test_embeddings_and_predictions_of_a_data_set(
+    bundle: str, dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, pictures = str(tmp_path / "predictions"), tmp_path / "pictures"
+    found = answer(capfd, "predict", bundle, dataset, "--out", out)
+    assert (found["num_rows"], found["rows"], found["num_errors"], found["out"]) == (24, 24, 0, out)
+    assert answer(capfd, "predict", bundle, dataset, "--out", out)["rows"] == 0
+    assert "or --out URI" in mistake(capfd, "predict", bundle, dataset)
+    assert "no split 'x'" in mistake(capfd, "predict", bundle, dataset, "--split", "x", "--out", out + "x")
+
+    vectors = str(tmp_path / "vectors")
+    found = answer(capfd, "embed", "resnet10t-nano", str(pictures), vectors, "--size", "32")
+    assert found["num_rows"] == 24 and found["dim"] > 100
+    assert "which has its own" in mistake(capfd, "embed", bundle, dataset, vectors + "x", "--size", "32")
+    sheet = tmp_path / "sheet.jpg"
+    found = answer(capfd, "similar", vectors, "cat/0.png", "--top", "3", "--picture", str(sheet))
+    assert len(found["hits"]) == 3
+    with Image.open(sheet) as drawn:
+        assert drawn.size[0] > 500
+    found = answer(capfd, "similar", vectors, str(pictures / "dog" / "3.png"), "--top", "1")
+    assert found["hits"][0]["path"] == "dog/3.png" and found["hits"][0]["similarity"] > 0.999
+    assert "neither a row" in mistake(capfd, "similar", vectors, "nothing")
 
 
 def test_sample_and_doctor(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -336,7 +336,7 @@ def test_files_that_disagree(tmp_path: Path) -> None:
 
 def test_text_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [picture(0)], "label": ["cat"]}), tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="column 'label': holds string; accepted: integers"):
+    with pytest.raises(DataError, match="column 'label': holds string without class names"):
         Dataset.open(str(tmp_path)).labels()
 
 

@@ -33,7 +33,9 @@ def groups(pictures: list[bytes]) -> list[int]:
     return found.tolist()
 
 
-def report(rows: list[dict[str, Any]], ignored: dict[str, int] | None = None) -> preflight.Report:
+def report(
+    rows: list[dict[str, Any]], ignored: dict[str, int] | None = None, open_set: bool = False
+) -> preflight.Report:
     """Rows: path, split, label, and data or fields of SEEN."""
     full = []
     for row in rows:
@@ -49,7 +51,8 @@ def report(rows: list[dict[str, Any]], ignored: dict[str, int] | None = None) ->
     bad = pa.Table.from_pylist([r for r in full if r["kind"] is not None], schema=kinds)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    return preflight.examine("pictures", good, bad, exact, near, ignored or {})
+    classes = [[name] for name in good["label"].to_pylist()]
+    return preflight.examine("pictures", good, bad, exact, near, ignored or {}, classes, open_set=open_set)
 
 
 def many(split: str, label: str, count: int, start: int) -> list[dict[str, Any]]:
@@ -192,6 +195,25 @@ def test_classes() -> None:
     assert "12.0 (cat 12, {dog} 1)" in what.to_text()
 
 
+def test_people_in_two_splits_are_an_error_and_people_in_one_are_none() -> None:
+    rows = [
+        *many("train", "ann", 3, 0), *many("train", "ben", 2, 10), *many("validation", "cem", 2, 20),
+        *many("validation", "ann", 1, 30), *many("test", "cem", 1, 40), *many("test", "dan", 2, 50),
+    ]  # fmt: skip
+    what = report([dict(row) for row in rows], open_set=True)
+    across = [f for f in what.findings if f.kind == "identity_across_splits"]
+    assert [(f.severity, f.examples, f.message) for f in across] == [
+        ("error", ["ann"], "1 identities of train are in validation, too"),
+        ("error", ["cem"], "1 identities of validation are in test, too"),
+    ]
+    assert "class_missing" not in found(what)
+    sound = report(
+        [dict(row) for row in rows if row["split"] == "train" or row["label"] == "dan"], open_set=True
+    )
+    assert "identity_across_splits" not in found(sound)
+    assert "identity_across_splits" not in found(report(rows))
+
+
 def test_sizes_and_kinds_of_pictures() -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -239,6 +261,28 @@ def test_strict_names_the_number_and_the_first() -> None:
     ):
         what.check(strict=True)
     report(many("train", "cat", 11, 0)).check(strict=True)
+
+
+def test_pictures_of_several_objects_and_of_none_are_counted_as_pictures() -> None:
+    rows = pa.Table.from_pylist(
+        [
+            {**preflight.inspect(encoded(photo(n))), "path": f"{n}.jpg", "split": split}
+            for n, split in enumerate(["train", "train", "train", "test"])
+        ],
+        schema=pa.schema([*preflight.SEEN, ("path", pa.string()), ("split", pa.string())]),
+    )
+    alone, none = np.arange(4), rows.slice(0, 0)
+    cells = [["red", "red", "white"], ["red"], [], ["red"]]
+    what = preflight.examine("cells", rows, none, alone, alone, {}, cells)
+    assert what.counts == {"train": {"red": 3, "white": 1}, "test": {"red": 1}}
+    assert what.taken == {"train": 3, "test": 1}
+    lines = what.to_text().splitlines()
+    assert lines[1] == "4 pictures listed, 4 taken"
+    assert [line.split() for line in lines[6:8]] == [["all", "4", "1"], ["pictures", "3", "1"]]
+    masks = preflight.examine("streets", rows, none, alone, alone, {}, None)  # labels are pixels
+    assert masks.to_text().splitlines()[1:5] == [
+        "4 pictures listed, 4 taken", "", "train: 3 pictures", "test: 1 pictures",
+    ]  # fmt: skip
 
 
 def test_json_and_text() -> None:

@@ -380,3 +380,12 @@ def test_curves_of_numbers_and_of_objects_are_both_understood() -> None:
     assert [s.title for s in sections] == ["Accuracy"]
     assert b">winner<" in sections[0].svgs[0] and b">stopped<" in sections[0].svgs[0]
     assert [row.spark != "" for row in view.trials(run).rows] == [True, False]  # type: ignore[union-attr]
+
+
+def test_the_data_are_counted_in_pictures_whatever_their_labels() -> None:
+    counts = {"train": {"red": 30, "white": 4}, "test": {"red": 9}}
+    found = view.data({"num_files": 5, "taken": {"train": 3, "test": 1}, "counts": counts})
+    assert found is not None and found.caption == "5 pictures listed, 4 taken: train 3, test 1."
+    assert [s.title for s in found.tables] == ["Labels by class"]
+    older = view.data({"num_files": 43, "counts": counts})
+    assert older is not None and older.caption == "43 pictures listed, 43 taken: train 34, test 9."

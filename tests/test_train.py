@@ -96,19 +96,6 @@ def test_a_run_without_progress_stops_early(ray_local, uri, tmp_path):
     assert len(records) < 9 and len(records) >= 3
 
 
-@pytest.mark.slow
-def test_two_workers_learn_what_one_learns(ray_local, uri, tmp_path):
-    """In this process, and through Ray Train: the same rows a step, so almost the same weights; every
-    validation row once."""
-    same = {"model.freeze": "all", "scale.cpus_per_worker": 1}
-    records = run(make(uri, tmp_path, name="w1", **same))
-    found = train.fit(make(uri, tmp_path, name="w2", **same, **{"scale.num_workers": 2}))
-    one, two = (weights(tmp_path / f"w{n}/best")["head.weight"] for n in (1, 2))
-    assert torch.allclose(one, two, atol=1e-4), (one - two).abs().max()
-    assert max(record["val_accuracy"] for record in records) == found["metrics"]["val_accuracy"]
-    assert records[-1]["step"] == found["steps"] == 8
-
-
 def test_mistakes_are_found_before_training(uri, tmp_path):
     for changes, error, words in [
         ({"model.backbone": "resnet10t-nanno"}, ConfigError, "resnet10t-nano"),

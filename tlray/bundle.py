@@ -109,9 +109,7 @@ def save(
     """
     module = model.module
     with storage.publish(uri, MANIFEST) as folder:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS
-        )
+        save_file(weights(module), folder / WEIGHTS)
         if beside is not None:
             beside(folder)
         if golden:
@@ -141,6 +139,16 @@ def save(
     return manifest
 
 
+def weights(module: nn.Module, training_only: bool = False) -> dict[str, torch.Tensor]:
+    """The parameters and statistics that a bundle holds; or those that only training needs."""
+    prefixes = tuple(getattr(module, "training_only", ()))
+    return {
+        name: value.detach().cpu().contiguous()
+        for name, value in module.state_dict().items()
+        if name.startswith(prefixes) == training_only
+    }
+
+
 def _write_golden(folder: Path, model: Model, pictures: Sequence[bytes]) -> None:
     device = next(model.module.parameters()).device
     was_training = model.module.training
@@ -155,9 +163,11 @@ def _write_golden(folder: Path, model: Model, pictures: Sequence[bytes]) -> None
 
 @torch.inference_mode()
 def _outputs(model: Model, pictures: Sequence[bytes], device: str | torch.device) -> dict[str, torch.Tensor]:
-    """Raw outputs by position in whatever structure the task's module returns."""
+    """Raw outputs by position in whatever structure the task's module returns; modules that rank things
+    before they return say in ``golden`` what to compare instead."""
     x_BCHW = torch.from_numpy(np.stack([render(data, model.preprocess)[0] for data in pictures])).to(device)
-    leaves = torch.utils._pytree.tree_leaves(model.module(x_BCHW))
+    compared = getattr(model.module, "golden", model.module)
+    leaves = torch.utils._pytree.tree_leaves(compared(x_BCHW))
     return {str(i): leaf.float().cpu().contiguous() for i, leaf in enumerate(leaves)}
 
 

@@ -1,6 +1,6 @@
 """Training checkpoints: bundles that also hold the optimiser and the cursor; the newest sound one is found.
 
-    RUN/checkpoints/step-00000120/    a bundle + optimizer.safetensors + state.json
+    RUN/checkpoints/step-00000120/    a bundle + optimizer.safetensors + state.json + what bundles leave out
 
 They are published whole and checked when they are read. A damaged one is passed over for the one
 before it, so neither a full disk nor a kill in the middle of a write can stop a run for good.
@@ -22,7 +22,7 @@ from tlray.errors import BundleError, StorageError
 
 log = logging.getLogger(__name__)
 
-STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
+STATE, OPTIMIZER, TRAINING_ONLY = "state.json", "optimizer.safetensors", "training_only.safetensors"
 
 
 def _folder(run_uri: str) -> str:
@@ -41,6 +41,7 @@ def save(
 
     def beside(folder: Path) -> None:
         save_file(candidate.optimizer_tensors(), folder / OPTIMIZER)
+        save_file(bundle.weights(candidate.model.module, training_only=True), folder / TRAINING_ONLY)
         facts = {**state, "scaler": candidate.scaler.state_dict()}
         (folder / STATE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
@@ -72,7 +73,8 @@ def restore(run_uri: str, candidate: Candidate) -> dict[str, Any] | None:
 def _read(uri: str, candidate: Candidate) -> dict[str, Any]:
     bundle.verify(uri)
     with storage.local_copy(uri) as folder:
-        candidate.model.module.load_state_dict(load_file(folder / bundle.WEIGHTS))
+        state_dict = load_file(folder / bundle.WEIGHTS) | load_file(folder / TRAINING_ONLY)
+        candidate.model.module.load_state_dict(state_dict)
         candidate.load_optimizer_tensors(load_file(folder / OPTIMIZER))
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     candidate.scaler.load_state_dict(state.pop("scaler"))

@@ -196,6 +196,7 @@ class Serving(Strict):
     timeout_s: Positive = 30
     cpus_per_replica: Positive = 1
     gpus_per_replica: NonNegative = 0
+    gallery: str = "gallery"  # folder or s3:// URI of the people enrolled; all replicas have to see it
 
 
 class Track(Strict):

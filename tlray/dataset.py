@@ -98,9 +98,10 @@ class Dataset:
         return [group.rows for group in self._groups[self._split(split)]]
 
     def labels(self, column: str = LABEL) -> list[str]:
-        """Class names of an integer column, in label order.
+        """Class names of a label column, in label order.
 
-        Where nobody named the classes, the numbers that occur are their names. Raises DataError.
+        Where nobody named the classes of an integer column, the numbers that occur are their names.
+        Raises DataError.
         """
         self.require([column])
         known = self._manifest.get("labels", {}).get(column) or columns_of.class_names(self.schema, column)
@@ -109,7 +110,7 @@ class Dataset:
         kind = self.schema.field(column).type
         if not pa.types.is_integer(kind):
             raise DataError(
-                f"{self.uri} column {column!r}: holds {kind}; accepted: integers named by a ClassLabel"
+                f"{self.uri} column {column!r}: holds {kind} without class names; accepted: named classes"
             )
         seen: set[int] = set()
         for split in self.splits:

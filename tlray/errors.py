@@ -40,6 +40,7 @@ class PictureError(DataError):
         "truncated": 400,
         "empty": 400,
         "too_many_pixels": 413,
+        "not_a_mask": 415,
     }
 
     def __init__(self, kind: str, message: str) -> None:

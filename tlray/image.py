@@ -295,6 +295,49 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
     return np.ascontiguousarray(x_HWC[rows, columns].transpose(2, 0, 1)), geometry
 
 
+def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Encoded mask -> class ids (H, W) as stored: palette positions or grey values, no EXIF, no colours.
+
+    Raises PictureError as `probe` does, and (not_a_mask) for a picture in colours.
+    """
+    picture, _ = _open(data, max_pixels)
+    _load(picture)
+    if picture.mode == "1":
+        picture = picture.convert("L").point(lambda value: value // 255)
+    ids_HW = np.asarray(picture)
+    if ids_HW.ndim != 2 or ids_HW.min() < 0 or ids_HW.max() > 255:
+        raise PictureError(
+            "not_a_mask", f"{picture.mode} picture: accepted: one class id from 0 to 255 a pixel"
+        )
+    return ids_HW.astype(np.uint8)
+
+
+def encode_mask(ids_HW: Pixels) -> bytes:
+    """Class ids (H, W) -> PNG."""
+    out = io.BytesIO()
+    Image.fromarray(ids_HW, "L").save(out, "PNG")
+    return out.getvalue()
+
+
+def render_mask(ids_HW: Pixels, geometry: Geometry, fill: int) -> Pixels:
+    """What `render` does to a picture, done to class ids (H, W): nearest neighbour, padded with ``fill``."""
+    px0, py0, px1, py1 = geometry.placed
+    part = Image.fromarray(ids_HW, "L").resize(
+        (px1 - px0, py1 - py0), Image.Resampling.NEAREST, box=geometry.crop
+    )
+    out_HW = np.full(geometry.output[::-1], fill, np.uint8)
+    out_HW[py0:py1, px0:px1] = np.asarray(part)
+    rows, columns = (slice(None, None, -1 if flip else 1) for flip in (geometry.vflip, geometry.hflip))
+    return np.ascontiguousarray(out_HW[rows, columns])
+
+
+def shrink_mask(data: bytes, size: Size) -> bytes:
+    """The same mask at another size, as PNG."""
+    return encode_mask(
+        np.asarray(Image.fromarray(decode_mask(data), "L").resize(size, Image.Resampling.NEAREST))
+    )
+
+
 def shrink(data: bytes, max_side: int, quality: int = 92) -> bytes:
     """The same picture with no side above ``max_side`` px, as JPEG; bytes unchanged if it is that already."""
     width, height = source_size(data)

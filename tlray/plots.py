@@ -38,10 +38,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture to show: ``row`` is its position in the evaluation's rows, ``lines`` are (name, text)."""
+    """A picture to show, or two beside each other: ``row`` and ``beside`` are positions in the evaluation's
+    rows, ``lines`` are (name, text)."""
 
     row: int
     lines: Sequence[tuple[str, str]]
+    beside: int | None = None
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return (self.row,) if self.beside is None else (self.row, self.beside)
 
 
 @dataclass(frozen=True)

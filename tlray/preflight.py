@@ -42,6 +42,7 @@ _SHOWN = 20  # examples kept of each finding, quarantined files shown in the tex
 Severity = Literal["error", "warning", "info"]
 Hashes = npt.NDArray[np.uint64]
 Groups = npt.NDArray[np.int64]
+Classes = Sequence[Sequence[str]]  # names of the classes in each row
 
 SEEN = pa.schema(
     [
@@ -60,6 +61,11 @@ SEEN = pa.schema(
     ]
 )
 """One picture as `inspect` saw it."""
+
+MASK_SEEN = pa.schema(
+    [("mask_width", pa.int32()), ("mask_height", pa.int32()), ("mask_values", pa.list_(pa.int32()))]
+)
+"""A picture's mask as `inspect_mask` saw it; nulls where it cannot be read."""
 
 _THUMB = image.Preprocess(size=(32, 32), fit="stretch", mean=(0, 0, 0), std=(1, 1, 1))
 _DCT = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # the 8 lowest of DCT-II
@@ -90,6 +96,19 @@ def inspect(data: bytes) -> dict[str, Any]:
         "frames": info.frames,
         "width": info.width,
         "height": info.height,
+    }
+
+
+def inspect_mask(data: bytes) -> dict[str, Any]:
+    """One mask -> a row of `MASK_SEEN`; never raises for what the bytes are."""
+    try:
+        mask_HW = image.decode_mask(data)
+    except PictureError:
+        return dict.fromkeys(MASK_SEEN.names)
+    return {
+        "mask_width": mask_HW.shape[1],
+        "mask_height": mask_HW.shape[0],
+        "mask_values": np.unique(mask_HW).tolist(),
     }
 
 
@@ -167,10 +186,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; ``counts`` is split -> class -> rows kept, ``quarantined`` path, kind, reason."""
+    """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
+    show it (one may show several), ``quarantined`` path, kind, reason."""
 
     source: str
     num_files: int
+    taken: dict[str, int]
     counts: dict[str, dict[str, int]]
     findings: list[Finding]
     quarantined: list[dict[str, str]]
@@ -196,10 +217,10 @@ class Report:
 
     def to_text(self) -> str:
         """For a terminal: at most 110 columns apart from long paths."""
-        kept = sum(sum(by_class.values()) for by_class in self.counts.values())
+        kept = sum(self.taken.values())
         lines = [f"Pre-flight of {self.source}", f"{self.num_files} pictures listed, {kept} taken"]
         if self.counts:
-            lines += ["", *_count_table(self.counts)]
+            lines += ["", *_count_table(self.counts, self.taken)]
         order: list[Severity] = ["error", "warning", "info"]
         levels = Counter(f.severity for f in self.findings)
         said = ", ".join(f"{levels[s]} {s}" for s in order if levels[s]) or "nothing"
@@ -217,12 +238,12 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Classes down, splits across."""
+def _count_table(counts: Mapping[str, Mapping[str, int]], taken: Mapping[str, int]) -> list[str]:
+    """Classes down, splits across; pictures below where they are not as many."""
     splits, classes = list(counts), sorted({name for by_class in counts.values() for name in by_class})
     if not classes:
-        return [f"{split}: {sum(by_class.values())} rows" for split, by_class in counts.items()]
-    wide = max(5, *(min(len(name), 40) for name in classes))
+        return [f"{split}: {number} pictures" for split, number in taken.items()]
+    wide = max(8, *(min(len(name), 40) for name in classes))
     shown = classes if len(classes) <= 30 else classes[:30]
     lines = [" ".join(["class".ljust(wide), *(split.rjust(11) for split in splits)])]
     for name in shown:
@@ -230,18 +251,30 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         lines.append(" ".join([name[:40].ljust(wide), *cells]))
     if len(shown) < len(classes):
         lines.append(f"... {len(classes) - len(shown)} more classes")
-    totals = [str(sum(counts[split].values())).rjust(11) for split in splits]
-    return [*lines, " ".join(["all".ljust(wide), *totals])]
+    sums = {split: sum(counts[split].values()) for split in splits}
+    rows = {"all": sums} | ({"pictures": taken} if sums != taken else {})
+    for name, row in rows.items():
+        lines.append(" ".join([name.ljust(wide), *(str(row[split]).rjust(11) for split in splits)]))
+    return lines
 
 
 def examine(
-    source: str, rows: pa.Table, bad: pa.Table, exact: Groups, near: Groups, ignored: Mapping[str, int]
+    source: str,
+    rows: pa.Table,
+    bad: pa.Table,
+    exact: Groups,
+    near: Groups,
+    ignored: Mapping[str, int],
+    classes: Classes | None,
+    remarks: Iterable[Finding] = (),
+    open_set: bool = False,
 ) -> Report:
-    """The report of ``rows`` (taken; SEEN + path, split and, for classes, label) and ``bad`` (left out).
+    """The report of ``rows`` (taken; SEEN + path, split) and ``bad`` (left out).
 
-    ``exact`` and ``near`` are the group numbers of ``rows``.
+    ``exact`` and ``near`` are the group numbers of ``rows``, ``classes`` the names of the classes in each;
+    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people.
     """
-    found: list[Finding] = []
+    found: list[Finding] = list(remarks)
 
     def note(
         severity: Severity, kind: str, examples: Iterable[str], message: str, count: int | None = None
@@ -252,20 +285,19 @@ def examine(
             found.append(Finding(severity, kind, number, message.format(n=number), listed[:_SHOWN]))
 
     path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
-    label = rows["label"].to_pylist() if "label" in rows.column_names else None
     quarantined = [
         {"path": b["path"], "kind": b["kind"], "reason": b["reason"]}
         for b in bad.select(["path", "kind", "reason"]).to_pylist()
     ]
 
-    _duplicates(note, path, split, label, exact, near)
-    counts = _counts(split, label)
+    _duplicates(note, path, split, classes, exact, near)
+    counts = _counts(split, classes)
     for kind, number in sorted(Counter(q["kind"] for q in quarantined).items()):
         files = [f"{q['path']}: {q['reason']}" for q in quarantined if q["kind"] == kind]
         severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"
         note(severity, kind, files, "{n} left out: " + _WHY.get(kind, kind.replace("_", " ")), number)
-    if label is not None:
-        _classes(note, counts)
+    if classes is not None:
+        _classes(note, counts, open_set)
     width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
     tiny = np.flatnonzero(np.minimum(width, height) < TINY_SIDE)
     sized = (f"{path[i]} ({width[i]} x {height[i]})" for i in tiny)
@@ -286,11 +318,12 @@ def examine(
     note("info", "ignored", others, "{n} other files passed over", sum(ignored.values()))
     rank = {"error": 0, "warning": 1, "info": 2}
     found.sort(key=lambda finding: rank[finding.severity])
-    return Report(source, rows.num_rows + bad.num_rows, counts, found, quarantined)
+    taken = {part: split.count(part) for part in counts}
+    return Report(source, rows.num_rows + bad.num_rows, taken, counts, found, quarantined)
 
 
 def _duplicates(
-    note: Any, path: list[str], split: list[str], label: list[str] | None, exact: Groups, near: Groups
+    note: Any, path: list[str], split: list[str], classes: Classes | None, exact: Groups, near: Groups
 ) -> None:
     """Findings about groups of pictures that are the same or look the same."""
     for kind, word, groups in (("exact", "same bytes", exact), ("near", "nearly the same", near)):
@@ -302,8 +335,9 @@ def _duplicates(
                 continue  # nothing that the exact groups have not said
             text = " = ".join(f"{split[i]}: {path[i]}" for i in members[:4])
             (across if len({split[i] for i in members}) > 1 else within).append((text, len(members)))
-            if label is not None and len({label[i] for i in members}) > 1:
-                torn.append(text + " (" + ", ".join(sorted({label[i] for i in members})) + ")")
+            said = {"+".join(sorted(set(classes[i]))) for i in members} if classes is not None else set()
+            if len(said) > 1:
+                torn.append(text + " (" + ", ".join(sorted(said)) + ")")
         worse: Severity = "error" if kind == "exact" else "warning"
         note(
             worse,
@@ -335,20 +369,25 @@ def _members(groups: Groups) -> list[list[int]]:
     return list(found.values())
 
 
-def _counts(split: list[str], label: list[str] | None) -> dict[str, dict[str, int]]:
-    """Split -> class -> rows; splits in the order train, validation, test."""
+def _counts(split: list[str], classes: Classes | None) -> dict[str, dict[str, int]]:
+    """Split -> class -> how often it occurs; splits in the order train, validation, test."""
     rank = {"train": 0, "validation": 1, "test": 2}
-    pairs = Counter(zip(split, label if label is not None else ["rows"] * len(split), strict=True))
+    there = classes if classes is not None else [()] * len(split)
+    pairs = Counter((part, name) for part, names in zip(split, there, strict=True) for name in names)
     counts: dict[str, dict[str, int]] = {s: {} for s in sorted(set(split), key=lambda s: (rank.get(s, 3), s))}
     for (part, name), number in sorted(pairs.items()):
         counts[part][name] = number
     return counts
 
 
-def _classes(note: Any, counts: dict[str, dict[str, int]]) -> None:
+def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool) -> None:
     """Findings about how many rows each class has."""
     train = counts.get("train", {})
-    for split, by_class in counts.items():
+    if open_set:
+        for a, b in itertools.combinations(counts, 2):
+            both = sorted(set(counts[a]) & set(counts[b]))
+            note("error", "identity_across_splits", both, f"{{n}} identities of {a} are in {b}, too")
+    for split, by_class in counts.items() if not open_set else ():
         missing = sorted(set(train) - set(by_class))
         note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")
     few = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -18,14 +18,43 @@ SPLIT = "split"  # string: which split the row belongs to
 ID = "id"  # string: stable name of the row: hash of path and content
 WIDTH, HEIGHT = "width", "height"  # int32, px: as stored and shown (EXIF orientation applied)
 LABEL = "label"  # int64: position in the list of class names
+LABELS = "labels"  # list of such: a picture of several classes
+OBJECTS = "objects"  # lists of equal length: bbox (x, y, width, height) in source px, and category
+MASK = "mask"  # an encoded picture of the same size whose pixel values are class ids
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float32(), 4))), ("category", pa.list_(pa.int64()))])
+Kind = Literal["class", "identity", "classes", "objects", "mask"]
+"""What a label column means: one class; one person (class names of all splits); several; boxes; pixels."""
+
+TYPES: dict[Kind, pa.DataType] = {
+    "class": pa.int64(),
+    "identity": pa.int64(),
+    "classes": pa.list_(pa.int64()),
+    "objects": OBJECTS_TYPE,
+    "mask": IMAGE_TYPE,
+}
 _COMMON = {IMAGE: IMAGE_TYPE, SPLIT: pa.string(), ID: pa.string(), WIDTH: pa.int32(), HEIGHT: pa.int32()}
 
 
 def class_label(names: list[str]) -> dict[str, Any]:
     """Hugging Face feature of an integer class column."""
     return {"names": names, "_type": "ClassLabel"}
+
+
+def feature(kind: Kind, names: list[str]) -> dict[str, Any]:
+    """Hugging Face feature of a label column of some kind."""
+    label = class_label(names)
+    if kind == "classes":
+        return {"feature": label, "_type": "List"}
+    if kind == "objects":
+        number = {"dtype": "float32", "_type": "Value"}
+        box = {"feature": number, "length": 4, "_type": "List"}
+        return {
+            "bbox": {"feature": box, "_type": "List"},
+            "category": {"feature": label, "_type": "List"},
+        }
+    return {"_type": "Image", "names": names} if kind == "mask" else label
 
 
 def dataset_schema(columns: Mapping[str, tuple[pa.DataType, Any]]) -> pa.Schema:
@@ -52,6 +81,10 @@ def features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def class_names(schema: pa.Schema, column: str = LABEL) -> list[str] | None:
-    """Class names of an integer column, in label order; None where the schema carries none."""
-    names = features(schema).get(column, {}).get("names")
+    """Class names of a label column, in label order; None where the schema carries none."""
+    found = features(schema).get(column, {})
+    found = found[0] if isinstance(found, list) and found else found  # how older files write a list
+    for key in ("category", "feature"):
+        found = found.get(key, found) if isinstance(found, dict) else {}
+    names = found.get("names") if isinstance(found, dict) else None
     return list(names) if names else None

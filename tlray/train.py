@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,7 +113,8 @@ def check(config: Config) -> Task:
         config.seed,
         config.scale.num_workers,
     )
-    build_model(config, task, labels, None, data.fingerprint)
+    counts = tasks.counts(task, data, config.data.train_split)
+    build_model(config, task, labels, counts, data.fingerprint)
     return task
 
 
@@ -145,7 +146,7 @@ def _epochs(
     )
     # Where the weights come from: 1. this run's newest sound checkpoint, whether Ray started the workers
     # anew or the user ran the same name again; 2. pretrained weights; 3. scratch (weights: none).
-    model = build_model(config, task, labels, _counts(task, data, split, len(labels)), data.fingerprint)
+    model = build_model(config, task, labels, tasks.counts(task, data, split), data.fingerprint)
     candidate = Candidate(model, config, order.steps_per_epoch, worker.device, worker.world)
     restored = checkpoint.restore(run_uri, candidate)
     now = Progress(**restored) if restored else Progress()
@@ -219,7 +220,8 @@ def _epochs(
             stored = config.model_dump(mode="json")
             state = {**asdict(now), "seconds": now.seconds + time.perf_counter() - began}
             if ended and improved:
-                bundle.save(storage.join(run_uri, "best"), model, metrics, stored, validator.golden())
+                decided = replace(model, task=task.decided(validator.total))
+                bundle.save(storage.join(run_uri, "best"), decided, metrics, stored, validator.golden())
             shown = {f"val_{k}": v for k, v in metrics.items()} if ended else {}
             checkpoint.save(run_uri, candidate, state, shown, stored, config.train.keep_checkpoints)
             if ended:
@@ -248,6 +250,7 @@ class Validator:
     ) -> None:
         split = config.data.validation_split
         self.model, self.worker, self.data, self.split = model, worker, data, split
+        self.total = model.task.metrics(model.labels)  # of the last call
         self.num_rows = sum(data.group_rows(split))
         ours = share(self.num_rows, worker.rank, worker.world)
         columns = list(model.task.columns)
@@ -266,6 +269,7 @@ class Validator:
         total = self.model.task.metrics(self.model.labels)
         for state in self.worker.gather(metrics.state()):
             total.merge(state)
+        self.total = total
         return total.compute()
 
     def golden(self) -> list[bytes]:
@@ -273,15 +277,6 @@ class Validator:
         rows = checkpoint.golden_rows(self.num_rows)
         table = self.data.rows(self.split, rows)
         return [picture["bytes"] for picture in table["image"].to_pylist()]
-
-
-def _counts(task: Task, data: Dataset, split: str, num_labels: int) -> list[int] | None:
-    """Training rows per label, where the task has one class a row."""
-    column = tasks.class_column(task)
-    if column is None:
-        return None
-    labels = data.read(split, [column])[column].to_numpy()
-    return [int(n) for n in np.bincount(labels, minlength=num_labels)]
 
 
 def fit(config: Config, emit: Emit | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:

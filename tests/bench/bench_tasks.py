@@ -33,7 +33,8 @@ def row(name: str, source: str, work: str) -> str:
     if not storage.exists(kept):
         began = time.monotonic()
         if not storage.exists(storage.join(settings.data.uri, "dataset.json")):
-            ingest(source, settings.data.uri, task=settings.task["name"])
+            # The shares are for data that comes without splits.
+            ingest(source, settings.data.uri, task=settings.task["name"], validation=0.2, test=0.2)
         result = search.tune(settings, lambda event: None)
         minutes = (time.monotonic() - began) / 60
         storage.write_json(kept, {"arms": arms(settings), "metric": result.goal, "minutes": minutes})

@@ -62,16 +62,9 @@ class Cluster:
     def run(self, verb: str, *arguments: str) -> dict[str, Any]:
         return self.wait(self.submit(verb, *arguments))
 
-    def kill(self, word: str) -> None:
-        """kill -9 to every process of the cluster, on any node, whose command line has the word."""
-        listing = ["ps", "-ww", "-axo", "pid=,stat=,args="]
-        found = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
-        lines = [(int(pid), stat, args) for pid, stat, args in (line.split(None, 2) for line in found)]
-        mine = [pid for pid, stat, args in lines if word in args and stat[0] != "Z"]
-        mine = [pid for pid in mine if os.getsid(pid) == self.leader]
-        assert mine, f"no process of the cluster is called {word}"
-        for pid in mine:
-            os.kill(pid, signal.SIGKILL)
+    def kill_workers(self) -> None:
+        """kill -9 to all workers of Ray Train, on any node."""
+        _kill([pid for pid in _named("RayTrainWorker") if os.getsid(pid) == self.leader])
 
     def checkpoints(self, run: str) -> set[str]:
         place = storage.join(run, "checkpoints")
@@ -83,6 +76,20 @@ class Cluster:
         while not any(int(name.split("-")[1]) >= step for name in self.checkpoints(run)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def _named(word: str) -> list[int]:
+    """Processes whose command line has the word."""
+    listing = ["ps", "-ww", "-axo", "pid=,stat=,args="]
+    found = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = (line.split(None, 2) for line in found)
+    return [int(pid) for pid, stat, args in lines if word in args and stat[0] != "Z"]
+
+
+def _kill(pids: list[int]) -> None:
+    assert pids, "nothing to kill"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +176,15 @@ def test_what_is_killed_goes_on_and_ends_with_the_same_weights(cluster: Cluster,
     assert cluster.run("train", *config)["steps"] == 4 * 15
 
     # The workers: Ray Train starts others, which go on from the newest checkpoint.
-    config, run = recipe(cluster, data, "killed", *often)
+    name = f"killed-{os.getpid()}"  # in no other command line of this machine
+    config, run = recipe(cluster, data, name, *often)
     job = cluster.submit("train", *config)
     cluster.until_step(run, 5)
-    cluster.kill("RayTrainWorker")
+    cluster.kill_workers()
 
     # The driver of the very same run: the same name again goes on.
     cluster.until_step(run, 25)
-    cluster.kill("name=killed")
+    _kill(_named(f"name={name}"))
     deadline = time.monotonic() + 60
     while not cluster.client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
         time.sleep(0.3)

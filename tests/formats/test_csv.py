@@ -84,3 +84,58 @@ def test_surer_than_folders(tmp_path: Path) -> None:
     Path(other).unlink()
     table(tmp_path, "path,label\nimages/a.jpg,dog\n")
     assert formats.find(FS, str(tmp_path)) == "csv"
+
+
+def several(root: str) -> list[tuple[str, list[str]]]:
+    return [(r["path"], r["labels"]) for r in csv.index(FS, root).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        (["cat|dog", "", " dog | cat |dog"], [["cat", "dog"], [], ["dog", "cat"]]),
+        (['"cat;dog"', "cat", '""'], [["cat", "dog"], ["cat"], []]),
+        (['"cat,dog"', "cat", "bird"], [["cat", "dog"], ["cat"], ["bird"]]),
+        (
+            ['"a;b, c|dog"', '"a;b, c"', "x"],
+            [["a;b, c", "dog"], ["a;b, c"], ["x"]],
+        ),  # | leaves the others alone
+    ],
+)
+def test_several_classes_in_a_cell(tmp_path: Path, cells: list[str], found: list[list[str]]) -> None:
+    lines = [f"{n}.jpg,{cell}" for n, cell in enumerate(cells)]
+    path = table(tmp_path, "\n".join(["Path,Labels", *lines]) + "\n")
+    assert several(path) == [(f"{n}.jpg", names) for n, names in enumerate(found)]
+    index = csv.index(FS, path)
+    assert index.column_names == ["path", "split", "labels"]
+    assert str(index.schema.field("labels").type) == "list<item: string>"
+    assert formats.find(FS, str(tmp_path)) == "csv"
+
+
+def test_columns_of_0_and_1_are_classes(tmp_path: Path) -> None:
+    path = table(
+        tmp_path, "path,split,Red,blue,score\nb.jpg,val,1,1,7\na.jpg,train,0,0,1\nc.jpg,train,0,1,0\n"
+    )
+    assert several(path) == [("a.jpg", []), ("b.jpg", ["Red", "blue"]), ("c.jpg", ["blue"])]
+    assert formats.find(FS, str(tmp_path)) == "csv"
+
+
+def test_one_flag_is_no_class(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,checked\na.jpg,1\nb.jpg,0\n")
+    assert csv.fits(FS, str(tmp_path)) == 0
+    with pytest.raises(
+        DataError, match=r"no column 'label' among path, checked; accepted: .*columns of 0 and 1"
+    ):
+        csv.index(FS, path)
+
+
+def test_label_and_labels_beside_each_other(tmp_path: Path) -> None:
+    found = csv.index(FS, table(tmp_path, "path,label,labels\na.jpg,dog,wet|big\n")).to_pylist()
+    assert found == [{"path": "a.jpg", "split": None, "label": "dog", "labels": ["wet", "big"]}]
+
+
+def test_tables_without_any_class_or_with_a_column_twice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no row has a class"):
+        csv.index(FS, table(tmp_path, "path,labels\na.jpg,\nb.jpg,\n"))
+    with pytest.raises(DataError, match="two columns 'label'"):
+        csv.index(FS, table(tmp_path, "path,label,Label\na.jpg,x,y\n"))

@@ -103,7 +103,7 @@ def test_found_by_itself(tmp_path: Path) -> None:
     assert formats.find(FS, lay(tmp_path, "dog/a.jpg")) == "folder"
     assert {"folder", "csv"} <= set(formats.names())
     with pytest.raises(
-        DataError, match="no layout of labelled pictures found; accepted formats: csv, folder"
+        DataError, match=r"no layout of labelled pictures found; accepted formats: .*csv, .*folder"
     ):
         formats.find(FS, str(tmp_path / "dog"))
     with pytest.raises(ConfigError, match="did you mean 'folder'"):

@@ -40,14 +40,16 @@ class Local:
         self.predictor = fake.FakePredictor()
         self.refusal: Refusal | None = None
 
-    async def predict(self, pictures: list[bytes], top: int) -> Reply:
+    async def ask(self, verb: str, *args: Any) -> Reply:
+        assert verb == "predict"
+        pictures = args[0]
         if self.refusal:
             raise self.refusal
         if pictures == [b"slow"]:
             await asyncio.sleep(5)
         results = self.predictor.predict(pictures, on_error="return")
         return Reply(
-            predictions=[r for r in results if isinstance(r, dict)],
+            results=[r for r in results if isinstance(r, dict)],
             bad=[(i, r) for i, r in enumerate(results) if not isinstance(r, dict)],
             fault=None,
             render_s=None,
@@ -208,9 +210,19 @@ def test_unknown_paths_and_methods_are_json() -> None:
 def test_documentation_is_self_contained_and_lists_every_operation() -> None:
     openapi, page = (ask([Local("a<b", 1)], lambda c, p=p: c.get(p)) for p in ("/openapi.json", "/docs"))  # type: ignore[misc]
     paths = openapi.json()["paths"]
-    assert set(paths) == {"/livez", "/readyz", "/v1/models", "/v1/models/{name}", "/v1/models/{name}/predict"}
+    verbs = ("predict", "embed", "draw", "enroll", "identify", "verify", "people", "people/{person}")
+    models = "/v1/models"
+    assert set(paths) == {
+        "/livez", "/readyz", models, f"{models}/{{name}}", *(f"{models}/{{name}}/{verb}" for verb in verbs),
+    }  # fmt: skip
+    assert set(paths["/v1/models/{name}/draw"]["post"]["responses"]["200"]["content"]) == {"image/png"}
+    assert set(paths["/v1/models/{name}/predict"]["post"]["responses"]["200"]["content"]) == {
+        "application/json", "image/png",
+    }  # fmt: skip
     assert "multipart/form-data" in paths["/v1/models/{name}/predict"]["post"]["requestBody"]["content"]
-    assert "422" not in paths["/v1/models/{name}/predict"]["post"]["responses"]
+    assert all(
+        "422" not in operation["responses"] for verbs in paths.values() for operation in verbs.values()
+    )
     assert all(path in page.text for path in paths)
     assert "a&lt;b" in page.text and "a<b" not in page.text
     assert not re.search(r"(src|href)=\"?(https?:)?//", page.text)

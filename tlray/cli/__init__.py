@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tlray import __version__
-from tlray.cli import make, models
+from tlray.cli import make, models, vectors
 from tlray.errors import TlrayError
 
 INTERRUPTED = 130
@@ -52,6 +52,7 @@ def _common(
 
 make.add(app)
 models.add(app)
+vectors.add(app)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -42,6 +42,7 @@ def ingest(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Labelled pictures: folder or s3:// URI.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Where the data set goes.")],
     format: Annotated[str, typer.Option(help="Layout of SRC: auto, folder, csv.")] = "auto",
+    task: Annotated[str, typer.Option(help="Which kind of labels: auto, or a task's name.")] = "auto",
     max_side: Annotated[int | None, typer.Option(help="Shrink larger pictures to this side, px.")] = None,
     validation: Annotated[float, typer.Option(help="Share cut off where SRC has no such split.")] = 0.1,
     test: Annotated[float, typer.Option(help="The same for test.")] = 0.1,
@@ -56,7 +57,7 @@ def ingest(
 
         with out.watch() as show, show.step(f"Ingest {source}", quiet_start=True):
             found = road.ingest(
-                source, target, show, verbose(context), format=format, max_side=max_side,
+                source, target, show, verbose(context), format=format, task=task, max_side=max_side,
                 validation=validation, test=test, seed=seed, strict=strict, max_bad_share=max_bad_share,
             )  # fmt: skip
         out.result = found.to_dict()

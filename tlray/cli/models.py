@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tlray.cli.output import Json, Models, metrics, output, verbose
+from tlray.cli.output import Json, Models, Output, Splits, metrics, output, verbose
 
 Ref = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle, a run, or a model's name (pets, pets@2).")
@@ -61,17 +61,27 @@ def evaluate(
 def predict(
     context: typer.Context,
     bundle: Ref,
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Pictures, or folders of them.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Pictures, folders of them, or with --out a data set."),
+    ],
     top: Annotated[int, typer.Option(min=1, help="Labels to print for each picture.")] = 3,
+    to: Annotated[str | None, typer.Option("--out", help="Parquet of many, made by Ray; goes on.")] = None,
+    split: Splits = None,
     models: Models = "models",
     json: Json = False,
 ) -> None:
-    """Predict pictures. One that is no picture is named, and the exit code is 2."""
+    """Predict pictures. One that is no picture is named, and the exit code is 2; with --out it is a row."""
     with output(json) as out:
         from tlray import road, runtime, storage
-        from tlray.errors import PictureError
+        from tlray.errors import ConfigError, PictureError
 
         uri = road.bundle_of(bundle, models)
+        if to is not None:
+            _predict_all(context, uri, files, split or [], to, out)
+            return
+        if split:
+            raise ConfigError(f"--split {split[0]}: without --out; accepted: --out URI for a data set's rows")
         places = list(_pictures(files))
         runtime.prepare(verbose(context))
         from tlray.predict import Predictor
@@ -86,13 +96,51 @@ def predict(
                     answers.append({"file": place, "error": {"reason": one.kind, "detail": str(one)}})
                 else:
                     answers.append({"file": place, **one})
-                    out.say(f"{place}  {_short(one, top)}")
+                    out.say(f"{place}  {predictor.task.summary(one, top)}")
         out.result = {"bundle": uri, "predictions": answers}
         if bad:
             out.emit()
             place, error = bad[0]
             more = f" (and {len(bad) - 1} more of {len(places)} files)" if len(bad) > 1 else ""
             raise PictureError(error.kind, f"{place}: {error}{more}")
+
+
+def _predict_all(
+    context: typer.Context, uri: str, files: list[str], splits: list[str], to: str, out: Output
+) -> None:
+    """Predictions of a data set, or of many pictures, as Parquet."""
+    from tlray import runtime
+
+    runtime.prepare(verbose(context))
+    from tlray import batch, pictures
+
+    source = pictures.find(files, splits, SUFFIXES)
+    with (
+        out.watch() as show,
+        show.step(f"Predict {', '.join(files)}", quiet_start=True),
+        runtime.session(verbose(context)),
+    ):
+        found = batch.predict(uri, source, to, show.progress)
+    out.result = batch_result(found, to)
+    out.say(batch_line(found, to))
+
+
+def batch_result(found: dict[str, Any], to: str) -> dict[str, Any]:
+    """What --json prints of a job over many pictures."""
+    return {
+        "out": to, "num_rows": found["num_rows"], "num_errors": found["num_errors"], "rows": found["rows"],
+        "parts": len(found["parts"]), "seconds": round(found["seconds"], 2),
+    }  # fmt: skip
+
+
+def batch_line(found: dict[str, Any], to: str) -> str:
+    """``out: 3781 pictures in 6 parts, 0 unusable; 3781 now in 41 s (92 pictures/s)``."""
+    rows, seconds = found["rows"], found["seconds"]
+    said = f"{to}: {found['num_rows']} pictures in {len(found['parts'])} parts"
+    said += f", {found['num_errors']} unusable"
+    if not seconds:
+        return f"{said}; all of them were there"
+    return f"{said}; {rows} now in {seconds:.1f} s ({rows / seconds:.0f} pictures/s)"
 
 
 def promote(
@@ -157,6 +205,7 @@ def serve(
     max_batch_size: Annotated[int | None, typer.Option(help="Pictures in one pass of the model.")] = None,
     cpus: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
     gpus: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Of faces: gallery, a folder or s3:// URI.")] = None,
     config: Annotated[str | None, typer.Option(help="A recipe whose serve: settings hold.")] = None,
     models: Models = "models",
     json: Json = False,
@@ -172,6 +221,7 @@ def serve(
         given = {
             "host": host, "port": port, "min_replicas": min_replicas, "max_replicas": max_replicas,
             "max_batch_size": max_batch_size, "cpus_per_replica": cpus, "gpus_per_replica": gpus,
+            "gallery": gallery,
         }  # fmt: skip
         changes = {f"serve.{key}": value for key, value in given.items() if value is not None}
         serving = recipe.override(changes, "command line").serve
@@ -207,17 +257,10 @@ def _pictures(files: list[str]) -> Iterator[str]:
         if not storage.is_dir(file):
             yield file
             continue
-        inside = [f.path for f in storage.walk(file) if f.path.lower().endswith(SUFFIXES)]
+        there = [f.path for f in storage.walk(file)]
+        inside = [path for path in there if path.lower().endswith(SUFFIXES)]
+        if not inside and any(path.endswith((".parquet", ".arrow")) for path in there):
+            raise DataError(f"{file}: is a data set; accepted: pictures, or --out URI for its predictions")
         if not inside:
             raise DataError(f"{file}: holds no picture; accepted: files ending in {', '.join(SUFFIXES)}")
         yield from (storage.join(file, *path.split("/")) for path in inside)
-
-
-def _short(prediction: dict[str, Any], top: int) -> str:
-    """A prediction in a line: its most probable labels, or whatever else the task gives."""
-    import json
-
-    labels = prediction.get("labels")
-    if not isinstance(labels, list) or not all(isinstance(item, dict) for item in labels):
-        return json.dumps(prediction)
-    return "  ".join(f"{item['label']} {item['probability']:.4f}" for item in labels[:top])

@@ -12,6 +12,9 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object, last on stdout.")]
+Splits = Annotated[
+    list[str] | None, typer.Option("--split", help="Of a data set; may be given again. All by default.")
+]
 Models = Annotated[str, typer.Option("--models", help="The registry: a folder or s3:// URI.")]
 
 

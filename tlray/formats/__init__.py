@@ -9,13 +9,21 @@ path. The table's schema metadata may carry, under ``ignored``, a JSON object of
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
+from tlray import schema
 from tlray.errors import ConfigError, DataError, nearest
+from tlray.image import EXTENSIONS
 
 SPLITS = {
     "train": "train",
@@ -27,6 +35,8 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }  # how a split may be called -> its name
+OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
+Boxes = Sequence[tuple[str, Sequence[float]]]  # class, (x, y, width, height)
 
 
 class Format(Protocol):
@@ -61,3 +71,63 @@ def find(fs: pafs.FileSystem, root: str) -> str:
     if len(found) > 1:
         raise DataError(f"{root}: may be {' or '.join(found)}; accepted: one of them as --format")
     return found[0]
+
+
+def objects_table(
+    rows: Sequence[tuple[str, str | None, Boxes]], ignored: Mapping[str, int], relative: bool = False
+) -> pa.Table:
+    """Table of (path, split, objects) with its metadata, sorted by path; ``relative``: boxes in shares."""
+    objects = [
+        {"bbox": [box for _, box in boxes], "category": [name for name, _ in boxes]} for *_, boxes in rows
+    ]
+    table = pa.table(
+        {
+            "path": pa.array([path for path, *_ in rows], pa.string()),
+            "split": pa.array([split for _, split, _ in rows], pa.string()),
+            schema.OBJECTS: pa.array(objects, OBJECTS_TYPE),
+        }
+    )
+    told = {"ignored": json.dumps({k: n for k, n in ignored.items() if n}, sort_keys=True)}
+    order = pc.sort_indices(table["path"])
+    return table.take(order).replace_schema_metadata(told | ({"relative_boxes": "1"} if relative else {}))
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of (instances_train2017, valid), if any."""
+    words = re.findall("[a-z]+", name.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def walk(fs: pafs.FileSystem, root: str) -> list[str]:
+    """Files below ``root``, relative to it and sorted; hidden ones are passed over."""
+    try:
+        found = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    start = len(root.rstrip("/")) + 1
+    paths = [info.path[start:].strip("/") for info in found if info.type == pafs.FileType.File]
+    return sorted(p for p in paths if not any(x.startswith(".") or x == "__MACOSX" for x in p.split("/")))
+
+
+def read_all(fs: pafs.FileSystem, paths: Sequence[str]) -> Iterator[bytes]:
+    """The contents of many small files, in order; object storage is all waiting."""
+
+    def one(path: str) -> bytes:
+        with fs.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    with ThreadPoolExecutor(16) as pool:
+        yield from pool.map(one, paths)
+
+
+def text_of(where: str, data: bytes) -> str:
+    """A small file's text, without a byte order mark. Raises DataError where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{where} line {line}: no text in UTF-8; accepted: UTF-8") from None
+
+
+def is_picture(path: str) -> bool:
+    return posixpath.splitext(path)[1].lower() in EXTENSIONS

@@ -61,7 +61,7 @@ def ingest(
     target: str,
     *,
     format: str = "auto",
-    task: str = "classification",
+    task: str = "auto",
     max_side: int | None = None,
     validation: float = 0.1,
     test: float = 0.1,
@@ -72,7 +72,8 @@ def ingest(
 ) -> IngestResult:
     """Make the data set at ``target``; one that stands there already is replaced.
 
-    ``max_side`` (px) shrinks larger pictures. Without splits in the source, shares ``validation`` and
+    ``task``: which kind of labels to take, "auto" for the plainest that the source has. ``max_side`` (px)
+    shrinks larger pictures, boxes and masks too. Without splits in the source, shares ``validation`` and
     ``test`` of each class are cut off by ``seed``, duplicates on one side; where the source has train but
     no validation, validation is cut from train. Raises DataError for an unusable source, more than
     ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
@@ -86,23 +87,32 @@ def ingest(
         seconds[stage] = round(time.monotonic() - started, 2)
         started = time.monotonic()
 
-    index, root, ignored = _index(source, format, task)
+    found = _index(source, format, task)
+    index, root, kinds = found.table, found.root, found.task.columns
     tell("list", index.num_rows, index.num_rows)
     lap("list")
     seen = _inspect(root, index, tell)
+    if found.relative_boxes:
+        seen = plan.absolute_boxes(seen)
+    seen, remarks = found.task.preflight(seen, found.names)
     lap("inspect")
     good, bad = plan.part(source, seen, max_bad_share)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    good = plan.assign(source, good, plan.merged(exact, near), validation, test, seed)
-    good, bad, kept = plan.known_classes(good, bad)
+    good = plan.assign(source, good, kinds, plan.merged(exact, near), validation, test, seed)
+    good, bad, kept = plan.known_classes(good, bad, kinds)
     exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
-    report = preflight.examine(source, good, bad, exact, near, ignored)
+    report = preflight.examine(
+        source, good, bad, exact, near, found.ignored, plan.classes(good, kinds),
+        [preflight.Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:20]) for r in remarks],
+        open_set="identity" in kinds.values(),
+    )  # fmt: skip
     _fatal(report, strict, target)
-    columns, names = plan.label_columns(good, index)
+    names = plan.label_names(good, kinds, found.names)
+    columns = {name: (schema.TYPES[kind], schema.feature(kind, names[name])) for name, kind in kinds.items()}
     lap("check")
 
-    planned = plan.shards(plan.encoded(good, names), seed)
+    planned = plan.shards(plan.encoded(good, kinds, names), seed)
     with _staged(target) as stage:
         files = _write(root, stage, planned, columns, max_side, tell)
         written = {
@@ -113,7 +123,7 @@ def ingest(
         storage.write_bytes(storage.join(stage, "preflight.txt"), report.to_text().encode())
         manifest = {
             "format": 1,
-            "task_columns": sorted(columns),
+            "task": found.task.name,
             "splits": written,
             "labels": names,
             "fingerprint": fingerprint,
@@ -159,27 +169,51 @@ def _check(
             )
 
 
-def _index(source: str, format: str, task: str) -> tuple[pa.Table, str, dict[str, int]]:
-    """Index table, the URI its paths are relative to, and files passed over."""
+@dataclass(frozen=True)
+class _Index:
+    """A source as its format sees it: where its pictures are, and the task that its labels are for."""
+
+    table: pa.Table  # path, split, label columns
+    root: str  # URI that paths are relative to
+    task: Any
+    ignored: dict[str, int]  # files passed over, by kind
+    names: dict[str, list[str]]  # class names by column, where the layout numbers its classes itself
+    relative_boxes: bool  # in shares of the picture's sides
+
+
+def _index(source: str, format: str, task: str) -> _Index:
     from tlray import tasks  # here, because Ray's workers import this file and need no models
 
     fs, path = storage.open_fs(source)
     with storage.faults(source):
         name = formats.find(fs, path) if format == "auto" else format
         index = formats.load(name).index(fs, path)
-    lacking = sorted(set(tasks.load({"name": task}).columns) - set(index.column_names))
-    if lacking:
-        raise DataError(f"{source}: format {name} gives no column {lacking[0]}, which task {task} needs")
+    fitting = tasks.for_columns(index.column_names)
+    if task == "auto" and not fitting:
+        raise DataError(f"{source}: format {name} gives {', '.join(index.column_names)}: labels of no task")
+    chosen = tasks.load({"name": fitting[0] if task == "auto" else task}, "--task")
+    if chosen.name not in fitting:
+        raise DataError(
+            f"{source}: format {name} gives no labels for --task {task}; "
+            f"accepted: {', '.join(fitting) or 'another format'}"
+        )
     root = storage.absolute(source)  # workers have working directories of their own
-    root = root if storage.is_dir(root) else storage.parent(root)
-    metadata = index.schema.metadata or {}
-    return index.replace_schema_metadata(None), root, json.loads(metadata.get(b"ignored", b"{}"))
+    told = index.schema.metadata or {}
+    return _Index(
+        index.select(["path", "split", *chosen.columns]).replace_schema_metadata(None),
+        root if storage.is_dir(root) else storage.parent(root),
+        chosen,
+        json.loads(told.get(b"ignored", b"{}")),
+        json.loads(told.get(b"names", b"{}")),
+        b"relative_boxes" in told,
+    )
 
 
 def _inspect(root: str, index: pa.Table, tell: Progress) -> pa.Table:
     """First pass: index + `preflight.SEEN`, in the index's order."""
     total = index.num_rows
-    numbered = index.select(["path"]).append_column("row", pa.array(np.arange(total)))
+    read = [name for name in ("path", schema.MASK) if name in index.column_names]
+    numbered = index.select(read).append_column("row", pa.array(np.arange(total)))
     size = min(256, max(16, total // 64))
     blocks = [numbered.slice(n, size).combine_chunks() for n in range(0, total, size)]
     parts, done = [], 0
@@ -217,14 +251,20 @@ def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any)
 
 
 def _inspect_block(block: pa.Table, root: str) -> pa.Table:
-    """Rows of (path, row) -> rows of `preflight.SEEN` + row."""
+    """Rows of (path, row, perhaps mask) -> rows of `preflight.SEEN`, perhaps `MASK_SEEN`, + row."""
     rows = []
     for data in shards.read(root, block["path"].to_pylist()):
         if isinstance(data, StorageError):
             rows.append(preflight.unusable("unreadable", str(data)))
         else:
             rows.append(preflight.inspect(data))
-    return pa.Table.from_pylist(rows, schema=preflight.SEEN).append_column("row", block["row"])
+    kinds = preflight.SEEN
+    if schema.MASK in block.column_names:
+        kinds = pa.schema([*kinds, *preflight.MASK_SEEN])
+        masks = shards.read(root, block[schema.MASK].to_pylist())
+        for row, mask in zip(rows, masks, strict=True):
+            row |= preflight.inspect_mask(b"" if isinstance(mask, StorageError) else mask)
+    return pa.Table.from_pylist(rows, schema=kinds).append_column("row", block["row"])
 
 
 def _fatal(report: preflight.Report, strict: bool, target: str) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tlray import preflight, schema
 from tlray.errors import DataError
@@ -52,10 +52,29 @@ def renumbered(groups: preflight.Groups) -> preflight.Groups:
     return preflight.exact_groups(groups.astype(str).tolist())
 
 
+def classes(rows: pa.Table, kinds: Mapping[str, schema.Kind]) -> preflight.Classes | None:
+    """Names of the classes in each row; None where the labels are pixels."""
+    for column, kind in kinds.items():
+        if kind in ("class", "identity"):
+            return [[name] for name in rows[column].to_pylist()]
+        if kind == "classes":
+            return list(rows[column].to_pylist())
+        if kind == "objects":
+            return [objects["category"] for objects in rows[column].to_pylist()]
+    return None
+
+
 def assign(
-    source: str, rows: pa.Table, groups: preflight.Groups, validation: float, test: float, seed: int
+    source: str,
+    rows: pa.Table,
+    kinds: Mapping[str, schema.Kind],
+    groups: preflight.Groups,
+    validation: float,
+    test: float,
+    seed: int,
 ) -> pa.Table:
-    """Fill the split column: from the layout, otherwise by seed."""
+    """Fill the split column: from the layout, otherwise by seed; classes keep their shares, and pictures
+    of one group, or of one person, stay together."""
     splits = np.array([split or "" for split in rows["split"].to_pylist()], dtype=object)
     given = set(splits.tolist()) - {""}
     splits[splits == ""] = "train"  # of a table that gives some rows a split and others none, too
@@ -65,7 +84,12 @@ def assign(
         )
     shares = {"test": 0.0 if given else test, "validation": 0.0 if "validation" in given else validation}
     free = np.flatnonzero(splits == "train")
-    names = rows["label"].to_pylist() if "label" in rows.column_names else [""] * rows.num_rows
+    names = [""] * rows.num_rows
+    for column, kind in kinds.items():
+        if kind == "class":
+            names = rows[column].to_pylist()
+        elif kind == "identity":
+            groups = merged(groups, preflight.exact_groups(rows[column].to_pylist()))
     # The order is by hash of content and seed, not by position: a new picture moves few others.
     keys = [hashlib.sha256(f"{seed}/{value}".encode()).digest() for value in rows["sha256"].to_pylist()]
     members: dict[int, list[int]] = {}
@@ -91,54 +115,89 @@ def assign(
     return rows.set_column(rows.column_names.index("split"), "split", pa.array(splits.tolist(), pa.string()))
 
 
-def known_classes(good: pa.Table, bad: pa.Table) -> tuple[pa.Table, pa.Table, npt.NDArray[np.int64]]:
-    """Rows whose class is in train, the others added to ``bad``, and which rows were kept."""
+def known_classes(
+    good: pa.Table, bad: pa.Table, kinds: Mapping[str, schema.Kind]
+) -> tuple[pa.Table, pa.Table, npt.NDArray[np.int64]]:
+    """Rows whose classes are all in train, the others added to ``bad``, and which rows were kept."""
     everything = np.arange(good.num_rows)
-    if "label" not in good.column_names:
+    names = classes(good, kinds)
+    if names is None or "identity" in kinds.values():
         return good, bad, everything
-    names, splits = good["label"].to_pylist(), good["split"].to_pylist()
-    train = {name for name, split in zip(names, splits, strict=True) if split == "train"}
-    known = np.array([name in train for name in names])
+    train = {
+        name
+        for there, split in zip(names, good["split"].to_pylist(), strict=True)
+        if split == "train"
+        for name in there
+    }
+    unknown = [sorted(set(there) - train) for there in names]
+    known = np.array([not there for there in unknown])
     if known.all():
         return good, bad, everything
     lost = good.filter(pa.array(~known))
-    reasons = [f"class {name!r} is not in train" for name in lost["label"].to_pylist()]
+    reasons = [f"class {there[0]!r} is not in train" for there in unknown if there]
     for column, values in (("kind", [preflight.UNKNOWN_CLASS] * len(reasons)), ("reason", reasons)):
         lost = lost.set_column(lost.column_names.index(column), column, pa.array(values, pa.string()))
     return good.filter(pa.array(known)), pa.concat_tables([bad, lost]), np.flatnonzero(known)
 
 
-def label_columns(
-    good: pa.Table, index: pa.Table
-) -> tuple[dict[str, tuple[pa.DataType, Any]], dict[str, list[str]]]:
-    """Label columns for `schema.dataset_schema`, and the class names of each class column."""
-    columns: dict[str, tuple[pa.DataType, Any]] = {}
+def label_names(
+    good: pa.Table, kinds: Mapping[str, schema.Kind], given: Mapping[str, list[str]]
+) -> dict[str, list[str]]:
+    """Class names of each label column, in label order: those of train, sorted, or as the layout says.
+
+    Of identities the others follow, so that those to train on are the first numbers.
+    """
     names: dict[str, list[str]] = {}
-    train = good.filter(pc.equal(good["split"], "train"))
-    for name in index.column_names:
-        if name in ("path", "split"):
+    splits = good["split"].to_pylist()
+    for column, kind in kinds.items():
+        if column in given:
+            names[column] = list(given[column])
             continue
-        kind = index.schema.field(name).type
-        if pa.types.is_string(kind):
-            names[name] = sorted(set(train[name].to_pylist()))
-            columns[name] = (pa.int64(), schema.class_label(names[name]))
+        if kind == "mask":  # nobody named the ids: their numbers are their names; 255 means none
+            most = max((v for row in good["mask_values"].to_pylist() for v in row if v < 255), default=-1)
+            names[column] = [str(number) for number in range(most + 1)]
+            continue
+        there = classes(good, {column: kind}) or []
+        train = {name for row, split in zip(there, splits, strict=True) if split == "train" for name in row}
+        rest = {name for row in there for name in row} - train if kind == "identity" else set()
+        names[column] = [*sorted(train), *sorted(rest)]
+    return names
+
+
+def encoded(good: pa.Table, kinds: Mapping[str, schema.Kind], names: Mapping[str, list[str]]) -> pa.Table:
+    """Class names -> positions in the list of labels. A mask's pixels are that already."""
+    for column, kind in kinds.items():
+        number = {name: i for i, name in enumerate(names[column])}
+        values = good[column].to_pylist()
+        if kind == "mask":
+            continue
+        if kind == "objects":
+            values = [{**row, "category": [number[name] for name in row["category"]]} for row in values]
+        elif kind == "classes":
+            values = [sorted(number[name] for name in set(row)) for row in values]
         else:
-            columns[name] = (kind, {"dtype": str(kind), "_type": "Value"})
-    return columns, names
-
-
-def encoded(good: pa.Table, names: dict[str, list[str]]) -> pa.Table:
-    """Class names -> positions in the list of labels."""
-    for column, known in names.items():
-        codes = pc.index_in(good[column], pa.array(known, pa.string())).cast(pa.int64())
+            values = [number[name] for name in values]
+        codes = pa.array(values, schema.TYPES[kind])
         good = good.set_column(good.column_names.index(column), column, codes)
     return good
+
+
+def absolute_boxes(seen: pa.Table) -> pa.Table:
+    """Boxes in shares of the picture's sides -> in px."""
+    boxes = []
+    for row in seen.select([schema.OBJECTS, "width", "height"]).to_pylist():
+        w, h = row["width"] or 0, row["height"] or 0
+        scaled = [[x * w, y * h, bw * w, bh * h] for x, y, bw, bh in row[schema.OBJECTS]["bbox"]]
+        boxes.append({**row[schema.OBJECTS], "bbox": scaled})
+    at = seen.column_names.index(schema.OBJECTS)
+    return seen.set_column(at, schema.OBJECTS, pa.array(boxes, seen.schema.field(schema.OBJECTS).type))
 
 
 def shards(good: pa.Table, seed: int) -> list[dict[str, Any]]:
     """What each shard holds, in order: a permutation of each split, cut by rows and bytes."""
     used = {"num_bytes", "sha256", "width", "height"}
-    wanted = [name for name in good.column_names if name not in preflight.SEEN.names or name in used]
+    seen = {*preflight.SEEN.names, *preflight.MASK_SEEN.names} - used
+    wanted = [name for name in good.column_names if name not in seen]
     splits = np.array(good["split"].to_pylist(), dtype=object)
     sizes = good["num_bytes"].to_numpy()
     found = []

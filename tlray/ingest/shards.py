@@ -72,9 +72,10 @@ def _write_shard(root: str, uri: str, rows: pa.Table, kinds: pa.Schema, max_side
         with fs.open_output_stream(path) as stream:
             sink = _Hashing(stream)
             # Encoded pictures do not get smaller, and readers fetch them as they lie.
-            packed = {name: "none" if name == schema.IMAGE else "zstd" for name in kinds.names}
-            packed[f"{schema.IMAGE}.bytes"] = packed[f"{schema.IMAGE}.path"] = "none"
-            columns = [name for name in kinds.names if name not in (schema.IMAGE, schema.ID)]
+            pictures = [name for name in (schema.IMAGE, schema.MASK) if name in kinds.names]
+            packed = {name: "none" if name in pictures else "zstd" for name in kinds.names}
+            packed |= {f"{name}.{part}": "none" for name in pictures for part in ("bytes", "path")}
+            columns = [name for name in kinds.names if name not in (*pictures, schema.ID)]
             writer = pq.ParquetWriter(
                 pa.PythonFile(sink, mode="w"),
                 kinds,
@@ -104,7 +105,7 @@ def _groups(num_bytes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None) -> pa.Table:
     """A row group: the pictures read again, shrunk where wanted, beside their columns."""
-    encoded, ids, sizes = [], [], []
+    encoded, ids, sizes, ratios = [], [], [], []
     told = zip(*(rows[name].to_pylist() for name in ("path", "sha256", "width", "height")), strict=True)
     paths = rows["path"].to_pylist()
     for data, (path, sha256, width, height) in zip(read(root, paths), told, strict=True):
@@ -115,6 +116,7 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None)
         small = data if max_side is None else image.shrink(data, max_side)
         encoded.append(small)
         sizes.append((width, height) if small is data else image.source_size(small))
+        ratios.append((sizes[-1][0] / width, sizes[-1][1] / height))
         ids.append(hashlib.sha256(f"{path}\0{sha256}".encode()).hexdigest()[:32])
     common = {
         schema.IMAGE: pa.StructArray.from_arrays(
@@ -124,6 +126,29 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None)
         schema.WIDTH: pa.array([w for w, _ in sizes], pa.int32()),
         schema.HEIGHT: pa.array([h for _, h in sizes], pa.int32()),
     }
-    return pa.table(
-        {name: common.get(name, rows[name] if name in rows.column_names else None) for name in kinds.names}
-    ).cast(kinds)
+    labels = {name: rows[name] for name in kinds.names if name not in common}
+    if schema.MASK in labels:
+        labels[schema.MASK] = _masks(root, labels[schema.MASK].to_pylist(), sizes, ratios)
+    if schema.OBJECTS in labels and set(ratios) != {(1.0, 1.0)}:
+        labels[schema.OBJECTS] = pa.array(
+            [
+                {**row, "bbox": [[x * sx, y * sy, w * sx, h * sy] for x, y, w, h in row["bbox"]]}
+                for row, (sx, sy) in zip(labels[schema.OBJECTS].to_pylist(), ratios, strict=True)
+            ],
+            schema.OBJECTS_TYPE,
+        )
+    return pa.table({name: {**common, **labels}[name] for name in kinds.names}).cast(kinds)
+
+
+def _masks(
+    root: str, paths: list[str], sizes: list[image.Size], ratios: list[tuple[float, float]]
+) -> pa.Array:
+    """The masks beside their pictures, shrunk as those were."""
+    masks = []
+    for data, size, ratio in zip(read(root, paths), sizes, ratios, strict=True):
+        if isinstance(data, StorageError):
+            raise data
+        masks.append(data if ratio == (1.0, 1.0) else image.shrink_mask(data, size))
+    return pa.StructArray.from_arrays(
+        [pa.array(masks, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
+    )

@@ -11,11 +11,13 @@ import base64
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import PIL.Image
 import yaml
 from markupsafe import Markup
 
@@ -121,8 +123,9 @@ def _evaluated(run: Run, notes: list[str]) -> Sequence[plots.Section]:
 
 def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> dict[int, str]:
     """``data:`` URIs of the pictures that the sections want, by position in the evaluation's rows."""
-    wanted = sorted({shot.row for section in sections for shot in section.shots})
-    if not wanted or not run.data_uri:
+    wanted = sorted({row for section in sections for shot in section.shots for row in shot.rows})
+    task = _task(run, notes)
+    if not wanted or not run.data_uri or task is None:
         return {}
     from tlray.dataset import Dataset
     from tlray.schema import ID, IMAGE
@@ -139,7 +142,9 @@ def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> 
             place = {row: at for row, at in place.items() if at < dataset.num_rows(split)}
         table = dataset.rows(split, list(place.values()))
         for row, image in zip(place, table[IMAGE].to_pylist(), strict=True):
-            if uri := _thumbnail(image["bytes"], notes):
+            if uri := _thumbnail(
+                image["bytes"], partial(task.draw, record=rows[row], labels=run.evaluation["labels"]), notes
+            ):
                 found[row] = uri
     except TlrayError as error:
         notes.append(f"pictures: {error}")
@@ -149,12 +154,13 @@ def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> 
     return found
 
 
-def _thumbnail(data: bytes, notes: list[str]) -> str:
-    """A picture of any format, upright, as a small JPEG in a ``data:`` URI; "" where it cannot be decoded."""
+def _thumbnail(data: bytes, draw: Callable[[PIL.Image.Image], PIL.Image.Image], notes: list[str]) -> str:
+    """A picture of any format, upright and drawn upon, as a small JPEG in a ``data:`` URI; "" where it
+    cannot be decoded."""
     from tlray import image
 
     try:
-        picture = image.decode(data)
+        picture = draw(image.decode(data))
     except TlrayError as error:
         notes.append(f"pictures: {error}")
         return ""

@@ -40,7 +40,8 @@ class Run:
 
     @property
     def task_settings(self) -> Json:
-        return dict(self.config.get("task") or self.manifest.get("task") or {})
+        # The manifest's first: it also holds what was decided on validation.
+        return dict(self.manifest.get("task") or self.config.get("task") or {})
 
     @property
     def winner(self) -> Json:

@@ -184,7 +184,8 @@ def data(preflight: Json) -> Data | None:
     if not preflight:
         return None
     counts: dict[str, dict[str, int]] = preflight.get("counts") or {}
-    kept = {split: sum(by_class.values()) for split, by_class in counts.items()}
+    sums = {split: sum(by_class.values()) for split, by_class in counts.items()}
+    kept: dict[str, int] = preflight.get("taken") or sums  # data sets of an older version tell no pictures
     listed = preflight.get("num_files")
     caption = (
         f"{listed} pictures listed, {sum(kept.values())} taken"
@@ -208,7 +209,8 @@ def data(preflight: Json) -> Data | None:
         classes.sort(key=lambda name: -first.get(name, 0))
         rows = [[name, *(counts[split].get(name, 0) for split in counts)] for name in classes]
         columns = [Column("class"), *(Column(split, most=most) for split in counts)]
-        tables.append(Section("Pictures by class", tables=[Table(columns, rows)]))
+        counted = "Pictures" if kept == sums else "Labels"
+        tables.append(Section(f"{counted} by class", tables=[Table(columns, rows)]))
     if left := preflight.get("quarantined"):
         rows = [[q.get("path"), q.get("reason", q.get("kind"))] for q in left[:MOST_FILES]]
         more = f"The first {MOST_FILES} of {len(left)}." if len(left) > MOST_FILES else ""

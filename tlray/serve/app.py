@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Protocol
 
 import ray.exceptions
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import BaseModel
 from ray import serve
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
@@ -25,14 +26,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tlray.config import Serving
 from tlray.errors import nearest
+from tlray.gallery import MAX_NAME
 from tlray.serve import page, protocol
-from tlray.serve.protocol import Answer, Limits, ModelCard, Refusal, Reply, Timing
+from tlray.serve.protocol import (
+    RETRY_AFTER_S,
+    Answer,
+    Embeddings,
+    Enrolled,
+    Identities,
+    Limits,
+    ModelCard,
+    People,
+    Refusal,
+    Removed,
+    Reply,
+    Timing,
+    Verified,
+)
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1
 _CARD_TIMEOUT_S = 2.0
 _BUFFERED_BODIES = 16  # full-size bodies that one process holds at once; beyond that it is overloaded
+PNG = "image/png"
 _PICTURE = {"type": "string", "format": "binary"}
 _BODY = {
     "required": True,
@@ -48,9 +64,12 @@ _BODY = {
         },
     },
 }
+_NO_PNG = "Accept: image/png, and the task's predictions are no pictures"
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "empty or truncated picture, damaged multipart body, bad parameter"},
-    404: {"description": "no such model"},
+    400: {
+        "description": "empty or truncated picture, too few or many, damaged multipart body, bad parameter"
+    },
+    404: {"description": "no such model; of people: a task without a gallery, nobody of that name"},
     408: {"description": "the body did not arrive in time"},
     413: {"description": "body too large, too many pixels, too many pictures"},
     415: {"description": "not a picture, or an unsupported Content-Type"},
@@ -60,6 +79,13 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
+Person = Annotated[str, Query(min_length=1, max_length=MAX_NAME, description="any name")]
+
+
+class _Png(Response):
+    media_type = PNG
+
+
 class Endpoint(Protocol):
     """A served model as the application sees it."""
 
@@ -67,11 +93,12 @@ class Endpoint(Protocol):
     version: int | None
     key: str
 
-    async def predict(self, pictures: list[bytes], top: int) -> Reply:
-        """Raises Refusal where the model is overloaded or away."""
+    async def ask(self, verb: str, *args: Any) -> Reply:
+        """What the method ``verb`` of `model.Model` answers; raises Refusal, also where the model is
+        overloaded or away."""
 
     async def card(self) -> ModelCard:
-        """What the model is; raises Refusal as `predict` does."""
+        """What the model is; raises Refusal as `ask` does."""
 
 
 class Gate:
@@ -122,6 +149,7 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         routes[model.key] = model
     warm: set[str] = set()  # keys of models that have answered once
     answers = {status: {**said, "model": protocol.ErrorAnswer} for status, said in _REFUSALS.items()}
+    without_pictures = {s: answers[s] for s in (404, 503, "default")}
 
     def find(name: str) -> Endpoint:
         if name not in routes:
@@ -171,24 +199,16 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
     @app.get(
         "/v1/models/{name}",
         response_model=ModelCard,
-        responses={s: answers[s] for s in (404, 503, "default")},
+        responses=without_pictures,
     )
     async def one_model(name: str) -> ModelCard:
         """One served model, by its name or as name@version."""
         return await card(find(name))
 
-    @app.post(
-        "/v1/models/{name}/predict",
-        response_model=Answer,
-        responses=answers,
-        openapi_extra={"requestBody": _BODY},
-    )
-    async def predict(
-        name: str,
-        request: Request,
-        top: Annotated[int, Query(ge=1, le=100_000, description="labels per picture at most")] = 5,
-    ) -> Response:
-        """Predictions for one picture (its bytes as the body) or several (multipart/form-data).
+    async def ask(
+        name: str, request: Request, verb: str, *args: Any, count: int | None = None
+    ) -> tuple[Endpoint, Any, Timing]:
+        """Read the pictures of a request and have the model do ``verb`` with them; ``count``: just so many.
 
         One bad picture refuses the whole request and is named by its position.
         """
@@ -205,12 +225,10 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
             kind = request.headers.get("content-type")
             # In a thread: taking apart a large body would hold up everybody else.
             pictures = await asyncio.to_thread(protocol.pictures, kind, body, limits)
+            if count not in (None, len(pictures)):
+                raise Refusal(400, "wrong_number", f"{len(pictures)} pictures: accepted here: {count}")
             asked = time.perf_counter()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    reply = await model.predict(pictures, top)
-            except TimeoutError:
-                raise Refusal(504, "timeout", f"no prediction after {settings.timeout_s:g} s") from None
+            reply = await answered(model, deadline, verb, pictures, *args)
         if reply["bad"]:
             index, error = reply["bad"][0]
             raise Refusal.of_picture(error, index, len(pictures))
@@ -218,19 +236,115 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
             raise _fault()
         done = time.perf_counter()
         busy_s = reply["model_s"] + (reply["render_s"] or 0.0)
-        answer = Answer(
-            model=model.name,
-            version=model.version,
-            predictions=reply["predictions"],
-            timing=Timing(
-                queue_ms=_ms(done - asked - busy_s),
-                render_ms=None if reply["render_s"] is None else _ms(reply["render_s"]),
-                model_ms=_ms(reply["model_s"]),
-                total_ms=_ms(done - start),
-            ),
+        timing = Timing(
+            queue_ms=_ms(done - asked - busy_s),
+            render_ms=None if reply["render_s"] is None else _ms(reply["render_s"]),
+            model_ms=_ms(reply["model_s"]),
+            total_ms=_ms(done - start),
         )
-        # Written here: FastAPI would walk through every prediction a second time.
-        return Response(answer.model_dump_json(), media_type="application/json")
+        return model, reply["results"], timing
+
+    async def answered(model: Endpoint, deadline: float, verb: str, *args: Any) -> Reply:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await model.ask(verb, *args)
+        except TimeoutError:
+            raise Refusal(504, "timeout", f"no answer after {settings.timeout_s:g} s") from None
+
+    async def of_gallery(name: str, verb: str, *args: Any) -> Any:
+        """A verb that takes no pictures."""
+        deadline = asyncio.get_running_loop().time() + settings.timeout_s
+        return (await answered(find(name), deadline, verb, *args))["results"]
+
+    takes_pictures: dict[str, Any] = {"responses": answers, "openapi_extra": {"requestBody": _BODY}}
+    gives_picture: dict[int | str, dict[str, Any]] = {200: {"content": {PNG: {"schema": _PICTURE}}}}
+
+    @app.post(
+        "/v1/models/{name}/predict",
+        response_model=Answer,
+        responses={**answers, **gives_picture, 406: {**answers["default"], "description": _NO_PNG}},
+        openapi_extra=takes_pictures["openapi_extra"],
+    )
+    async def predict(
+        name: str,
+        request: Request,
+        top: Annotated[int, Query(ge=1, le=100_000, description="labels per picture at most")] = 5,
+    ) -> Response:
+        """Predictions for one picture (its bytes as the body) or several (multipart/form-data).
+
+        One bad picture refuses the whole request and is named by its position. With Accept: image/png the
+        prediction of one picture as a picture itself, where the task has that: class ids of a segmentation.
+        """
+        if protocol.prefers_png(request.headers.get("accept")):
+            _, png, _ = await ask(name, request, "as_png", count=1)
+            return Response(png, media_type=PNG)
+        model, found, timing = await ask(name, request, "predict", top)
+        return _json(Answer, model, timing, predictions=found)
+
+    @app.post("/v1/models/{name}/embed", response_model=Embeddings, **takes_pictures)
+    async def embed(
+        name: str,
+        request: Request,
+        stage: Annotated[str | None, Query(description="of the backbone; none: what the task uses")] = None,
+    ) -> Response:
+        """Embeddings of pictures: those the task trains, else pooled features, or those of a stage."""
+        model, found, timing = await ask(name, request, "embed", stage)
+        return _json(Embeddings, model, timing, embeddings=found)
+
+    @app.post(
+        "/v1/models/{name}/draw",
+        response_class=_Png,
+        responses={**answers, **gives_picture},
+        openapi_extra=takes_pictures["openapi_extra"],
+    )
+    async def draw(name: str, request: Request) -> Response:
+        """The prediction of one picture drawn over it, as PNG."""
+        _, png, _ = await ask(name, request, "draw", count=1)
+        return Response(png, media_type=PNG)
+
+    @app.post("/v1/models/{name}/enroll", response_model=Enrolled, **takes_pictures)
+    async def enroll(name: str, request: Request, person: Person) -> Response:
+        """Make a person known by one picture or more; the same picture again changes nothing.
+
+        Every replica knows the person once this is answered. No picture is kept, only its embedding.
+        """
+        model, found, timing = await ask(name, request, "enroll", person)
+        return _json(Enrolled, model, timing, person=person, pictures=found)
+
+    @app.post("/v1/models/{name}/identify", response_model=Identities, **takes_pictures)
+    async def identify(
+        name: str,
+        request: Request,
+        top: Annotated[int, Query(ge=1, le=1000, description="similar people per picture at most")] = 5,
+    ) -> Response:
+        """Who of the enrolled people is shown, and who is similar."""
+        model, found, timing = await ask(name, request, "identify", top)
+        return _json(Identities, model, timing, **found)
+
+    @app.post("/v1/models/{name}/verify", response_model=Verified, **takes_pictures)
+    async def verify(
+        name: str,
+        request: Request,
+        person: Annotated[
+            str | None, Query(min_length=1, max_length=MAX_NAME, description="enrolled")
+        ] = None,
+    ) -> Response:
+        """Whether two pictures show one person; or one picture the person named."""
+        model, found, timing = await ask(name, request, "verify", person, count=2 if person is None else 1)
+        return _json(Verified, model, timing, **found)
+
+    @app.get("/v1/models/{name}/people", response_model=People, responses=without_pictures)
+    async def people(name: str) -> dict[str, Any]:
+        """The enrolled people and the number of pictures of each."""
+        return {"people": await of_gallery(name, "people")}
+
+    # A name may hold a slash, hence "path".
+    @app.delete("/v1/models/{name}/people/{person:path}", response_model=Removed, responses=without_pictures)
+    async def remove(
+        name: str, person: Annotated[str, Path(min_length=1, max_length=MAX_NAME)]
+    ) -> dict[str, Any]:
+        """Forget a person."""
+        return {"person": person, "pictures": await of_gallery(name, "remove", person)}
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -301,6 +415,12 @@ def _error(refusal: Refusal) -> JSONResponse:
     return JSONResponse({"error": error}, refusal.status, headers)
 
 
+def _json(shape: type[BaseModel], model: Endpoint, timing: Timing, **found: Any) -> Response:
+    """The answer, written here: FastAPI would walk through every prediction a second time."""
+    answer = shape(model=model.name, version=model.version, timing=timing, **found)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
 def _ms(seconds: float) -> float:
     return round(max(0.0, seconds) * 1000, 3)
 
@@ -311,8 +431,10 @@ class Remote:
     def __init__(self, name: str, version: int | None, key: str, handle: Any) -> None:
         self.name, self.version, self.key, self._handle = name, version, key, handle
 
-    async def predict(self, pictures: list[bytes], top: int) -> Reply:
-        reply: Reply = await self._call("predict", pictures, top)
+    async def ask(self, verb: str, *args: Any) -> Reply:
+        reply: Reply | Refusal = await self._call(verb, *args)
+        if isinstance(reply, Refusal):
+            raise reply
         return reply
 
     async def card(self) -> ModelCard:
@@ -329,7 +451,8 @@ class Remote:
             except BackPressureError:
                 raise Refusal(503, "overloaded", f"model {self.key!r}: queue full", RETRY_AFTER_S) from None
             except (ray.exceptions.RayActorError, DeploymentUnavailableError) as error:
-                # A replica died under the request. Predicting changes nothing, so once more elsewhere.
+                # A replica died under the request: once more elsewhere. Most verbs change nothing, a picture
+                # enrolled twice is one enrolment; a removal that was done already is told as nobody there.
                 if last:
                     logger.warning("%s: %s", self.key, error)
                     raise Refusal(503, "unavailable", f"model {self.key!r} is away", RETRY_AFTER_S) from None

@@ -116,12 +116,15 @@ def build(args: dict[str, Any]) -> serve.Application:
 def application(
     models: Sequence[Served], settings: Serving, load: Loader = load_predictor, verbose: bool = False
 ) -> serve.Application:
-    """One deployment per model behind one light ingress. Raises ConfigError for settings at odds."""
+    """One deployment per model behind one light ingress. Raises ConfigError for settings at odds,
+    StorageError for a gallery that is no URI."""
     if settings.max_replicas < settings.min_replicas:
         raise ConfigError(
             f"serve.max_replicas = {settings.max_replicas}: accepted: at least min_replicas "
             f"({settings.min_replicas})"
         )
+    # A replica may have another working directory.
+    settings = settings.model_copy(update={"gallery": storage.absolute(settings.gallery)})
     logs = {"log_level": "INFO" if verbose else "WARNING", "enable_access_log": verbose}
     bound = []
     for one in models:

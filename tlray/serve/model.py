@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ray import serve
 
+from tlray import gallery, image
 from tlray.config import Serving
-from tlray.errors import BundleError, PictureError
-from tlray.serve.protocol import ModelCard, Reply, Size
+from tlray.errors import BundleError, PictureError, StorageError, nearest
+from tlray.serve.protocol import RETRY_AFTER_S, ModelCard, Refusal, Reply, Size
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,23 @@ class Served:
 class PredictorLike(Protocol):
     """What serving needs of `tlray.predict.Predictor`.
 
-    ``render_s`` and ``model_s``, where there, say how long the last call took for either part.
+    ``model_s``, where there, says how long the model took for its part of the last call.
     """
 
     manifest: Any
+    task: Any
     preprocess: Any
     labels: Any
 
+    @property
+    def stages(self) -> list[str]:
+        """What `embed` takes for a stage."""
+
     def predict(self, pictures: Sequence[bytes], on_error: Any = ...) -> Sequence[Any]:
         """One prediction, or a PictureError, per picture."""
+
+    def embed(self, pictures: Sequence[bytes], stage: str | None = ..., on_error: Any = ...) -> Sequence[Any]:
+        """One vector, or a PictureError, per picture."""
 
 
 Loader = Callable[[Served, Serving], PredictorLike]
@@ -69,15 +78,16 @@ def load_predictor(served: Served, settings: Serving) -> PredictorLike:
 
         model_s = 0.0
 
-        def predict_rendered(self, *args: Any) -> Any:
-            start = time.perf_counter()
-            out = super().predict_rendered(*args)  # decoded to plain values, so a GPU has finished
-            self.model_s = time.perf_counter() - start
-            return out
-
-        def predict(self, *args: Any, **kwargs: Any) -> Any:
+        def _each(self, pictures: Any, on_error: Any, run: Callable[..., Any]) -> list[Any]:
             self.model_s = 0.0
-            return super().predict(*args, **kwargs)
+
+            def timed(*args: Any) -> Any:
+                start = time.perf_counter()
+                out = run(*args)  # plain values or numpy, so a GPU has finished
+                self.model_s = time.perf_counter() - start
+                return out
+
+            return super()._each(pictures, on_error, timed)
 
     predictor = Timed(served.uri, "cuda" if settings.gpus_per_replica else "cpu")
     limit = int(settings.max_megapixels * 1_000_000)
@@ -86,11 +96,18 @@ def load_predictor(served: Served, settings: Serving) -> PredictorLike:
     return predictor
 
 
+class Wanted(NamedTuple):
+    """What is asked of a picture: its prediction, or its embedding (at a stage)."""
+
+    embedding: bool = False
+    stage: str | None = None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one picture, and the batch it ran in; times in seconds, of time.perf_counter."""
 
-    prediction: dict[str, Any] | None
+    result: Any  # prediction or embedding; None with an error
     error: PictureError | str | None  # str: the predictor itself failed
     began: float
     batch_s: float
@@ -100,7 +117,9 @@ class Outcome:
 class Model:
     """Ready once built: the predictor is loaded and has run batches of 1 and of the largest size.
 
-    Raises BundleError where the bundle cannot be used or the warm-up fails.
+    Its verbs answer what the client can mend, and what passes, with a Refusal as value: raised, it would
+    be a failure in Serve's eyes and log. Raises BundleError where the bundle cannot be used or the warm-up
+    fails.
     """
 
     def __init__(self, served: Served, settings: Serving, load: Loader = load_predictor) -> None:
@@ -108,7 +127,16 @@ class Model:
         # One thread: batches run one after the other, and torch's threads are set per thread that calls it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
         self._predictor = self._thread.submit(load, served, settings).result()
+        self._gallery = self._open_gallery()
         self._thread.submit(self._warm_up).result()
+
+    def _open_gallery(self) -> gallery.Gallery | None:
+        if not self._predictor.task.gallery:
+            return None
+        from tlray.bundle import WEIGHTS
+
+        weights = self._predictor.manifest.checksums[WEIGHTS]
+        return gallery.Gallery(self.settings.gallery, self.served.name, weights)
 
     def reconfigure(self, batching: dict[str, Any]) -> None:
         """Serve's hook for settings that change while running: max_batch_size, batch_wait_s."""
@@ -130,42 +158,195 @@ class Model:
 
     async def predict(self, pictures: list[bytes], top: int) -> Reply:
         """Encoded pictures of one request -> predictions, ranked lists cut to ``top`` entries."""
-        outcomes = await asyncio.gather(*(self._one(picture) for picture in pictures))
+        reply = await self._ask(pictures, Wanted())
+        return {**reply, "results": [_cut(prediction, top) for prediction in reply["results"]]}
+
+    async def embed(self, pictures: list[bytes], stage: str | None) -> Reply | Refusal:
+        """Encoded pictures -> embeddings, lists of numbers."""
+        stages = self._predictor.stages
+        if stage is not None and stage not in stages:
+            return Refusal(400, "unknown_stage", f"stage {stage[:40]!r}: {nearest(stage, stages)}")
+        reply = await self._ask(pictures, Wanted(True, stage))
+        return {**reply, "results": [x_D.tolist() for x_D in reply["results"]]}
+
+    async def draw(self, pictures: list[bytes]) -> Reply | Refusal:
+        """One encoded picture -> PNG of its prediction over it, in source size."""
+        task, limit = self._predictor.task, self._predictor.preprocess.max_pixels
+
+        def draw(predictions: list[Any]) -> bytes:
+            record = task.record(None, predictions[0])
+            out = io.BytesIO()
+            task.draw(image.decode(pictures[0], limit), record, self._predictor.labels).save(out, "PNG")
+            return out.getvalue()
+
+        return await self._then(await self._ask(pictures, Wanted()), draw)
+
+    async def as_png(self, pictures: list[bytes]) -> Reply | Refusal:
+        """One encoded picture -> PNG that is the prediction itself, where the task has that."""
+        task = self._predictor.manifest.task["name"]
+
+        def image_of(predictions: list[Any]) -> bytes:
+            found: bytes | None = self._predictor.task.image_of(predictions[0])
+            if found is None:
+                said = f"Accept: image/png: a prediction of {task} is no picture; accepted: application/json"
+                raise Refusal(406, "not_acceptable", said)
+            return found
+
+        return await self._then(await self._ask(pictures, Wanted()), image_of)
+
+    async def enroll(self, pictures: list[bytes], person: str) -> Reply | Refusal:
+        """Add pictures of a person to the gallery, none if one of them is bad; how many it now has."""
+        known = self._gallery
+        if known is None:
+            return self._no_gallery()
+
+        def enrol(embeddings: list[Any]) -> int:
+            for picture, x_D in zip(pictures, embeddings, strict=True):
+                known.enrol(person, picture, x_D)
+            return known.count(person)
+
+        return await self._then(await self._ask(pictures, Wanted(True)), enrol)
+
+    async def identify(self, pictures: list[bytes], top: int) -> Reply | Refusal:
+        """Encoded pictures -> the people of the gallery most similar to each, and who it is."""
+        known = self._gallery
+        if known is None:
+            return self._no_gallery()
+
+        def search(embeddings: list[Any]) -> dict[str, Any]:
+            found = []
+            for ranked in known.search(embeddings, top):
+                accepted = self._same(ranked[0].similarity if ranked else -math.inf)
+                found.append(
+                    {
+                        "person": ranked[0].person if accepted else None,
+                        "accepted": accepted,
+                        "similar": [match._asdict() for match in ranked],
+                    }
+                )
+            return {"identities": found, "threshold": self._threshold}
+
+        return await self._then(await self._ask(pictures, Wanted(True)), search)
+
+    async def verify(self, pictures: list[bytes], person: str | None) -> Reply | Refusal:
+        """Two pictures, or one and a person -> similarity, and whether they are the same."""
+        known = self._gallery
+        if known is None:
+            return self._no_gallery()
+
+        def compare(embeddings: list[Any]) -> dict[str, Any]:
+            if person is None:
+                similarity: float | None = gallery.cosine(*embeddings)
+            else:
+                similarity = known.best(embeddings[0], person)
+            if similarity is None:
+                raise _nobody(person)
+            return {
+                "similarity": similarity,
+                "same": self._same(similarity),
+                "threshold": self._threshold,
+            }
+
+        return await self._then(await self._ask(pictures, Wanted(True)), compare)
+
+    async def people(self) -> Reply | Refusal:
+        """The gallery: pictures by person."""
+        known = self._gallery
+        return self._no_gallery() if known is None else await self._then(_NONE, lambda _: known.people())
+
+    async def remove(self, person: str) -> Reply | Refusal:
+        """Forget a person; the number of pictures that were enrolled."""
+        known = self._gallery
+        if known is None:
+            return self._no_gallery()
+
+        def remove(_: Any) -> int:
+            number = known.remove(person)
+            if not number:
+                raise _nobody(person)
+            return number
+
+        return await self._then(_NONE, remove)
+
+    @property
+    def _threshold(self) -> float | None:
+        found: float | None = self._predictor.manifest.task.get("threshold")
+        return found
+
+    def _same(self, similarity: float) -> bool | None:
+        return None if self._threshold is None else similarity >= self._threshold
+
+    def _no_gallery(self) -> Refusal:
+        from tlray import tasks
+
+        with_one = ", ".join(name for name in tasks.names() if tasks.load({"name": name}).gallery)
+        task = self._predictor.manifest.task["name"]
+        said = f"model {self.served.key!r}: its task, {task}, has no gallery; tasks with one: {with_one}"
+        return Refusal(404, "no_gallery", said)
+
+    async def _ask(self, pictures: list[bytes], wanted: Wanted) -> Reply:
+        """Each picture on its way through the batches; what came of all of them."""
+        outcomes = await asyncio.gather(*(self._one((wanted, picture)) for picture in pictures))
         batches = {o.began: o for o in outcomes}.values()  # one thread: no two begin at once
         model_s = [o.model_s for o in batches if o.model_s is not None]
         whole_s = sum(o.batch_s for o in batches)
         timed = len(model_s) == len(batches)
         return Reply(
-            predictions=[_cut(o.prediction, top) for o in outcomes if o.prediction is not None],
+            results=[o.result for o in outcomes if o.error is None],
             bad=[(i, o.error) for i, o in enumerate(outcomes) if isinstance(o.error, PictureError)],
             fault=next((o.error for o in outcomes if isinstance(o.error, str)), None),
             render_s=whole_s - sum(model_s) if timed else None,
             model_s=sum(model_s) if timed else whole_s,
         )
 
-    @serve.batch
-    async def _one(self, pictures: list[bytes]) -> list[Outcome]:
-        """Many calls with one picture each become one call with a list of them; see @serve.batch."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pictures)
+    async def _then(self, reply: Reply, work: Callable[[list[Any]], Any]) -> Reply | Refusal:
+        """The reply with what ``work`` makes of its results, in a thread; as it is if a picture was bad."""
+        if reply["bad"] or reply["fault"] is not None:
+            return reply
+        try:
+            return {**reply, "results": await asyncio.to_thread(work, reply["results"])}
+        except Refusal as refusal:
+            return refusal
+        except StorageError as error:
+            logger.warning("%s: gallery: %s", self.served.key, error)
+            return Refusal(
+                503, "gallery_away", "the gallery is away; the server's log says why", RETRY_AFTER_S
+            )
 
-    def _run(self, pictures: list[bytes]) -> list[Outcome]:
-        """A whole batch, in the predictor's thread. Never raises: what fails, fails alone."""
+    @serve.batch
+    async def _one(self, items: list[tuple[Wanted, bytes]]) -> list[Outcome]:
+        """Many calls with one picture each become one call with a list of them; see @serve.batch."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+
+    def _run(self, items: list[tuple[Wanted, bytes]]) -> list[Outcome]:
+        """What was gathered, in the predictor's thread: a batch for each thing that is wanted."""
+        found: dict[int, Outcome] = {}
+        for wanted in dict.fromkeys(wanted for wanted, _ in items):
+            at = [i for i, item in enumerate(items) if item[0] == wanted]
+            found |= zip(at, self._run_batch(wanted, [items[i][1] for i in at]), strict=True)
+        return [found[i] for i in range(len(items))]
+
+    def _run_batch(self, wanted: Wanted, pictures: list[bytes]) -> list[Outcome]:
+        """Never raises: what fails, fails alone."""
         began = time.perf_counter()
         results: list[Any]
         try:
-            results = list(self._predictor.predict(pictures, on_error="return"))
+            if wanted.embedding:
+                results = list(self._predictor.embed(pictures, wanted.stage, on_error="return"))
+            else:
+                results = list(self._predictor.predict(pictures, on_error="return"))
         except Exception as error:
             # A fault of the predictor. Whichever picture it was about, its neighbours shall not suffer.
             if len(pictures) > 1:
                 logger.warning("%s: a batch of %d failed, runs one by one", self.served.key, len(pictures))
-                return [self._run([picture])[0] for picture in pictures]
+                return [self._run_batch(wanted, [picture])[0] for picture in pictures]
             logger.exception("%s: the predictor failed", self.served.key)
             results = [f"{type(error).__name__}: {error}"]
         batch_s = time.perf_counter() - began
         model_s = getattr(self._predictor, "model_s", None)
         return [
             Outcome(
-                prediction=None if isinstance(result, (PictureError, str)) else result,
+                result=None if isinstance(result, (PictureError, str)) else result,
                 error=result if isinstance(result, (PictureError, str)) else None,
                 began=began,
                 batch_s=batch_s,
@@ -184,6 +365,13 @@ class Model:
             for result in self._predictor.predict([out.getvalue()] * size):
                 if isinstance(result, Exception):
                     raise BundleError(f"{self.served.uri}: warm-up with {size} pictures failed: {result}")
+
+
+_NONE = Reply(results=[], bad=[], fault=None, render_s=None, model_s=0.0)  # of a request without pictures
+
+
+def _nobody(person: str | None) -> Refusal:
+    return Refusal(404, "unknown_person", f"person {person!r}: nobody of this name is enrolled")
 
 
 def _cut(prediction: dict[str, Any], top: int) -> dict[str, Any]:

@@ -16,23 +16,30 @@ code,pre{{font-family:ui-monospace,monospace;font-size:.9em}}
 pre{{background:#f3f4f6;padding:1rem;overflow:auto}}
 h2{{margin-top:2.5rem;font-size:1.1rem}}
 .verb{{background:#1b4f9c;color:#fff;padding:.1rem .5rem;border-radius:4px}}
+#d img{{max-width:19rem;margin:1rem 1rem 0 0;vertical-align:top}}
 table{{border-collapse:collapse}} td,th{{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top}}
 </style></head><body><h1>{title}</h1><p>{description}</p>
 <p>The same for programs: <a href="openapi.json">openapi.json</a></p>
 <h2>Try it</h2><form id="f"><label>Model <input id="n" value="{model}" required></label>
 <label>Pictures <input id="p" type="file" accept="image/*" multiple required></label>
-<button>Predict</button></form><pre id="o" hidden></pre>
+<button>Predict</button></form><div id="d"></div><pre id="o" hidden></pre>
 """
 _TAIL = """<script>
 document.getElementById("f").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const out = document.getElementById("o"), body = new FormData();
-  for (const file of document.getElementById("p").files) body.append("file", file);
-  out.hidden = false; out.textContent = "...";
-  const name = encodeURIComponent(document.getElementById("n").value);
+  const out = document.getElementById("o"), drawn = document.getElementById("d"), body = new FormData();
+  const files = [...document.getElementById("p").files];
+  for (const file of files) body.append("file", file);
+  out.hidden = false; out.textContent = "..."; drawn.replaceChildren();
+  const model = "v1/models/" + encodeURIComponent(document.getElementById("n").value);
   try {
-    const answer = await fetch("v1/models/" + name + "/predict", {method: "POST", body});
+    const answer = await fetch(model + "/predict", {method: "POST", body});
     out.textContent = answer.status + "\\n" + JSON.stringify(await answer.json(), null, 2);
+    for (const file of answer.ok ? files : []) {
+      const picture = await fetch(model + "/draw", {method: "POST", body: file});
+      const image = drawn.appendChild(document.createElement("img"));
+      image.alt = file.name; image.src = URL.createObjectURL(await picture.blob());
+    }
   } catch (error) { out.textContent = String(error); }
 });
 </script></body></html>

@@ -6,6 +6,7 @@ status that says so; the application turns it into ``{"error": {"status", "reaso
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -17,8 +18,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from tlray.config import Serving
 from tlray.errors import PictureError
 
+RETRY_AFTER_S = 1
 MULTIPART = "multipart/form-data"
 RAW = ("image/*", "application/octet-stream")
+_QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
 ACCEPTED = f"accepted: {RAW[0]}, {RAW[1]} or {MULTIPART}"
 
 
@@ -28,6 +31,9 @@ class Refusal(Exception):
     def __init__(self, status: int, reason: str, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
         self.status, self.reason, self.detail, self.retry_after_s = status, reason, detail, retry_after_s
+
+    def __reduce__(self) -> tuple[type[Refusal], tuple[int, str, str, int | None]]:
+        return Refusal, (self.status, self.reason, self.detail, self.retry_after_s)  # crosses processes
 
     @classmethod
     def of_picture(cls, error: PictureError, index: int, num_pictures: int) -> Refusal:
@@ -68,6 +74,74 @@ class Answer(BaseModel):
     timing: Timing
 
 
+class Embeddings(BaseModel):
+    """Embeddings, one per picture, in the order of the pictures."""
+
+    model: str
+    version: int | None
+    embeddings: list[list[float]]
+    timing: Timing
+
+
+class Enrolled(BaseModel):
+    """A person after pictures were enrolled."""
+
+    model: str
+    version: int | None
+    person: str
+    pictures: int = Field(description="how many different ones are enrolled of this person now")
+    timing: Timing
+
+
+class Similar(BaseModel):
+    """A person of the gallery beside a picture."""
+
+    person: str
+    similarity: float = Field(description="cosine, -1..1, of the person's most similar picture")
+
+
+class Identity(BaseModel):
+    """Whom a picture shows."""
+
+    person: str | None = Field(description="the most similar one, if from the threshold on; else null")
+    accepted: bool | None = Field(description="null: the model has no threshold")
+    similar: list[Similar] = Field(description="most similar first")
+
+
+class Identities(BaseModel):
+    """Identities, one per picture, in the order of the pictures."""
+
+    model: str
+    version: int | None
+    threshold: float | None
+    identities: list[Identity]
+    timing: Timing
+
+
+class Verified(BaseModel):
+    """Whether two pictures, or a picture and a person, are the same."""
+
+    model: str
+    version: int | None
+    similarity: float
+    same: bool | None = Field(description="similarity from the threshold on; null: the model has none")
+    threshold: float | None
+    timing: Timing
+
+
+class People(BaseModel):
+    """The gallery of a model: pictures by person."""
+
+    people: dict[str, int]
+
+
+class Removed(BaseModel):
+    """A person who is no longer enrolled."""
+
+    person: str
+    pictures: int
+
+
 class Size(BaseModel):
     """Pixels."""
 
@@ -101,7 +175,7 @@ class Health(BaseModel):
 class Reply(TypedDict):
     """What a model's replica answers; times in seconds. A bad picture has an entry in ``bad`` instead."""
 
-    predictions: list[dict[str, Any]]
+    results: Any  # a list, one per picture; where the pictures have one answer together, that
     bad: list[tuple[int, PictureError]]  # position in the request, why
     fault: str | None  # the predictor itself failed: no mistake of the client
     render_s: float | None  # where the predictor says
@@ -142,6 +216,17 @@ def media_type(content_type: str | None) -> str:
 def too_large(limits: Limits) -> Refusal:
     """The refusal of a body above the limit."""
     return Refusal(413, "too_large", f"body: accepted: at most {limits.max_body} bytes")
+
+
+def prefers_png(accept: str | None) -> bool:
+    """Whether an Accept header names image/png, and JSON not at least as much (RFC 9110, 12.5.1)."""
+    wanted = {"image/png": 0.0, "application/json": 0.0}
+    for item in (accept or "").split(","):
+        kind, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
+        if kind in wanted:
+            wanted[kind] = float(quality) if _QUALITY.fullmatch(quality) else 0.0
+    return wanted["image/png"] > wanted["application/json"]
 
 
 async def read_body(chunks: AsyncIterator[bytes], limits: Limits, grow: Callable[[int], None]) -> bytes:

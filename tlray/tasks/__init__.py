@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
 
 from tlray.config import validate
 from tlray.dataset import Dataset
@@ -27,12 +31,31 @@ def load(settings: dict[str, Any], origin: str = "configuration") -> Task:
     return task
 
 
-def class_column(task: Task) -> str | None:
-    """The column that holds class numbers, where the task has one."""
-    return next((name for name, (_, kind) in task.columns.items() if kind == "class"), None)
+def for_columns(columns: Iterable[str]) -> list[str]:
+    """Tasks whose label columns are among these; the plainest first."""
+    there = set(columns)
+    return [name for name in names() if set(load({"name": name}).columns) <= there]
 
 
 def labels_of(task: Task, data: Dataset) -> list[str]:
-    """Label names in label order, as the data set holds them."""
-    column = class_column(task)
-    return data.labels(column) if column else []
+    """Names of the classes that the model knows, in label order, as the data set holds them.
+
+    None for identities: who is known is decided when the model is used, not when it is trained.
+    """
+    for column, kind in task.columns.items():
+        if kind != "identity":
+            return data.labels(column)
+    return []
+
+
+def counts(task: Task, data: Dataset, split: str) -> list[int] | None:
+    """Rows of a split per class or identity; None where a row has pixels or boxes instead."""
+    for column, kind in task.columns.items():
+        if kind not in ("class", "identity", "classes"):
+            continue
+        values = data.read(split, [column])[column]
+        if kind == "classes":
+            values = pc.list_flatten(values)
+        known = 0 if kind == "identity" else len(data.labels(column))
+        return [int(n) for n in np.bincount(values.to_numpy(), minlength=known)]
+    return None

@@ -7,16 +7,18 @@ methods; nothing else in tlray asks which task it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import nn
 
 from tlray.image import Geometry
 from tlray.plots import Section
+from tlray.schema import Kind
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -55,11 +57,23 @@ class Metrics(Protocol):
         ...
 
 
+class Remark(NamedTuple):
+    """What a task found in the labels of a data set; see preflight.py for the severities."""
+
+    severity: Literal["error", "warning", "info"]
+    kind: str
+    message: str
+    examples: list[str]
+
+
 class Module(Protocol):
-    """What `Task.build` returns: an nn.Module with ``backbone`` and ``head``."""
+    """What `Task.build` returns: an nn.Module with ``backbone`` and, beside it, everything new.
+
+    Parameters whose name starts with one of ``training_only`` are kept in checkpoints and not in bundles.
+    Where the task trains an embedding, ``embed(x_BCHW)`` gives it, (B, D); `Predictor.embed` asks for it.
+    """
 
     backbone: Backbone
-    head: nn.Module
 
     def __call__(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> Any: ...
 
@@ -68,13 +82,26 @@ class Task(Protocol):
     """Everything that is particular to a kind of vision task."""
 
     name: str
-    columns: ClassVar[dict[str, tuple[pa.DataType, str]]]
-    """Label columns that the data must have: name -> (Arrow type, kind); kind "class" holds names."""
+    columns: ClassVar[dict[str, Kind]]
+    """Label columns that the data must have, and what they mean."""
     goal: ClassVar[Goal]
+    gallery: ClassVar[bool]
+    """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
+
+    def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
+        """Look at labels before a data set is made of them: (rows, remarks).
+
+        ``rows`` have path, width, height, the label columns with classes as text, and kind and reason (set
+        already where the picture itself is unusable); a mask has mask_width, mask_height and mask_values
+        (null where it cannot be read). ``names``: class names by column where the layout gives them.
+        A row that cannot be used comes back with kind (one word) and reason set; what can be mended is.
+        """
+        ...
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """A `Module`: ``forward(x_BCHW uint8, targets)`` gives the mean loss of the batch's rows (scalar),
-        ``forward(x_BCHW)`` raw outputs; ``counts`` are training rows per label."""
+        ``forward(x_BCHW)`` raw outputs, any structure of tensors; ``counts`` are training rows per label
+        (or identity), None where the model is loaded from a bundle."""
         ...
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
@@ -87,8 +114,24 @@ class Task(Protocol):
 
     def metrics(self, labels: list[str]) -> Metrics: ...
 
-    def record(self, row: Row, prediction: Prediction) -> dict[str, Any]:
-        """One row of evaluation.json."""
+    def decided(self, metrics: Metrics) -> Task:
+        """This task with what is chosen on validation (thresholds); itself where nothing is."""
+        ...
+
+    def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
+        """One row of evaluation.json: all that `figures` and `draw` need; without a row, no truth."""
+        ...
+
+    def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
+        """A record over its picture (RGB, source px), truth beside prediction where there is one."""
+        ...
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        """The prediction itself as an encoded PNG in source size; None where it is no picture."""
+        ...
+
+    def summary(self, prediction: Prediction, top: int) -> str:
+        """A prediction in one line for a terminal."""
         ...
 
     def figures(self, evaluation: dict[str, Any]) -> list[Section]:

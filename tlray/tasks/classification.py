@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from tlray import plots
 from tlray.config import NonNegative, Share, Strict
 from tlray.image import Geometry
-from tlray.schema import LABEL
-from tlray.tasks.base import Goal, Prediction, Row, Target
+from tlray.schema import LABEL, Kind
+from tlray.tasks import base
+from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -29,8 +31,12 @@ class Task(Strict):
     mixup: NonNegative = 0.0  # alpha of the Beta distribution (arXiv 1710.09412); 0 = none
     class_weights: Literal["none", "balanced"] = "none"
 
-    columns: ClassVar[dict[str, tuple[pa.DataType, str]]] = {LABEL: (pa.int64(), "class")}
+    columns: ClassVar[dict[str, Kind]] = {LABEL: "class"}
     goal: ClassVar[Goal] = Goal("accuracy", "max")
+    gallery: ClassVar[bool] = False
+
+    def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
+        return rows, []  # what there is to say of classes is said of all tasks that have them
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """Linear classifier over the backbone's pooled features."""
@@ -59,14 +65,26 @@ class Task(Strict):
     def metrics(self, labels: list[str]) -> Metrics:
         return Metrics(len(labels))
 
-    def record(self, row: Row, prediction: Prediction) -> dict[str, Any]:
+    def decided(self, metrics: base.Metrics) -> Task:
+        return self
+
+    def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
         by_index = {item["index"]: item["probability"] for item in prediction["labels"]}
         return {
-            "truth": int(row[LABEL]),
+            **({"truth": int(row[LABEL])} if row is not None else {}),
             "prediction": prediction["index"],
             "probability": prediction["probability"],
             "probabilities": [by_index[i] for i in range(len(by_index))],
         }
+
+    def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
+        return picture  # a class has no place in the picture
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
+
+    def summary(self, prediction: Prediction, top: int) -> str:
+        return "  ".join(f"{item['label']} {item['probability']:.4f}" for item in prediction["labels"][:top])
 
     def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
         """Confusion matrix, per-class figures, calibration."""

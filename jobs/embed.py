@@ -1,0 +1,8 @@
+"""Embeddings of a data set as Parquet: `ray job submit ... -- python jobs/embed.py MODEL DATA OUT`."""
+
+import sys
+
+from tlray.cli import main
+
+if __name__ == "__main__":
+    main(["embed", *sys.argv[1:]])

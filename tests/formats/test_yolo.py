@@ -1,0 +1,91 @@
+"""YOLO's folders of text files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from tlray import formats
+from tlray.errors import DataError
+from tlray.formats import yolo
+
+FS = pafs.LocalFileSystem()
+NAMES = "names: [cat, dog]\n"
+
+
+def made(folder: Path, files: dict[str, str]) -> str:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, errors="surrogateescape")
+    return str(folder)
+
+
+def rows(root: str) -> list[tuple[str, str | None, list[str], list[list[float]]]]:
+    found = yolo.index(FS, root).to_pylist()
+    return [(r["path"], r["split"], r["objects"]["category"], r["objects"]["bbox"]) for r in found]
+
+
+def test_boxes_outlines_and_empty_pictures(tmp_path: Path) -> None:
+    root = made(
+        tmp_path,
+        {
+            "data.yaml": NAMES, "labels/lost.txt": "0 .5 .5 .5 .5", "labels/classes.txt": "x\ny\n",
+            "images/a.jpg": "", "labels/a.txt": "1 0.5 0.5 0.5 0.25\n\n0 0.25 0.5 0.5 0.5 0.25 0.75\n",
+            "images/b.png": "", "images/c.jpg": "", "labels/c.txt": "",
+        },
+    )  # fmt: skip
+    assert formats.find(FS, root) == "yolo"
+    assert rows(root) == [
+        ("images/a.jpg", None, ["dog", "cat"], [[0.25, 0.375, 0.5, 0.25], [0.25, 0.5, 0.25, 0.25]]),
+        ("images/b.png", None, [], []),
+        ("images/c.jpg", None, [], []),
+    ]
+    told = yolo.index(FS, root).schema.metadata
+    assert b"relative_boxes" in told and json.loads(told[b"ignored"]) == {"labels without a picture": 1}
+
+
+@pytest.mark.parametrize(
+    ("picture", "label", "yaml", "split"),
+    [
+        ("images/train/a.jpg", "labels/train/a.txt", NAMES, "train"),
+        ("images/val2017/a.jpg", "labels/val2017/a.txt", NAMES, "validation"),
+        ("valid/images/a.jpg", "valid/labels/a.txt", "val: ../valid/images\n" + NAMES, "validation"),
+        ("test/images/a.jpg", "test/labels/a.txt", "names: {0: cat, 1: dog}\n", "test"),
+        ("images/one/a.jpg", "labels/one/a.txt", "path: ../x\ntrain: images/one\n" + NAMES, "train"),
+    ],
+)  # fmt: skip
+def test_splits(tmp_path: Path, picture: str, label: str, yaml: str, split: str) -> None:
+    root = made(tmp_path, {"data.yaml": yaml, picture: "", label: "1 0.5 0.5 1 1"})
+    assert formats.find(FS, root) == "yolo"
+    assert rows(root) == [(picture, split, ["dog"], [[0, 0, 1, 1]])]
+
+
+def test_names_from_a_list_of_classes(tmp_path: Path) -> None:
+    root = made(
+        tmp_path, {"classes.txt": "cat\nbig dog\n", "images/a.jpg": "", "labels/a.txt": "1 .5 .5 1 1"}
+    )
+    assert rows(root)[0][2] == ["big dog"]
+
+
+@pytest.mark.parametrize(
+    ("text", "yaml", "says"),
+    [
+        ("0 .5 .5 1 1\n7 .5 .5 1 1", NAMES, r"a\.txt line 2: class 7; accepted: 0 \(cat\), 1 \(dog\)"),
+        ("0 .5 .5 1", NAMES, r"a\.txt line 1: 4 numbers; accepted"),
+        ("cat .5 .5 1 1", NAMES, r"a\.txt line 1: 'cat .5 .5 1 1'; accepted: numbers"),
+        ("0 320 240 64 64", NAMES, r"a\.txt line 1: '0 320 240 64 64'; accepted: shares"),
+        ("", "names: [cat\nx: y", r"data\.yaml line 2: no valid YAML"),
+        ("", "names: {a: b}", r"data\.yaml: names = .*accepted: a list"),
+        ("0 .5 .5 1 1\n\udce9", NAMES, r"a\.txt line 2: no text in UTF-8; accepted: UTF-8"),
+        ("", "names: [c\udce9t]", r"data\.yaml: no valid YAML"),
+        ("", "nc: 2", "no names of classes; accepted: data.yaml with names, or classes.txt"),
+    ],
+)
+def test_mistakes_name_their_place(tmp_path: Path, text: str, yaml: str, says: str) -> None:
+    root = made(tmp_path, {"data.yaml": yaml, "images/a.jpg": "", "labels/a.txt": text})
+    with pytest.raises(DataError, match=says) as error:
+        yolo.index(FS, root)
+    assert "\n" not in str(error.value)

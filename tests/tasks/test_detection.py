@@ -1,0 +1,319 @@
+"""Object detection: boxes there and back, COCO's figures as its library has them, both kinds of heads."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from tests import toys
+from tests.contract.test_tasks import PRE, Toy
+from tlray import bundle, schema, stream, tasks
+from tlray.backbone import Backbone
+from tlray.config import Augmentation
+from tlray.errors import BundleError, ConfigError
+from tlray.image import Augment, Preprocess
+from tlray.tasks import detection
+
+LABELS = toys.LABELS
+TASK = tasks.load({"name": "detection"})
+BOXES = [[10.0, 20.0, 30.0, 24.0], [60.0, 40.0, 25.0, 30.0], [40.5, 10.25, 9.0, 12.5]]  # of 100 x 80 px
+ROW = {"path": "a.jpg", "objects": {"bbox": BOXES, "category": [2, 0, 1]}}
+
+
+def ideal(target, num_classes=3):
+    """Raw outputs that say just what a target says, with noise below the least score."""
+    boxes, labels = torch.from_numpy(target["boxes"]), torch.from_numpy(target["labels"])
+    scores = torch.full((len(labels), num_classes), 0.04)
+    scores[torch.arange(len(labels)), labels] = torch.linspace(0.9, 0.8, len(labels))
+    return {"scores": scores[None], "boxes": boxes[None, :, None]}
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "stretch", "crop"])
+@pytest.mark.parametrize("flips", list(itertools.product((False, True), repeat=2)))
+def test_boxes_come_back(fit, flips):
+    pre = PRE.model_copy(update={"fit": fit, "size": (96, 64)})
+    plain = pre.geometry((100, 80))
+    geometry = pre.place((100, 80), plain.crop, *flips)
+    target = TASK.encode(ROW, geometry, LABELS)
+    assert target["boxes"].dtype == np.float32 and target["labels"].tolist() == [2, 0, 1]
+    assert (target["boxes"] >= 0).all() and (target["boxes"] <= [96, 64, 96, 64]).all()
+    found = TASK.decode(ideal(target), [geometry], LABELS)[0]["objects"]
+    assert [o["index"] for o in found] == [2, 0, 1] and found[0]["label"] == LABELS[2]
+    whole = detection.corners(BOXES)
+    seen = np.clip(whole, [*plain.crop[:2]] * 2, [*plain.crop[2:]] * 2)  # a crop cuts two rows off here
+    assert np.abs(np.array([o["box"] for o in found]) - seen).max() < 0.011
+
+
+def test_what_a_crop_cuts_off_is_no_object():
+    geometry = PRE.place((100, 80), (0, 0, 20, 80))  # 10 of 30 px of the first box, none of the others
+    target = TASK.encode(ROW, geometry, LABELS)
+    assert target["labels"].tolist() == [2]
+    x0, _, x1, _ = geometry.boxes_to_source(target["boxes"])[0]
+    assert (x0, x1) == pytest.approx((10, 20), abs=0.01)  # not into the padding beside the crop
+    none = TASK.encode(ROW, PRE.place((100, 80), (0, 0, 15, 15)), LABELS)
+    assert none["boxes"].shape == (0, 4) and none["labels"].dtype == np.int64
+    bare = TASK.encode({"objects": {"bbox": [], "category": []}}, geometry, LABELS)
+    assert bare["boxes"].shape == (0, 4) and bare["labels"].shape == (0,)
+
+
+def test_every_random_crop_gives_boxes_in_the_input():
+    augment = Augment(Augmentation(scale=(0.1, 1.0), vflip=0.5))
+    for seed, fit in itertools.product(range(50), ("letterbox", "crop", "stretch")):
+        pre = Preprocess(size=(64, 48), fit=fit, mean=(0.5,) * 3, std=(0.5,) * 3)
+        geometry = augment.sample(np.random.default_rng(seed), (100, 80), pre)
+        target = TASK.encode(ROW, geometry, LABELS)
+        boxes, placed = target["boxes"], geometry.placed
+        if geometry.hflip or geometry.vflip:
+            boxes = geometry.boxes_to_model(geometry.boxes_to_source(boxes))
+        assert (boxes[:, 2:] - boxes[:, :2] >= 1 - 1e-4).all()
+        assert (boxes >= -1e-4).all() and (boxes <= np.array([64, 48, 64, 48]) + 1e-4).all()
+        assert placed and len(boxes) == len(target["labels"])
+
+
+def test_decoding_suppresses_ranks_and_stays_in_the_picture():
+    geometry = PRE.geometry((100, 80))  # scale 0.64, 6 px of padding above and below
+    boxes = torch.tensor([[10, 20, 30, 40], [11, 20, 30, 40], [-9, 30, 20, 99], [5, 0, 9, 5.0]])
+    scores = torch.tensor([[0.6, 0.0, 0.3], [0.8, 0, 0], [0, 0.7, 0], [0.9, 0, 0]])
+    outputs = {"scores": scores[None], "boxes": boxes[None, :, None]}
+    objects = TASK.decode(outputs, [geometry], LABELS)[0]["objects"]
+    # The first yields to the second in its class alone; the last lies in the padding.
+    assert [(o["index"], round(o["score"], 3)) for o in objects] == [(0, 0.8), (1, 0.7), (2, 0.3)]
+    assert objects[1]["box"][0] == 0 and objects[1]["box"][3] == 80
+    few = tasks.load({"name": "detection", "max_objects": 2, "min_score": 0.65})
+    assert len(few.decode(outputs, [geometry], LABELS)[0]["objects"]) == 1  # of two, one in the padding
+
+
+def some(seed, num_pictures=12):
+    """Rows, and predictions that are half right."""
+    rng = np.random.default_rng(seed)
+    rows, predictions = [], []
+    for n in range(num_pictures):
+        count = int(rng.integers(0, 6)) if n else 3
+        boxes = np.concatenate([rng.uniform(0, 60, (count, 2)), rng.uniform(8, 40, (count, 2))], 1)
+        category = rng.integers(0, 3, count)
+        rows.append({"objects": {"bbox": boxes.tolist(), "category": category.tolist()}})
+        found = detection.corners(boxes) + rng.normal(0, 3, (count, 4))
+        objects = [
+            {
+                "index": int(c if rng.random() < 0.8 else (c + 1) % 3),
+                "score": float(rng.random()),
+                "box": box.tolist(),
+            }
+            for c, box in zip([*category, *category[:1]], [*found, *found[:1] + 2], strict=True)
+        ]
+        predictions.append({"objects": sorted(objects, key=lambda o: -o["score"])})
+    return rows, predictions
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_figures_are_those_of_the_library(seed):
+    from torchmetrics.detection import MeanAveragePrecision
+
+    rows, predictions = some(seed)
+    metrics = TASK.metrics(LABELS)
+    metrics.update(predictions, rows)
+    ours = metrics.compute()
+    judge = MeanAveragePrecision(
+        backend="faster_coco_eval",  # its own thresholds are float32, COCO's are these
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),
+    )
+    judge.warn_on_many_detections = False
+    judge.update(
+        [
+            {
+                "boxes": torch.tensor([o["box"] for o in p["objects"]]).reshape(-1, 4),
+                "scores": torch.tensor([o["score"] for o in p["objects"]]),
+                "labels": torch.tensor([o["index"] for o in p["objects"]], dtype=torch.int64),
+            }
+            for p in predictions
+        ],
+        [
+            {
+                "boxes": torch.from_numpy(detection.corners(r["objects"]["bbox"])).float(),
+                "labels": torch.tensor(r["objects"]["category"], dtype=torch.int64),
+            }
+            for r in rows
+        ],
+    )
+    theirs = judge.compute()
+    assert 0.1 < ours["map"] < 0.9
+    for name, key in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("recall", "mar_100")):
+        assert ours[name] == pytest.approx(float(theirs[key]), abs=1e-6)
+
+
+def test_metrics_without_objects_or_finds():
+    nothing = TASK.metrics(LABELS)
+    assert all(math.isnan(v) for v in nothing.compute().values())
+    nothing.update([{"objects": []}], [{"objects": {"bbox": [], "category": []}}])
+    assert math.isnan(nothing.compute()["map"]) and nothing.best_threshold() == 0.5
+    nothing.update([{"objects": []}], [ROW])
+    assert nothing.compute()["map"] == 0
+    found = [{"index": 1, "score": 0.9, "box": [0.0, 0.0, 5.0, 5.0]}]
+    false = TASK.metrics(LABELS)
+    false.update([{"objects": found}], [{"objects": {"bbox": [], "category": []}}])
+    assert math.isnan(false.compute()["map"])
+
+
+def test_the_threshold_is_the_best_one_on_validation():
+    truth = {"objects": {"bbox": [[0, 0, 10, 10], [20, 20, 10, 10]], "category": [0, 1]}}
+    found = [(0, 0.9, 0), (1, 0.4, 20), (1, 0.3, 50), (2, 0.2, 20)]
+    objects = [{"index": c, "score": s, "box": [a, a, a + 10.0, a + 10.0]} for c, s, a in found]
+    metrics = TASK.metrics(LABELS)
+    metrics.update([{"objects": objects}], [truth])
+    decided = TASK.decided(metrics)
+    assert decided.threshold == 0.4 and TASK.threshold is None
+    assert decided.summary({"objects": [{**o, "label": "x"} for o in objects]}, 1).startswith(
+        "2 objects  x 0.9000 at 0,0"
+    )
+    fixed = tasks.load({"name": "detection", "threshold": 0.7})
+    assert fixed.decided(metrics) is fixed
+
+
+def test_boxes_are_mended_before_a_data_set_is_made():
+    nan = float("nan")
+    boxes = {
+        "fine.jpg": [[0, 0, 50, 40], [-0.4, 10, 20, 20]],
+        "out.jpg": [[80, 60, 40, 40], [200, 10, 20, 20]],
+        "bad.jpg": [[10, 10, 0, 5], [10, 10, -5, 5], [nan, 0, 5, 5]],
+        "bare.jpg": [],
+    }
+    size = {"width": 100, "height": 80, "kind": None, "reason": None}
+    rows = [
+        {"path": path, **size, "objects": {"bbox": b, "category": ["cat"] * len(b)}}
+        for path, b in boxes.items()
+    ]
+    kept, remarks = TASK.preflight(pa.Table.from_pylist(rows), {})
+    assert [len(o["bbox"]) for o in kept["objects"].to_pylist()] == [2, 1, 0, 0]
+    assert kept["objects"].to_pylist()[1] == {"bbox": [[80, 60, 20, 20]], "category": ["cat"]}
+    assert {r.kind: (r.severity, len(r.examples)) for r in remarks} == {
+        "box_outside": ("warning", 1),
+        "box_dropped": ("warning", 4),
+        "no_objects": ("info", 2),
+    }
+    assert (
+        remarks[0].message.startswith("1 boxes reach")
+        and "out.jpg: cat 80, 60, 40 x 40" in remarks[0].examples
+    )
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_pictures_without_objects_train_too(detector):
+    toy = Toy("detection", 4, detector=detector, channels=32)
+    targets = toy.targets()
+    stacked, bare = isinstance(targets["boxes"], torch.Tensor), torch.zeros(0, 4)
+    assert stacked  # one object a picture
+    ragged = {
+        "boxes": [bare, *targets["boxes"][1:]],
+        "labels": [torch.zeros(0, dtype=torch.int64), *targets["labels"][1:]],
+    }
+    for some_targets in (targets, ragged, {k: [v[0]] * 4 for k, v in ragged.items()}):
+        loss = toy.module(toy.x, some_targets)
+        assert loss.shape == () and torch.isfinite(loss)
+        loss.backward()
+    outputs = toy.module.eval()(torch.zeros(2, 3, 80, 112, dtype=torch.uint8))  # no multiple of the strides
+    assert (
+        outputs["scores"].shape[:2] == outputs["boxes"].shape[:2] and torch.isfinite(outputs["boxes"]).all()
+    )
+
+
+def test_ragged_targets_pass_the_rendering_tasks(ray_local, tmp_path):
+    uri = toys.scenes_dataset(tmp_path / "data", TASK.columns, train=6)
+    table = pq.read_table(f"{uri}/data/train-00000-of-00001.parquet")
+    objects = table["objects"].to_pylist()
+    objects[1], objects[4]["bbox"] = {"bbox": [], "category": []}, objects[4]["bbox"] * 2
+    objects[4]["category"] *= 2
+    objects[2:4] = [{"bbox": [], "category": []}] * 2
+    column = table.column_names.index("objects")
+    table = table.set_column(column, table.schema.field(column), pa.array(objects, schema.OBJECTS_TYPE))
+    pq.write_table(table, f"{uri}/data/train-00000-of-00001.parquet")
+    source = stream.Source(uri, "train", TASK, tuple(LABELS), PRE)
+    batches = list(stream.pipeline(source, [(0, np.arange(6)), (0, np.array([2, 3])), (0, np.array([0, 5]))]))
+    counts = [[len(boxes) for boxes in batch.targets["boxes"]] for batch in batches]
+    assert counts == [[1, 0, 0, 0, 2, 1], [0, 0], [1, 1]]
+    module = TASK.build(Backbone("resnet10t-nano", size=64), LABELS)
+    for batch in batches:
+        assert torch.isfinite(module(*stream.to_device(batch, torch.device("cpu"))))
+
+
+def test_two_stages_learn():
+    assert Toy("detection", detector="faster_rcnn", channels=32).learn(100, 0.9)[0] >= 0.9
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_a_bundle_gives_the_same_objects(detector, tmp_path):
+    toy = Toy("detection", detector=detector, channels=32)
+    spec = toy.module.backbone.spec()
+    decided = toy.task.model_copy(update={"threshold": 0.3})
+    model = bundle.Model(toy.module, decided, spec, 0, PRE, toy.labels, "")
+    bundle.save(str(tmp_path / "b"), model, {"map": 0.5}, {}, toy.pictures[:3])
+    loaded = bundle.load(str(tmp_path / "b"))[1]
+    assert loaded.task == decided
+    toy.module.eval()
+    assert loaded.predict(toy.pictures) == model.predict(toy.pictures)
+    with torch.no_grad():
+        for parameter in toy.module.fpn.parameters():
+            parameter.mul_(-1)
+    bundle.save(str(tmp_path / "b"), model, {"map": 0.5}, {}, toy.pictures[:3])
+    golden = tmp_path / "b" / "golden" / "0.bin"
+    golden.write_bytes(toy.pictures[5])
+    with pytest.raises(BundleError):
+        bundle.load(str(tmp_path / "b"))
+
+
+def test_equal_scores_come_in_one_order_whatever_the_proposals():
+    boxes = torch.tensor([[10, 20, 30, 40], [12, 20, 32, 40], [40, 30, 50, 40], [40, 10, 50, 20.0]])
+    scores = torch.tensor([[0.5, 0.5, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0.5, 0]])
+    geometry, told = PRE.geometry((100, 80)), []
+    for order in itertools.permutations(range(4)):
+        outputs = {"scores": scores[None, list(order)], "boxes": boxes[None, list(order), None]}
+        told.append(TASK.decode(outputs, [geometry], LABELS))
+    assert len(told[0][0]["objects"]) == 4 and all(found == told[0] for found in told)
+
+
+def test_golden_samples_of_two_stages_do_not_hang_on_the_order_of_equals():
+    module = Toy("detection", detector="faster_rcnn", channels=32).module.eval()
+    x = torch.randint(255, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        was, ranked = module.golden(x), module(x)["boxes"]
+        for parameter in module.backbone.parameters():
+            parameter.mul_(1 + 1e-4 * torch.randn_like(parameter))
+        now, again = module.golden(x), module(x)["boxes"]
+    off = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(now, was, strict=True)]
+    assert max(off) < bundle.GOLDEN_TOLERANCE
+    assert float((again - ranked).abs().max() / ranked.abs().max()) > bundle.GOLDEN_TOLERANCE
+
+
+def test_norm_statistics_stay_where_they_shall():
+    backbone = Backbone("resnet10t-nano", "builtin", size=64)
+    for freeze, moves in ((True, False), (False, True)):
+        module = tasks.load({"name": "detection", "freeze_norm": freeze, "channels": 32}).build(
+            backbone, LABELS
+        )
+        before = {k: v.clone() for k, v in backbone.state_dict().items() if "running_mean" in k}
+        module.train()(torch.randint(255, (2, 3, 64, 64), dtype=torch.uint8))
+        assert any((backbone.state_dict()[k] != v).any() for k, v in before.items()) == moves
+
+
+def test_a_stride_that_the_backbone_has_not():
+    with pytest.raises(ConfigError, match=r"task\.min_stride = 64 \(resnet10t-nano\): accepted: at most 32"):
+        tasks.load({"name": "detection", "min_stride": 64}).build(Backbone("resnet10t-nano", size=64), LABELS)
+
+
+def test_drawing_tells_truth_from_finds_without_colour():
+    ground = Image.new("RGB", (160, 120), (128, 128, 128))
+    find = {"objects": [[0, 0.9, 20, 20, 90, 90]], "threshold": 0.5}
+    drawn = TASK.draw(ground, find, LABELS)
+    missed = TASK.draw(ground, {"truth": [[0, 20, 20, 90, 90]], "objects": [], "threshold": 0.5}, LABELS)
+    unsure = TASK.draw(ground, {"objects": [[0, 0.4, 20, 20, 90, 90]], "threshold": 0.5}, LABELS)
+    assert ImageChops.difference(unsure, ground).getbbox() is None  # and the picture itself stays as it was
+    side = [[picture.getpixel((90, y)) for y in range(30, 80)] for picture in (drawn, missed)]
+    assert len(set(side[0])) == 1 < len(set(side[1]))  # full, dashed
+    assert ImageChops.difference(missed, ground).getbbox()[3] > 92  # its name below, in the picture

@@ -1,0 +1,205 @@
+"""Face recognition: figures by hand, heads that learn, people who stay out of the bundle, real faces."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from tests.contract.test_tasks import PRE, Toy
+from tlray import bundle, tasks
+from tlray.predict import Predictor
+from tlray.tasks import face_recognition
+
+HEADS = ("arcface", "cosface", "adaface")
+
+
+def points(*degrees: float) -> list[dict[str, Any]]:
+    """Predictions on the unit circle, so that a similarity is the cosine of an angle."""
+    return [{"embedding": [math.cos(math.radians(d)), math.sin(math.radians(d))]} for d in degrees]
+
+
+def scored(degrees: list[float], people: list[int], **settings: Any) -> Any:
+    metrics = tasks.load({"name": "face_recognition", **settings}).metrics([])
+    metrics.update(points(*degrees), [{"label": person} for person in people])
+    return metrics
+
+
+# Two people of three pictures: pairs of one are 10, 10, 20 and 10, 30, 40 degrees apart; those of two
+# 80, 90, 120 / 70, 80, 110 / 60, 70, 100. Nothing overlaps: cos 40 = 0.766, cos 60 = 0.5.
+APART = ([0, 10, 20, 80, 90, 120], [0, 0, 0, 1, 1, 1])
+
+
+def test_people_who_are_told_apart_perfectly():
+    found = scored(*APART).compute()
+    assert found["verification_accuracy"] == found["roc_auc"] == found["rank1"] == 1
+    assert found["tar_at_far_0.01"] == found["tar_at_far_0.001"] == found["accuracy_at_threshold"] == 1
+    assert found["equal_error_rate"] == 0
+    assert 0.5 < found["threshold"] < 0.766
+
+
+def test_figures_of_people_who_overlap():
+    # One's: 0, 60; the other's: 50, 90. Genuine: cos 60 = 0.5, cos 40 = 0.766. Impostors: cos 50 = 0.643,
+    # cos 90 = 0, cos 10 = 0.985, cos 30 = 0.866.
+    degrees, people = [0, 60, 50, 90], [0, 0, 1, 1]
+    found = scored(degrees, people).compute()
+    # Of the 2 x 4 (genuine, impostor) the genuine is the more similar one in (0.5 > 0), (0.766 > 0.643, 0).
+    assert found["roc_auc"] == pytest.approx(3 / 8, abs=1e-3)
+    assert found["tar_at_far_0.01"] == 0
+    # Everything from above 0 on: both genuine, three of four impostors; best is (1 + 1 / 4) / 2.
+    assert found["accuracy_at_threshold"] == pytest.approx(0.625) and 0 < found["threshold"] <= 0.5
+    # Enrolled with 0 and 50 degrees; 60 is nearer to the wrong one, 90 to the right one.
+    assert found["rank1"] == 0.5
+    fixed = scored(degrees, people, threshold=0.7).compute()  # one of two genuine, two of four impostors
+    assert fixed["threshold"] == 0.7 and fixed["accuracy_at_threshold"] == pytest.approx(0.5)
+
+
+def test_auc_is_that_of_the_library():
+    from torchmetrics.functional.classification import binary_auroc
+
+    rng = np.random.default_rng(0)
+    people = rng.integers(0, 6, 40)
+    x_ND = rng.normal(size=(6, 8))[people] + 0.9 * rng.normal(size=(40, 8))
+    x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+    metrics = tasks.load({"name": "face_recognition"}).metrics([])
+    metrics.update([{"embedding": x.tolist()} for x in x_ND], [{"label": int(p)} for p in people])
+    i, j = np.triu_indices(40, 1)
+    theirs = binary_auroc(
+        torch.from_numpy((x_ND @ x_ND.T)[i, j] + 1) / 2, torch.from_numpy(people[i] == people[j]).long()
+    )
+    assert metrics.compute()["roc_auc"] == pytest.approx(float(theirs), abs=2e-3)
+    assert 0.6 < metrics.compute()["verification_accuracy"] < 1
+
+
+def test_without_pairs_there_are_no_figures_and_no_threshold():
+    task = tasks.load({"name": "face_recognition"})
+    for degrees, people in (([], []), ([0, 10], [0, 0]), ([0, 10], [0, 1])):
+        metrics = scored(degrees, people)
+        assert math.isnan(metrics.compute()["verification_accuracy"])
+        assert task.decided(metrics) is task
+
+
+def test_the_threshold_of_validation_is_kept_one_set_by_hand_too():
+    metrics = scored(*APART)
+    decided = tasks.load({"name": "face_recognition"}).decided(metrics)
+    assert decided.threshold == pytest.approx(metrics.compute()["threshold"], abs=1e-4)
+    assert decided.metrics([]).threshold == decided.threshold
+    by_hand = tasks.load({"name": "face_recognition", "threshold": 0.3})
+    assert by_hand.decided(scored(*APART, threshold=0.3)).threshold == 0.3
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_learns_to_tell_toys_apart(head: str):
+    toy = Toy("face_recognition", head=head, embedding_size=32)
+    targets = toy.targets()
+    optimizer = torch.optim.AdamW(toy.module.parameters(), lr=3e-3)
+    first, score = None, 0.0
+    for _ in range(40):
+        loss = toy.module(toy.x, targets)
+        first = float(loss.detach()) if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        grads = [p.grad for p in toy.module.identities.parameters()]
+        assert grads and all(g is not None and g.isfinite().all() and g.abs().sum() > 0 for g in grads)
+        optimizer.step()
+        score = toy.metrics(toy.predict()).compute()["verification_accuracy"]
+        if score > 0.95:
+            break
+    assert score > 0.95 and float(loss.detach()) < first
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_margin_makes_it_harder(head: str):
+    losses = []
+    for margin in (0.0, 0.4):
+        toy = Toy("face_recognition", head=head, margin=margin)
+        losses.append(float(toy.module(toy.x, toy.targets()).detach()))
+    assert losses[0] < losses[1]
+
+
+def test_adaface_is_its_equation():
+    torch.manual_seed(0)
+    head = face_recognition.AdaFace(3, 4, margin=0.4, scale=10.0)
+    x_BD, person_B = torch.randn(5, 4) * 10, torch.tensor([0, 1, 2, 0, 1])
+    norms = x_BD.norm(dim=1)
+    mean, std = 0.99 * 20 + 0.01 * norms.mean(), 0.99 * 100 + 0.01 * norms.std()
+    logits = torch.nn.functional.normalize(x_BD) @ torch.nn.functional.normalize(head.W, dim=0)
+    logits = logits.detach().clone()
+    for i, person in enumerate(person_B.tolist()):
+        z = max(-1.0, min(1.0, float((norms[i] - mean) / std * 0.333)))
+        logits[i, person] = math.cos(math.acos(float(logits[i, person])) - 0.4 * z) - (0.4 * z + 0.4)
+    expected = torch.nn.functional.cross_entropy(10 * logits, person_B)
+    assert float(head(x_BD, person_B).detach()) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_one_picture_is_a_batch_too():
+    toy = Toy("face_recognition")
+    loss = toy.module(toy.x[:1], {"label": torch.tensor([1])})
+    assert loss.isfinite()
+
+
+def test_a_bundle_knows_nobody_of_the_training(tmp_path: Path):
+    toy = Toy("face_recognition", threshold=0.42)
+    model = bundle.Model(toy.module, toy.task, toy.module.backbone.spec(), 0, PRE, [], "f" * 64)
+    bundle.save(str(tmp_path / "b"), model, {}, {}, toy.pictures[:2])
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "b" / bundle.WEIGHTS, "np") as file:
+        assert not [name for name in file.keys() if name.startswith("identities")]  # noqa: SIM118
+    assert [name for name in toy.module.state_dict() if name.startswith("identities")]
+    predictor = Predictor(str(tmp_path / "b"))
+    assert predictor.labels == [] and predictor.task.threshold == 0.42
+    x_BD = np.stack(predictor.embed(toy.pictures))
+    assert x_BD.shape == (8, 128) and np.linalg.norm(x_BD, axis=1) == pytest.approx(np.ones(8), abs=1e-5)
+    predicted = [found["embedding"] for found in predictor.predict(toy.pictures)]
+    np.testing.assert_allclose(predicted, x_BD, atol=1e-5)
+    assert toy.task.image_of({"embedding": predicted[0]}) is None and toy.task.gallery
+
+
+def test_people_with_a_single_picture_are_told():
+    task = tasks.load({"name": "face_recognition"})
+    rows = pa.table({"label": ["a", "a", "b", "c"], "kind": pa.array([None, None, None, "x"], pa.string())})
+    kept, remarks = task.preflight(rows, {})
+    assert kept is rows
+    assert [(r.severity, r.kind, r.examples) for r in remarks] == [("warning", "single_picture", ["b"])]
+
+
+def test_the_report_shows_the_worst_pairs():
+    toy = Toy("face_recognition")
+    predictions = toy.predict()
+    rows = [toy.task.record(r, p) for r, p in zip(toy.rows, predictions, strict=True)]
+    shown = {"rows": json.loads(json.dumps(rows)), "metrics": toy.metrics(predictions).compute()}
+    sections = toy.task.figures(shown)
+    assert [s.title for s in sections] == ["Verification", "Similarities", "Worst pairs"]
+    for shot in sections[2].shots:
+        same = toy.rows[shot.row]["label"] == toy.rows[shot.beside]["label"]
+        assert dict(shot.lines)["truth"] == ("one person" if same else "two people")
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_the_road_on_real_faces(ray_local: Any, realdata: Path, tmp_path: Path) -> None:
+    from tlray import cli
+    from tlray.dataset import Dataset
+
+    data, runs = str(tmp_path / "data"), tmp_path / "runs"
+    source = str(realdata / "orl-faces")
+    shares = ["--validation", "0.2", "--test", "0.2"]
+    assert cli.run(["ingest", source, data, "--task", "face_recognition", *shares, "--json"]) == 0
+    made = Dataset.open(data)
+    people = [set(made.read(s, ["label"])["label"].to_pylist()) for s in ("train", "validation", "test")]
+    assert [len(there) for there in people] == [24, 8, 8] and len(set.union(*people)) == 40
+    recipe = str(Path(__file__).parents[2] / "jobs" / "recipes" / "orl-faces.yaml")
+    small = [f"data.uri={data}", f"runs={runs}", "train.epochs=6"]
+    assert cli.run(["train", recipe, *small, "--json"]) == 0
+    found = json.loads((runs / "orl-faces" / "evaluation.json").read_text())["metrics"]
+    # Untrained, the pretrained features have 0.95 and 0.88 on people like these.
+    assert found["roc_auc"] > 0.965 and found["verification_accuracy"] > 0.9, found
+    manifest = json.loads((runs / "orl-faces" / "best" / "manifest.json").read_text())
+    assert manifest["labels"] == [] and -1 < manifest["task"]["threshold"] < 1

@@ -1,0 +1,147 @@
+"""Multi-label classification: figures as a known library has them, thresholds, the road on real pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from tests.contract.test_tasks import Toy
+from tests.toys import LABELS
+from tlray import tasks
+from tlray.errors import ConfigError
+from tlray.tasks import multilabel
+
+
+def scored(num_rows: int = 200, **settings: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Metrics of random predictions that have to do with the truth, the scores and the truth."""
+    generator = torch.Generator().manual_seed(4)
+    truth = (torch.rand(num_rows, 3, generator=generator) < torch.tensor([0.5, 0.2, 0.1])).long()
+    logits = torch.randn(num_rows, 3, generator=generator) + 1.5 * truth - 1
+    logits = (logits * 5).round() / 5  # many equal scores
+    task = tasks.load({"name": "multilabel", **settings})
+    metrics = task.metrics(LABELS)
+    rows = [{"labels": row.nonzero().ravel().tolist()} for row in truth]
+    metrics.update(task.decode(logits, [None] * num_rows, LABELS), rows)
+    return metrics, torch.from_numpy(metrics.arrays()[0]), truth
+
+
+def test_metrics_are_those_of_the_library():
+    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+
+    metrics, p, truth = scored()
+    ours = metrics.compute()
+    assert ours["map"] == pytest.approx(float(multilabel_average_precision(p, truth, 3)), abs=1e-6)
+    for average in ("macro", "micro"):
+        theirs = float(multilabel_f1_score(p, truth, 3, threshold=0.5, average=average))
+        assert ours[f"{average}_f1"] == pytest.approx(theirs, abs=0.01)  # at exactly 0.5 the library says no
+    none = tasks.load({"name": "multilabel"}).metrics(LABELS)
+    assert all(np.isnan(v) for v in none.compute().values())
+
+
+def test_decided_thresholds_have_the_best_f1():
+    metrics, p, truth = scored()
+    task = tasks.load({"name": "multilabel"})
+    decided = task.decided(metrics)
+    scores_NC, truth_NC = p.numpy(), truth.numpy().astype(bool)
+
+    def f1(i: int, threshold: float) -> float:
+        said = scores_NC[:, i] >= threshold
+        return float(2 * (said & truth_NC[:, i]).sum() / (said.sum() + truth_NC[:, i].sum()))
+
+    for i, threshold in enumerate(decided.thresholds):
+        assert f1(i, threshold) == max(f1(i, t) for t in np.unique(scores_NC[:, i]))
+    assert decided.metrics(LABELS).thresholds.tolist() == list(decided.thresholds)
+    by_hand = tasks.load({"name": "multilabel", "thresholds": [0.1, 0.2, 0.3]})
+    assert by_hand.decided(metrics) is by_hand and task.decided(task.metrics(LABELS)) is task
+    logits = torch.logit(torch.tensor([[0.15, 0.15, 0.4]]))
+    assert by_hand.decode(logits, [None], LABELS)[0]["present"] == ["waves", "blob"]
+    assert multilabel.best_threshold(np.array([0.2, 0.9]), np.array([False, False])) == 0.5
+
+
+def test_thresholds_are_one_a_class():
+    with pytest.raises(ConfigError, match=r"task\.thresholds: 2 numbers; accepted: one a class, 3"):
+        Toy("multilabel", thresholds=[0.5, 0.5])
+    with pytest.raises(ConfigError, match=r"task\.thresholds"):
+        tasks.load({"name": "multilabel", "thresholds": [1.5]})
+
+
+@pytest.mark.parametrize("settings", [{"pos_weight": "balanced"}, {"label_smoothing": 0.1}])
+def test_every_form_of_the_loss_learns(settings):
+    toy = Toy("multilabel", **settings)
+    targets = toy.targets()
+    assert targets["labels"].dtype == torch.float32 and targets["labels"].shape == (8, 3)
+    optimizer = torch.optim.AdamW(toy.module.parameters(), lr=3e-3)
+    for _ in range(40):
+        loss = toy.module(toy.x, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert toy.metrics(toy.predict()).compute()["map"] > 0.9
+
+
+def test_pictures_of_no_class_are_taken_and_told():
+    task = tasks.load({"name": "multilabel"})
+    rows = pa.table({"path": ["a.jpg", "b.jpg"], "labels": pa.array([[], ["x"]], pa.list_(pa.string()))})
+    kept, remarks = task.preflight(rows, {})
+    assert kept is rows
+    assert [(r.severity, r.kind, r.examples) for r in remarks] == [("info", "no_class", ["a.jpg"])]
+    assert task.encode({"labels": []}, None, LABELS)["labels"].tolist() == [0, 0, 0]
+
+
+def test_figures_tell_what_was_missed():
+    toy = Toy("multilabel")
+    rows = [toy.task.record(r, p) for r, p in zip(toy.rows, toy.predict(), strict=True)]
+    rows[0] = {"truth": [1], "prediction": [0], "probabilities": [0.99, 0.01, 0.2]}
+    sections = toy.task.figures({"rows": json.loads(json.dumps(rows)), "labels": toy.labels})
+    assert [s.title for s in sections] == ["Classes", "Calibration", "Worst pictures"]
+    shot = sections[2].shots[0]
+    assert shot.row == 0
+    assert shot.lines == [("truth", "stripes"), ("missed", "stripes 0.01"), ("too much", "blob 0.99")]
+    assert len(sections[0].tables[0].rows) == 3
+    said = {
+        "labels": [{"label": "a", "probability": 0.9}, {"label": "b", "probability": 0.8}],
+        "present": ["b"],
+    }
+    assert toy.task.summary(said, 2) == "+b 0.8000  a 0.9000"
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_the_road_on_real_pictures(ray_local: Any, realdata: Path, tmp_path: Path) -> None:
+    """Kind of garment, and whether the picture is dark, colourful or bright, from one csv table."""
+    from PIL import Image
+
+    from tlray import cli
+
+    folder, lines = tmp_path / "in", ["path,split,labels"]
+    folder.mkdir()
+    for split, number in (("train", 24), ("validation", 8)):
+        for kind in ("shoes", "pants", "dress"):
+            for file in sorted((realdata / "clothing" / split / kind).iterdir())[:number]:
+                (folder / f"{split}-{file.name}").write_bytes(file.read_bytes())
+                hsv = np.asarray(Image.open(file).convert("HSV").resize((32, 32)), float) / 255
+                extra = ["dark"] * int(hsv[..., 2].mean() < 0.5) + ["bright"] * int(hsv[..., 2].mean() > 0.65)
+                extra += ["colourful"] * int(hsv[..., 1].mean() > 0.3)
+                names = [kind, *extra] if kind != "dress" else extra  # some have no class at all
+                lines.append(f"{split}-{file.name},{split},{'|'.join(names)}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    data, recipe = str(tmp_path / "data"), tmp_path / "a.yaml"
+    assert cli.run(["ingest", str(folder), data, "--json"]) == 0
+    recipe.write_text(
+        f"name: looks\ndata: {{uri: {data}}}\nruns: {tmp_path / 'runs'}\ntask: {{name: multilabel}}\n"
+        "model: {backbone: resnet10t-nano, weights: builtin, freeze: all}\ninput: {size: 96}\n"
+        "optim: {lr: 0.03, warmup_epochs: 0}\ntrain: {epochs: 12, batch_size: 24}\n"
+    )
+    assert cli.run(["train", str(recipe), "--json"]) == 0
+    found = json.loads((tmp_path / "runs" / "looks" / "evaluation.json").read_text())
+    truth = [row["truth"] for row in found["rows"]]
+    chance = np.mean([np.mean([i in row for row in truth]) for i in range(len(found["labels"]))])
+    assert found["metrics"]["map"] > chance + 0.25, (found["metrics"], chance)
+    manifest = json.loads((tmp_path / "runs" / "looks" / "best" / "manifest.json").read_text())
+    assert len(manifest["task"]["thresholds"]) == len(found["labels"]) == 5

@@ -1,0 +1,182 @@
+"""Known faces: embeddings of people, kept on any URI, shared by whoever serves the same weights.
+
+    GALLERY/<model>-<first 12 of the weights' sha256>/<sha256 of the person>/<sha256 of the picture>.json
+
+One object per enrolment, named by what it holds and written whole: several processes enrol at once without
+a lock, and the same picture twice is one enrolment. Embeddings of other weights lie in another folder and
+are never compared. Whoever searches lists the folder first and reads what is new to it, so that all see
+an enrolment as soon as the call that made it has returned. No picture is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import unicodedata
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray import storage
+from tlray.errors import DataError, StorageError
+
+logger = logging.getLogger(__name__)
+
+MAX_NAME = 200  # characters of a person's name
+_TRIES = 5  # of what somebody else removes at the same time
+_READERS = 16  # objects read at once
+
+Floats = npt.NDArray[np.float32]
+
+
+class Match(NamedTuple):
+    """A person, and the cosine similarity of their most similar picture."""
+
+    person: str
+    similarity: float
+
+
+class Gallery:
+    """The people enrolled for one model. Methods may be called from several threads.
+
+    ``weights_sha256`` is that of the bundle's weights. Raises StorageError for a URI that is none.
+    """
+
+    def __init__(self, uri: str, model: str, weights_sha256: str) -> None:
+        self.uri = storage.join(storage.absolute(uri), f"{model}-{weights_sha256[:12]}")
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[str, Floats] | None] = {}  # by path below the URI; None: unusable
+        self._people: list[str] = []
+        self._starts: list[int] = []  # of the rows of each person
+        self._x_ND = np.zeros((0, 0), np.float32)
+
+    def enrol(self, person: str, picture: bytes, embedding: npt.ArrayLike) -> None:
+        """Keep the embedding (D,) of an encoded picture as one of a person; again changes nothing.
+
+        Raises DataError for a name that is empty or too long, or an embedding without direction.
+        """
+        person = _name(person)
+        x_D = _unit(np.asarray(embedding, np.float32))
+        sha = hashlib.sha256(picture).hexdigest()
+        kept = {"person": person, "picture": sha, "embedding": [float(value) for value in x_D]}
+        uri = storage.join(self._folder(person), f"{sha}.json")
+        for left in reversed(range(_TRIES)):
+            try:
+                storage.write_json(uri, kept)
+                return
+            except StorageError:  # locally the folder may go, person and all, while we write into it
+                if not left or not storage.is_local(uri):
+                    raise
+
+    def remove(self, person: str) -> int:
+        """Forget a person; how many enrolments there were."""
+        person, number = _name(person), self.count(person)
+        for left in reversed(range(_TRIES)):
+            try:
+                storage.delete(self._folder(person))
+                return number
+            except StorageError:  # somebody enrols there now, or removes it, too
+                if not left or not storage.is_local(self.uri):
+                    raise
+        raise AssertionError("unreachable")
+
+    def people(self) -> dict[str, int]:
+        """Enrolments by person, sorted by name."""
+        with self._lock:
+            self._refresh()
+            return dict(sorted(Counter(entry[0] for entry in self._known.values() if entry).items()))
+
+    def count(self, person: str) -> int:
+        """Enrolments of a person."""
+        return self.people().get(_name(person), 0)
+
+    def search(self, x_BD: npt.ArrayLike, top: int | None = None) -> list[list[Match]]:
+        """Embeddings -> of each the people (at most ``top``), most similar first."""
+        with self._lock:
+            self._refresh()
+            people, starts, x_ND = self._people, self._starts, self._x_ND
+        if not people:
+            return [[] for _ in np.asarray(x_BD)]
+        found = []
+        for x_D in np.asarray(x_BD, np.float32):
+            best_P = np.maximum.reduceat(x_ND @ _unit(x_D), starts)
+            order = np.argsort(-best_P, kind="stable")[:top]
+            found.append([Match(people[p], float(best_P[p])) for p in order])
+        return found
+
+    def best(self, x_D: npt.ArrayLike, person: str) -> float | None:
+        """Cosine similarity to the most similar picture of a person; None for somebody unknown."""
+        person = _name(person)
+        ranked = self.search(np.asarray(x_D)[None])[0]
+        return next((match.similarity for match in ranked if match.person == person), None)
+
+    def _folder(self, person: str) -> str:
+        return storage.join(self.uri, hashlib.sha256(person.encode()).hexdigest())
+
+    def _refresh(self) -> None:
+        """Read the enrolments that are new, forget those that are gone."""
+        try:
+            there = {file.path for file in storage.walk(self.uri)}
+        except StorageError:
+            if storage.exists(self.uri):
+                raise
+            there = set()  # nobody yet
+        new = sorted(path for path in there - set(self._known) if path.endswith(".json"))
+        gone = set(self._known) - there
+        if not new and not gone:
+            return
+        for path in gone:
+            del self._known[path]
+        with ThreadPoolExecutor(min(_READERS, len(new) or 1)) as pool:
+            for path, entry in zip(new, pool.map(self._read, new), strict=True):
+                if entry is not _GONE:
+                    self._known[path] = entry
+        by_person: dict[str, list[Floats]] = {}
+        for _, known in sorted(self._known.items()):
+            if known is not None:
+                by_person.setdefault(known[0], []).append(known[1])
+        self._people = sorted(by_person)
+        rows = [by_person[person] for person in self._people]
+        self._starts = [0, *np.cumsum([len(r) for r in rows])[:-1].tolist()] if rows else []
+        self._x_ND = np.stack([x for r in rows for x in r]) if rows else np.zeros((0, 0), np.float32)
+
+    def _read(self, path: str) -> Any:
+        """(person, unit vector) of an object; None, and said, where it is no enrolment."""
+        uri = storage.join(self.uri, path)
+        try:
+            found = json.loads(storage.read_bytes(uri))
+            return str(found["person"]), _unit(np.asarray(found["embedding"], np.float32))
+        except StorageError:
+            if storage.exists(uri):
+                raise
+            return _GONE  # removed since it was listed
+        except (KeyError, TypeError, ValueError, DataError):
+            logger.warning("%s: no enrolment; left out", uri)
+        return None
+
+
+_GONE = object()
+
+
+def cosine(a_D: npt.ArrayLike, b_D: npt.ArrayLike) -> float:
+    """Cosine similarity of two embeddings, -1..1."""
+    return float(_unit(np.asarray(a_D, np.float32)) @ _unit(np.asarray(b_D, np.float32)))
+
+
+def _unit(x_D: Floats) -> Floats:
+    length = float(np.linalg.norm(x_D))
+    if x_D.ndim != 1 or not 0 < length < float("inf"):
+        raise DataError(f"embedding of shape {x_D.shape} and length {length}: accepted: (D,), not all zero")
+    return np.asarray(x_D / length, np.float32)
+
+
+def _name(person: str) -> str:
+    """One spelling of what looks the same (Unicode NFC)."""
+    if not 0 < len(person) <= MAX_NAME:
+        raise DataError(f"person {person[:40]!r}: accepted: a name of 1 to {MAX_NAME} characters")
+    return unicodedata.normalize("NFC", person)

@@ -1,0 +1,302 @@
+"""Multi-label image classification: any number of classes a picture, none too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from tlray import plots
+from tlray.config import Share, Strict
+from tlray.errors import ConfigError
+from tlray.image import Geometry
+from tlray.schema import LABELS, Kind
+from tlray.tasks import base
+from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
+
+if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+    from tlray.backbone import Backbone
+
+UNDECIDED = 0.5  # threshold of a class of which validation tells nothing
+
+
+class Task(Strict):
+    """Settings under ``task:``."""
+
+    name: Literal["multilabel"] = "multilabel"
+    label_smoothing: Share = 0.0
+    pos_weight: Literal["none", "balanced"] = "none"  # balanced: rarer classes weigh more where they occur
+    thresholds: tuple[Share, ...] | None = None  # a class each; None: chosen on validation for the best F1
+
+    columns: ClassVar[dict[str, Kind]] = {LABELS: "classes"}
+    goal: ClassVar[Goal] = Goal("map", "max")
+    gallery: ClassVar[bool] = False
+
+    def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
+        """Says which pictures have no class: they are taken, and teach what is none of them."""
+        none = pc.equal(pc.list_value_length(rows[LABELS]), 0)
+        paths = rows["path"].filter(pc.fill_null(none, False)).to_pylist()
+        if not paths:
+            return rows, []
+        return rows, [Remark("info", "no_class", f"{len(paths)} pictures of no class", paths)]
+
+    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+        """Linear classifier over the backbone's pooled features, one logit a class.
+
+        Raises ConfigError where there are more or fewer thresholds than classes.
+        """
+        if self.thresholds is not None and len(self.thresholds) != len(labels):
+            raise ConfigError(
+                f"task.thresholds: {len(self.thresholds)} numbers; accepted: one a class, {len(labels)}"
+            )
+        weights = None
+        if self.pos_weight == "balanced" and counts is not None:
+            seen = torch.tensor(counts, dtype=torch.float32).clamp(min=1)
+            weights = seen.mean() / seen
+        return Classifier(backbone, len(labels), self.label_smoothing, weights)
+
+    def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
+        """``labels`` (C,) float32: 1 where the class is in the picture."""
+        return {LABELS: _multi_hot(row[LABELS], len(labels)).astype(np.float32)}
+
+    def decode(
+        self, outputs: torch.Tensor, geometries: Sequence[Geometry], labels: list[str]
+    ) -> list[Prediction]:
+        """Logits (B, C) -> per picture all classes, most probable first, and those that are present."""
+        predictions = []
+        for p_C in outputs.float().sigmoid().cpu().numpy():
+            ranked = [
+                {"label": labels[i], "index": int(i), "probability": round(float(p_C[i]), 6)}
+                for i in np.argsort(-p_C, kind="stable")
+            ]
+            above = [item for item in ranked if item["probability"] >= self._threshold(item["index"])]
+            predictions.append({"labels": ranked, "present": [item["label"] for item in above]})
+        return predictions
+
+    def _threshold(self, index: int) -> float:
+        return UNDECIDED if self.thresholds is None else self.thresholds[index]
+
+    def metrics(self, labels: list[str]) -> Metrics:
+        return Metrics(len(labels), [self._threshold(i) for i in range(len(labels))])
+
+    def decided(self, metrics: base.Metrics) -> Task:
+        """With the thresholds at which each class has its best F1, unless they were set by hand."""
+        assert isinstance(metrics, Metrics)
+        if self.thresholds is not None or not metrics.scores:
+            return self
+        scores_NC, truth_NC = metrics.arrays()
+        best = [best_threshold(s, t) for s, t in zip(scores_NC.T, truth_NC.T, strict=True)]
+        return self.model_copy(update={"thresholds": tuple(best)})
+
+    def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
+        by_name = {item["label"]: item for item in prediction["labels"]}
+        by_index = {item["index"]: item["probability"] for item in prediction["labels"]}
+        return {
+            **({"truth": sorted(map(int, row[LABELS]))} if row is not None else {}),
+            "prediction": sorted(by_name[name]["index"] for name in prediction["present"]),
+            "probabilities": [by_index[i] for i in range(len(by_index))],
+        }
+
+    def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
+        return picture  # a class has no place in the picture
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
+
+    def summary(self, prediction: Prediction, top: int) -> str:
+        """The classes that are present with a ``+``, then the most probable others."""
+        there = set(prediction["present"])
+        ranked = sorted(prediction["labels"], key=lambda item: item["label"] not in there)  # stable
+        return "  ".join(
+            f"{'+' if item['label'] in there else ''}{item['label']} {item['probability']:.4f}"
+            for item in ranked[: max(top, len(there))]
+        )
+
+    def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
+        """Per-class figures, calibration, and the pictures that the model is most wrong about."""
+        rows, labels = evaluation["rows"], evaluation["labels"]
+        if not rows:
+            return []
+        scores_NC = np.array([row["probabilities"] for row in rows])
+        truth_NC, said_NC = (
+            np.array([_multi_hot(row[key], len(labels)) for row in rows]) for key in ("truth", "prediction")
+        )
+        cells = []
+        for i, label in enumerate(labels):
+            hits, said, there = (int(n) for n in _counts(truth_NC[:, i], said_NC[:, i]))
+            cells.append(
+                [
+                    label,
+                    average_precision(scores_NC[:, i], truth_NC[:, i]),
+                    hits / said if said else None,
+                    hits / there if there else None,
+                    2 * hits / (said + there) if said + there else None,
+                    self._threshold(i),
+                    there,
+                ]
+            )
+        cells.sort(key=lambda row: math.inf if row[1] is None else row[1])
+        names = ("average precision", "precision", "recall", "f1")
+        columns = [plots.Column("class"), *(plots.Column(name, 3, most=1) for name in names)]
+        columns += [plots.Column("threshold", 3), plots.Column("pictures")]
+        svg, ece = plots.reliability(scores_NC.ravel().tolist(), truth_NC.ravel().tolist())
+        p_NC = np.clip(scores_NC, 1e-6, 1 - 1e-6)
+        loss_N = -np.where(truth_NC, np.log(p_NC), np.log(1 - p_NC)).sum(axis=1)
+        wrong = np.flatnonzero((truth_NC != said_NC).any(axis=1))
+        worst = wrong[np.argsort(-loss_N[wrong], kind="stable")][:24].tolist()
+        return [
+            plots.Section(
+                "Classes",
+                "Average precision is over all thresholds; precision, recall and F1 are at the class's own. "
+                "Weakest first; a dash where a class was never predicted or never occurs.",
+                tables=[plots.Table(columns, cells)],
+            ),
+            plots.Section(
+                "Calibration",
+                f"How often a class is there when the model says how sure it is. Expected calibration error "
+                f"{ece:.3f} over ten bins, all classes together (arXiv 1706.04599).",
+                [svg],
+            ),
+            plots.Section(
+                "Worst pictures",
+                f"{len(rows) - len(wrong)} of {len(rows)} with every class right; those of the largest loss "
+                "first. Sometimes it is the labels.",
+                shots=[plots.Shot(i, _told(truth_NC[i], said_NC[i], scores_NC[i], labels)) for i in worst],
+            ),
+        ]
+
+
+class Classifier(nn.Module):
+    """backbone -> pooled features (B, num_features) -> logits (B, num_classes)."""
+
+    pos_weight: torch.Tensor | None
+
+    def __init__(
+        self, backbone: Backbone, num_classes: int, label_smoothing: float, pos_weight: torch.Tensor | None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.num_features, num_classes)
+        nn.init.zeros_(self.head.weight)  # the first predictions are 0.5, whatever the features
+        nn.init.zeros_(self.head.bias)
+        self.label_smoothing = label_smoothing
+        # Part of the loss, not of the model: it is not stored in the bundle.
+        self.register_buffer("pos_weight", pos_weight, persistent=False)
+
+    def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Logits (B, C), or with targets (``labels`` (B, C) float32) the mean loss (scalar)."""
+        logits: torch.Tensor = self.head(self.backbone.embed(self.backbone(x_BCHW)))
+        if targets is None:
+            return logits
+        wanted = targets[LABELS] * (1 - self.label_smoothing) + self.label_smoothing / 2
+        loss = F.binary_cross_entropy_with_logits(
+            logits, wanted, pos_weight=self.pos_weight, reduction="none"
+        )
+        return loss.mean()  # every row has all classes: the mean over rows
+
+
+class Metrics:
+    """Keeps every score and truth: average precision needs them all, and merging is exact.
+
+    Classes that never occur count for nothing; without rows, or without any class in them, NaN.
+    """
+
+    def __init__(self, num_classes: int, thresholds: Sequence[float]) -> None:
+        self.num_classes, self.thresholds = num_classes, np.array(thresholds)
+        self.scores: list[list[float]] = []
+        self.truth: list[list[int]] = []
+
+    def update(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> None:
+        for prediction, row in zip(predictions, rows, strict=True):
+            by_index = {item["index"]: item["probability"] for item in prediction["labels"]}
+            self.scores.append([by_index[i] for i in range(self.num_classes)])
+            self.truth.append(sorted(map(int, row[LABELS])))
+
+    def state(self) -> Any:
+        return {"scores": self.scores, "truth": self.truth}
+
+    def merge(self, state: Any) -> None:
+        self.scores += state["scores"]
+        self.truth += state["truth"]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (N, C) float64, truth (N, C) bool."""
+        truth_NC = np.array([_multi_hot(row, self.num_classes) for row in self.truth], dtype=bool)
+        return np.array(self.scores).reshape(-1, self.num_classes), truth_NC.reshape(-1, self.num_classes)
+
+    def compute(self) -> dict[str, float]:
+        """map: mean average precision over classes; macro_f1 and micro_f1 at the thresholds."""
+        scores_NC, truth_NC = self.arrays()
+        there_C = truth_NC.any(axis=0) if len(truth_NC) else np.zeros(self.num_classes, bool)
+        if not there_C.any():
+            return dict.fromkeys(("map", "macro_f1", "micro_f1"), float("nan"))
+        hits_C, said_C, true_C = _counts(truth_NC, scores_NC >= self.thresholds)
+        found = [average_precision(scores_NC[:, i], truth_NC[:, i]) for i in np.flatnonzero(there_C)]
+        return {
+            "map": float(np.mean([ap for ap in found if ap is not None])),
+            "macro_f1": float((2 * hits_C[there_C] / (said_C + true_C)[there_C]).mean()),
+            "micro_f1": float(2 * hits_C.sum() / (said_C + true_C).sum()),
+        }
+
+
+def average_precision(score_N: np.ndarray, truth_N: np.ndarray) -> float | None:
+    """Sum of precision x gain in recall over the thresholds, as in scikit-learn; None: no positive."""
+    if not truth_N.any():
+        return None
+    hits_T, said_T, _ = _curve(score_N, truth_N)
+    gain_T = np.diff(hits_T, prepend=0) / truth_N.sum()
+    return float((hits_T / said_T * gain_T).sum())
+
+
+def best_threshold(score_N: np.ndarray, truth_N: np.ndarray) -> float:
+    """Where F1 is best: half-way down to the next lower score, so that a score like it still counts."""
+    if not truth_N.any():
+        return UNDECIDED
+    hits_T, said_T, at_T = _curve(score_N, truth_N)
+    best = int(np.argmax(2 * hits_T / (said_T + truth_N.sum())))
+    below = at_T[best + 1] if best + 1 < len(at_T) else 0.0
+    return round(float((at_T[best] + below) / 2), 6)
+
+
+def _curve(score_N: np.ndarray, truth_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, predicted positives and the score at each distinct score, from the highest down."""
+    order_N = np.argsort(-score_N, kind="stable")
+    ranked_N = score_N[order_N]
+    last_T = np.flatnonzero(np.diff(ranked_N, append=-np.inf))  # of rows with one score, the last
+    return np.cumsum(truth_N[order_N])[last_T], last_T + 1, ranked_N[last_T]
+
+
+def _counts(truth: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, predicted and true positives, over the rows."""
+    return (truth & said).sum(axis=0), said.sum(axis=0), truth.sum(axis=0)
+
+
+def _multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:
+    there = np.zeros(num_classes, bool)
+    there[list(classes)] = True
+    return there
+
+
+def _told(
+    truth_C: np.ndarray, said_C: np.ndarray, score_C: np.ndarray, labels: Sequence[str]
+) -> list[tuple[str, str]]:
+    """What there is to say below a picture."""
+
+    def names(chosen_C: np.ndarray, scored: bool) -> str:
+        found = np.flatnonzero(chosen_C).tolist()
+        texts = [f"{labels[i]} {score_C[i]:.2f}" if scored else labels[i] for i in found]
+        return ", ".join(texts) or "none"
+
+    lines = [("truth", names(truth_C, False))]
+    for name, chosen_C in (("missed", truth_C & ~said_C), ("too much", said_C & ~truth_C)):
+        if chosen_C.any():
+            lines.append((name, names(chosen_C, True)))
+    return lines
