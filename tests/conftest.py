@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,15 +73,12 @@ def _end_ray() -> None:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return
-    # Ray Data's threads of a stream that was closed early run on for a moment; one that asks a Ray that is no
-    # more ends this process, and the summary of the tests with it.
-    for thread in threading.enumerate():
-        if thread.name == "iter_threaded":
-            thread.join(10)
     serve = sys.modules.get("ray.serve")
     if serve is not None:
         serve.shutdown()
-    ray.shutdown()
+    from tlray import runtime
+
+    runtime.disconnect()
 
 
 @pytest.fixture(scope="session")

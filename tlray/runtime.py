@@ -42,6 +42,7 @@ QUIET = {
 }
 LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private", "torch", "timm")
 EMIT_TIMEOUT_S = 5.0
+STREAM_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def session(verbose: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        _disconnect()
+        disconnect()
 
 
 def prepare(verbose: bool = False) -> None:
@@ -123,9 +124,17 @@ def _connect(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
-def _disconnect() -> None:
+def disconnect() -> None:
+    """End Ray, or leave the cluster.
+
+    A stream that was closed early, by an error for one, leaves threads of Ray Data that run on for a moment;
+    one that asks a Ray that is no more ends this process, exit code 1 and not a word.
+    """
     import ray
 
+    for thread in threading.enumerate():
+        if thread.name == "iter_threaded":
+            thread.join(STREAM_TIMEOUT_S)
     ray.shutdown()
 
 

@@ -45,30 +45,36 @@ def again(settings: config.Config, name: str, metric: str, **changes: Any) -> Sc
     return scores(storage.join(chosen.run_uri, "best"), chosen.data.uri, metric, records[-1]["seconds"])
 
 
+def winner(settings: config.Config) -> tuple[dict[str, Any], dict[str, Any], Scores]:
+    """Of a finished search: what trials.json holds, the winner's row in it, the winner's scores."""
+    story = storage.read_json(storage.join(settings.run_uri, "trials.json"))
+    best = next(row for row in story["trials"] if row["id"] == story["best"])
+    bundle, data = storage.join(settings.run_uri, "best"), storage.absolute(settings.data.uri)
+    return story, best, scores(bundle, data, story["goal"]["name"], best["seconds"])
+
+
 def arms(settings: config.Config) -> dict[str, Scores]:
     """The winner of a finished search beside the best frozen backbone and training from scratch."""
-    story = storage.read_json(storage.join(settings.run_uri, "trials.json"))
+    story, best, won = winner(settings)
     metric, trials = story["goal"]["name"], story["trials"]
-    best = next(row for row in trials if row["id"] == story["best"])
     frozen = [row for row in trials if row["params"]["model.freeze"] == "all" and row["best"] is not None]
     probe = max(frozen, key=lambda row: row["best"])["params"]
     scratch = {
         **best["params"], "model.weights": "none", "model.freeze": 0, "optim.backbone_lr_ratio": 1.0,
     }  # fmt: skip
-    won = storage.join(settings.run_uri, "best")
     return {
-        "winner": scores(won, storage.absolute(settings.data.uri), metric, best["seconds"]),
+        "winner": won,
         "frozen": again(settings, f"{settings.name}-frozen", metric, **probe),
         "from scratch": again(settings, f"{settings.name}-scratch", metric, **scratch),
     }
 
 
-def plain(folder: Path, winner: config.Config, lr: float, threads: int = 2) -> dict[str, float]:
+def plain(folder: Path, settings: config.Config, lr: float, threads: int = 2) -> dict[str, float]:
     """A loop as anybody would write it."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    size, epochs = winner.input.size or 64, winner.train.epochs
+    size, epochs = settings.input.size or 64, settings.train.epochs
     grow = [T.RandomResizedCrop(size, scale=(0.35, 1)), T.RandomHorizontalFlip(), T.PILToTensor()]
     see = [T.Resize(size), T.CenterCrop(size), T.PILToTensor()]
     data = {
@@ -77,11 +83,11 @@ def plain(folder: Path, winner: config.Config, lr: float, threads: int = 2) -> d
     }
     load = {
         split: torch.utils.data.DataLoader(
-            d, winner.train.batch_size, shuffle=split == "train", num_workers=2
+            d, settings.train.batch_size, shuffle=split == "train", num_workers=2
         )
         for split, d in data.items()
     }
-    backbone = Backbone(winner.model.backbone, winner.model.weights, size=size)
+    backbone = Backbone(settings.model.backbone, settings.model.weights, size=size)
     head = torch.nn.Linear(backbone.num_features, len(data["train"].classes))
     parameters = [*backbone.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torchvision.transforms.v2 as T
-from bench_accuracy import Scores, scores
+from bench_accuracy import Scores, winner
 from PIL import Image
 from pyarrow import fs as pafs
 from torch import nn
@@ -202,18 +202,16 @@ def main() -> None:
     settings = config.parse(storage.read_json(storage.join(args.run, "config.json")), args.run)
     task = tasks.load(settings.task)
     labels = tasks.labels_of(task, Dataset.open(settings.data.uri))
-    best = storage.read_json(storage.join(args.run, "trials.json"))
-    seconds = next(row["seconds"] for row in best["trials"] if row["id"] == best["best"])
     with runtime.session():
-        winner = scores(storage.join(args.run, "best"), settings.data.uri, task.goal.name, seconds)
+        _, _, won = winner(settings)
     tries = {lr: reference(Path(args.folder), settings, labels, lr) for lr in RATES}
     lr = max(tries, key=lambda rate: tries[rate]["validation"])
-    for side, found in (("winner", winner), (f"reference, lr {lr:g}", tries[lr])):
+    for side, found in (("winner", won), (f"reference, lr {lr:g}", tries[lr])):
         figures = "  ".join(f"{split} {found[split]:.4f}" for split in ("validation", "test"))
         print(f"{side:20} {figures}  {found['seconds']:.0f} s", file=sys.stderr)
     print(
         json.dumps(
-            {"metric": task.goal.name, "epochs": settings.train.epochs, "winner": winner, "reference": tries}
+            {"metric": task.goal.name, "epochs": settings.train.epochs, "winner": won, "reference": tries}
         )
     )
 

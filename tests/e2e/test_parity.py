@@ -12,39 +12,25 @@ import numpy as np
 import pytest
 import torch
 
+from tests.contract.test_tasks import PRE, Toy
 from tests.toys import scenes_dataset
 from tlray import bundle, stream, tasks
-from tlray.backbone import Backbone
 from tlray.config import Serving
 from tlray.dataset import Dataset
 from tlray.evaluate import evaluate
-from tlray.image import Preprocess
 from tlray.serve import deploy
 from tlray.serve.model import Served, load_predictor
-from tlray.tasks.base import Task
 
-ROWS = 9
+ROWS = 8
 
 
-def saved(folder: Path, data: Dataset, task: Task) -> str:
+def saved(folder: Path, data: Dataset, name: str) -> str:
     """A bundle of a model that has learnt a little."""
-    torch.manual_seed(1)
-    torch.set_flush_denormal(True)  # as training does; they make AdamW many times slower
-    backbone, labels = Backbone("resnet10t-nano", "builtin", size=64), tasks.labels_of(task, data)
-    module = task.build(backbone, labels, tasks.counts(task, data, "train"))
-    preprocess = Preprocess(size=(64, 64), fit="letterbox", mean=backbone.mean, std=backbone.std)
-    source = stream.Source(data.uri, "train", task, tuple(labels), preprocess)
-    batch = stream.make_batch(source, data.fingerprint, 0, np.arange(ROWS))
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    for _ in range(40):
-        loss = module(batch.x_BCHW, batch.targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-    model = bundle.Model(module.eval(), task, backbone.spec(), 0, preprocess, labels, data.fingerprint)
-    golden = [p["bytes"] for p in data.rows("test", [0, 1])["image"].to_pylist()]
-    bundle.save(str(folder), model, {}, {}, golden)
+    toy = Toy(name, ROWS)
+    toy.learn(40)
+    spec = toy.module.backbone.spec()
+    model = bundle.Model(toy.module.eval(), toy.task, spec, 0, PRE, toy.labels, data.fingerprint)
+    bundle.save(str(folder), model, {}, {}, toy.pictures[:2])
     return str(folder)
 
 
@@ -70,21 +56,17 @@ def test_the_endpoint_sees_and_says_what_evaluation_does(ray_local: Any, tmp_pat
     """Of every task, to the last digit."""
     models = {name: tasks.load({"name": name}) for name in tasks.names()}
     data = {
-        name: Dataset.open(scenes_dataset(tmp_path / name, task.columns, train=ROWS, test=ROWS))
+        name: Dataset.open(scenes_dataset(tmp_path / name, task.columns, test=ROWS))
         for name, task in models.items()
     }
-    served = [
-        Served(name, None, saved(tmp_path / f"{name}-bundle", data[name], task))
-        for name, task in models.items()
-    ]
+    served = [Served(name, None, saved(tmp_path / f"{name}-bundle", data[name], name)) for name in models]
     with deploy.start(served, Serving(port=0, cpus_per_replica=0.5), load=telling) as server:
         for one in served:
             task, labels = models[one.name], tasks.labels_of(models[one.name], data[one.name])
             told = evaluate(one.uri, data[one.name].uri, "test")["metrics"]
             assert told[task.goal.name] > 0, f"{one.name}: the comparison would mean little"
 
-            preprocess = bundle.read_manifest(one.uri).preprocess
-            source = stream.Source(data[one.name].uri, "test", task, tuple(labels), preprocess)
+            source = stream.Source(data[one.name].uri, "test", task, tuple(labels), PRE)
             validated = stream.make_batch(source, data[one.name].fingerprint, 0, np.arange(ROWS)).x_BCHW
             metrics = task.metrics(labels)
             for number, row in enumerate(data[one.name].rows("test", range(ROWS)).to_pylist()):

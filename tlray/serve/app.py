@@ -256,14 +256,14 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         deadline = asyncio.get_running_loop().time() + settings.timeout_s
         return (await answered(find(name), deadline, verb, *args))["results"]
 
-    takes_pictures: dict[str, Any] = {"responses": answers, "openapi_extra": {"requestBody": _BODY}}
+    takes_pictures: dict[str, Any] = {"requestBody": _BODY}
     gives_picture: dict[int | str, dict[str, Any]] = {200: {"content": {PNG: {"schema": _PICTURE}}}}
 
     @app.post(
         "/v1/models/{name}/predict",
         response_model=Answer,
         responses={**answers, **gives_picture, 406: {**answers["default"], "description": _NO_PNG}},
-        openapi_extra=takes_pictures["openapi_extra"],
+        openapi_extra=takes_pictures,
     )
     async def predict(
         name: str,
@@ -281,7 +281,12 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         model, found, timing = await ask(name, request, "predict", top)
         return _json(Answer, model, timing, predictions=found)
 
-    @app.post("/v1/models/{name}/embed", response_model=Embeddings, **takes_pictures)
+    @app.post(
+        "/v1/models/{name}/embed",
+        response_model=Embeddings,
+        responses=answers,
+        openapi_extra=takes_pictures,
+    )
     async def embed(
         name: str,
         request: Request,
@@ -295,14 +300,19 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         "/v1/models/{name}/draw",
         response_class=_Png,
         responses={**answers, **gives_picture},
-        openapi_extra=takes_pictures["openapi_extra"],
+        openapi_extra=takes_pictures,
     )
     async def draw(name: str, request: Request) -> Response:
         """The prediction of one picture drawn over it, as PNG."""
         _, png, _ = await ask(name, request, "draw", count=1)
         return Response(png, media_type=PNG)
 
-    @app.post("/v1/models/{name}/enroll", response_model=Enrolled, **takes_pictures)
+    @app.post(
+        "/v1/models/{name}/enroll",
+        response_model=Enrolled,
+        responses=answers,
+        openapi_extra=takes_pictures,
+    )
     async def enroll(name: str, request: Request, person: Person) -> Response:
         """Make a person known by one picture or more; the same picture again changes nothing.
 
@@ -311,7 +321,12 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         model, found, timing = await ask(name, request, "enroll", person)
         return _json(Enrolled, model, timing, person=person, pictures=found)
 
-    @app.post("/v1/models/{name}/identify", response_model=Identities, **takes_pictures)
+    @app.post(
+        "/v1/models/{name}/identify",
+        response_model=Identities,
+        responses=answers,
+        openapi_extra=takes_pictures,
+    )
     async def identify(
         name: str,
         request: Request,
@@ -321,7 +336,12 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         model, found, timing = await ask(name, request, "identify", top)
         return _json(Identities, model, timing, **found)
 
-    @app.post("/v1/models/{name}/verify", response_model=Verified, **takes_pictures)
+    @app.post(
+        "/v1/models/{name}/verify",
+        response_model=Verified,
+        responses=answers,
+        openapi_extra=takes_pictures,
+    )
     async def verify(
         name: str,
         request: Request,
