@@ -20,7 +20,7 @@ ORDER = [
     "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry", "gallery",
     "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "pictures", "batch",
     "similar", "embed", "track",
-    "candidate", "checkpoint", "evaluate", "train", "search", "serve", "report", "road", "doctor",
+    "candidate", "checkpoint", "evaluate", "loop", "train", "search", "serve", "report", "road", "doctor",
     "quickstart", "cli",
 ]
 # fmt: on

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.toys import dataset
-from tlray import checkpoint, config, train
+from tlray import checkpoint, config, loop, train
 from tlray.candidate import schedule
 from tlray.errors import ConfigError, DataError, StorageError
 
@@ -28,11 +28,11 @@ def make(uri, folder, **changes):
 
 def run(settings, stop_after=None):
     records = []
-    loop = train.epochs(settings, settings.run_uri, train.Solo(1), lambda event: None)
-    for record in loop:
+    training = loop.epochs(settings, loop.Solo(1), lambda event: None)
+    for record in training:
         records.append(record)
         if stop_after and len(records) == stop_after:
-            loop.close()
+            training.close()
     return records
 
 

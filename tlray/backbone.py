@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import timm
@@ -90,6 +91,41 @@ class Chain(nn.Module):
         return x
 
 
+@dataclass(frozen=True)
+class Boundary:
+    """Where a frozen prefix ends (after ``depth`` stages), and what a head reads.
+
+    ``reads``: indices of the stages whose maps it takes; None: the pooled features alone.
+    """
+
+    depth: int
+    reads: tuple[int, ...] | None = None
+
+    def keeps(self, num_stages: int) -> list[int]:
+        """Stages of the prefix whose outputs are needed to go on from it."""
+        read = [i for i in self.reads or () if i < self.depth]
+        goes_on = self.depth < num_stages and (self.reads is None or max(self.reads) >= self.depth)
+        return sorted({*read, self.depth - 1} if goes_on else read)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen prefix made of a batch: a `Backbone` takes it in place of the pixels and goes on.
+
+    maps: outputs of stages, by index. pooled: (B, num_features), where nothing is left to run. shape: of the
+    pixels, (B, C, H, W).
+    """
+
+    maps: dict[int, Tensor]
+    pooled: Tensor | None
+    shape: torch.Size
+
+    def to(self, device: str | torch.device, **how: Any) -> Features:
+        """The same on a device."""
+        maps = {i: x.to(device, **how) for i, x in self.maps.items()}
+        return Features(maps, None if self.pooled is None else self.pooled.to(device, **how), self.shape)
+
+
 class Backbone(nn.Module):
     """A timm model (or a built-in one) without its classifier, cut into stages.
 
@@ -158,17 +194,46 @@ class Backbone(nn.Module):
         self.strides: list[int] = list(plan.strides)
         self.frozen_depth = 0
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor | Features) -> Tensor:
         """Pixels 0..255 to the final features: BCHW, BHWC or BND, as the architecture has them."""
-        x = x_BCHW
-        for stage in self._chain:
+        done = x_BCHW.maps if isinstance(x_BCHW, Features) else {-1: x_BCHW}
+        last = max(done)
+        x = done[last]
+        for stage in self._chain[last + 1 :]:
             x = stage(x)
         return x
 
     def embed(self, features: Tensor) -> Tensor:
         """Final features to pooled ones, (B, num_features): timm's ``forward_head(pre_logits=True)``."""
         x_BD: Tensor = self.model.forward_head(features, pre_logits=True)
+        return self._drop(x_BD)
+
+    def pooled(self, x_BCHW: Tensor | Features) -> Tensor:
+        """Pixels 0..255 to pooled features (B, num_features): `embed` of `forward`."""
+        if isinstance(x_BCHW, Features) and x_BCHW.pooled is not None:
+            return self._drop(x_BCHW.pooled)
+        return self.embed(self(x_BCHW))
+
+    def _drop(self, x_BD: Tensor) -> Tensor:
         return F.dropout(x_BD, self.drop_rate, self.training) if self.drop_rate else x_BD
+
+    @torch.no_grad()
+    def features(self, x_BCHW: Tensor, boundaries: Iterable[Boundary]) -> dict[Boundary, Features]:
+        """What heads at these boundaries need, in one pass; every stage below them must be frozen."""
+        wanted, kept = set(boundaries), dict[int, Tensor]()
+        last, x = max((b.depth for b in wanted), default=0), x_BCHW
+        assert all(stage.frozen for stage in self._chain[:last]), "a prefix that learns is none"
+        needed = {i for b in wanted for i in b.keeps(len(self.stages))}
+        for i, stage in enumerate(self._chain[:last]):
+            x = stage(x)
+            if i in needed:
+                kept[i] = x
+        found = {}
+        for b in wanted:
+            whole = b.reads is None and b.depth == len(self.stages)
+            pooled = self.model.forward_head(x, pre_logits=True) if whole else None
+            found[b] = Features({i: kept[i] for i in b.keeps(len(self.stages))}, pooled, x_BCHW.shape)
+        return found
 
     def prefix(self, depth: int | float | str) -> Chain:
         """The first ``depth`` stages, pixels in; depth 0 is the identity. Depth as in `freeze`."""
@@ -178,7 +243,7 @@ class Backbone(nn.Module):
         """The stages after the first ``depth``; takes what `prefix` of that depth gives."""
         return Chain(self._chain[self.resolve(depth) :])
 
-    def pyramid(self, x_BCHW: Tensor, stages: Sequence[int | str] | None = None) -> list[Tensor]:
+    def pyramid(self, x_BCHW: Tensor | Features, stages: Sequence[int | str] | None = None) -> list[Tensor]:
         """Outputs of some stages (names or indices, None: all) as BCHW maps, in the order of the stages.
 
         Tokens become maps without their class and register tokens. Channels and strides are those of
@@ -186,9 +251,11 @@ class Backbone(nn.Module):
         """
         wanted = set(range(len(self.stages))) if stages is None else {self._index(s) for s in stages}
         h, w = x_BCHW.shape[-2:]
-        maps, x = [], x_BCHW
+        done = x_BCHW.maps if isinstance(x_BCHW, Features) else {-1: x_BCHW}
+        last, maps = max(done), []
+        x = done[last]
         for i, stage in enumerate(self._chain[: max(wanted, default=-1) + 1]):
-            x = stage(x)
+            x = stage(x) if i > last else done.get(i, x)
             if i in wanted:
                 maps.append(self._as_map(x, i, h, w))
         return maps

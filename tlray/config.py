@@ -65,6 +65,7 @@ class Augmentation(Strict):
     brightness: Share = 0.2
     contrast: Share = 0.2
     saturation: Share = 0.2
+    views: Count | None = None  # different ones of each picture; 1: the plain picture alone; None: always new
 
     @field_validator("scale", "ratio")
     @classmethod

@@ -53,7 +53,7 @@ class Bare:
         if stage is not None:
             x_BD = self.backbone.pyramid(x_BCHW, [stage])[0].mean(dim=(2, 3))
         else:
-            x_BD = self.backbone.embed(self.backbone(x_BCHW))
+            x_BD = self.backbone.pooled(x_BCHW)
         found: np.ndarray = x_BD.float().cpu().numpy()
         return found
 

@@ -131,6 +131,13 @@ class Augment:
     def __init__(self, settings: Augmentation) -> None:
         self.settings = settings
 
+    @staticmethod
+    def view(settings: Augmentation | None, epoch: int) -> int | None:
+        """Which view of every picture an epoch shows, a number for its randomness; None: plain."""
+        if settings is None or settings.views == 1:
+            return None
+        return epoch if settings.views is None else epoch % settings.views
+
     def sample(self, rng: np.random.Generator, source: Size, pre: Preprocess) -> Geometry:
         """Random resized crop (Inception, arXiv 1409.4842) and mirror, as a geometry."""
         s, (width, height) = self.settings, source

@@ -73,7 +73,7 @@ class Predictor:
         elif hasattr(module, "embed"):
             x_BD = module.embed(x_BCHW)
         else:
-            x_BD = module.backbone.embed(module.backbone(x_BCHW))
+            x_BD = module.backbone.pooled(x_BCHW)
         found: np.ndarray = x_BD.float().cpu().numpy()
         return found
 

@@ -107,18 +107,19 @@ def reader(uri: str, split: str, cache_mb: int, fingerprint: str) -> RowReader:
 
 
 def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> Batch:
-    """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, epoch, row)."""
+    """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, view, row)."""
     read = reader(source.uri, source.split, source.cache_mb, fingerprint)
     labels = list(source.labels)
     augment = Augment(source.augment) if source.augment else None
+    view = Augment.view(source.augment, epoch)
     pictures, targets, geometries, paths = [], [], [], []
     for index in map(int, rows):
         data, row = read(index)
         try:
-            if augment is None:
+            if augment is None or view is None:
                 x, geometry = render(data, source.preprocess)
             else:
-                rng = row_rng(source.seed, epoch, index)
+                rng = row_rng(source.seed, view, index)
                 size = source_size(data, source.preprocess.max_pixels)
                 x, geometry = render(data, source.preprocess, augment.sample(rng, size, source.preprocess))
                 x = augment.colour(rng, x)

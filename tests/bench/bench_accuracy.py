@@ -24,7 +24,7 @@ import torchvision.transforms.v2 as T
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 
-from tlray import config, runtime, storage, train
+from tlray import config, loop, runtime, storage
 from tlray.backbone import Backbone
 from tlray.evaluate import evaluate
 
@@ -41,7 +41,7 @@ def again(settings: config.Config, name: str, metric: str, **changes: Any) -> Sc
     """Train in this process with other settings."""
     chosen = runtime.placed(settings.override({"name": name, **changes}))
     storage.delete(chosen.run_uri)
-    records = list(train.epochs(chosen, chosen.run_uri, train.Solo(runtime.cores()), lambda event: None))
+    records = list(loop.epochs(chosen, loop.Solo(runtime.cores()), lambda event: None))
     return scores(storage.join(chosen.run_uri, "best"), chosen.data.uri, metric, records[-1]["seconds"])
 
 

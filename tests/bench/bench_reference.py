@@ -106,12 +106,12 @@ class _Pyramid(nn.Module):
 
     def __init__(self, detector: Any, channels: int) -> None:
         super().__init__()
-        self.backbone, self.fpn, self.stages = detector.backbone, detector.fpn, detector.stages
+        self.backbone, self.fpn, self.reads = detector.backbone, detector.fpn, detector.reads
         self.out_channels = channels
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = self.backbone.pyramid(x, self.stages)
-        maps: dict[str, torch.Tensor] = self.fpn(dict(zip(map(str, self.stages), found, strict=True)))
+        found = self.backbone.pyramid(x, self.reads)
+        maps: dict[str, torch.Tensor] = self.fpn(dict(zip(map(str, self.reads), found, strict=True)))
         return maps
 
 

@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from tests.toys import scenes_dataset
-from tlray import config, storage, tasks, train
+from tlray import config, loop, storage, tasks, train
 from tlray.config import Config
 
 # Their heads have a batch norm, which sees each worker's rows alone: the metric is compared, not the weights.
@@ -31,8 +31,8 @@ def settings(name: str, folder: Path, run: str) -> Config:
     )  # fmt: skip
 
 
-def learn(chosen: Config, worker: train.Worker) -> None:
-    for _ in train.epochs(chosen, chosen.run_uri, worker, lambda event: None):
+def learn(chosen: Config, worker: loop.Worker) -> None:
+    for _ in loop.epochs(chosen, worker, lambda event: None):
         pass
 
 
@@ -48,7 +48,7 @@ def test_two_workers_learn_what_one_learns(ray_local: Any, tmp_path: Path) -> No
     for name in names:
         task = tasks.load({"name": name})
         scenes_dataset(tmp_path / name / "data", task.columns, train=20, validation=9)
-        learn(settings(name, tmp_path, "one"), train.Solo(1))
+        learn(settings(name, tmp_path, "one"), loop.Solo(1))
     trees = {name: settings(name, tmp_path, "two").model_dump(mode="json") for name in names}
     TorchTrainer(
         both,
@@ -58,7 +58,7 @@ def test_two_workers_learn_what_one_learns(ray_local: Any, tmp_path: Path) -> No
     ).fit()
     for name in names:
         one, two = (tmp_path / name / run for run in ("one", "two"))
-        stories = [storage.read_json(str(run / train.METRICS))["epochs"] for run in (one, two)]
+        stories = [storage.read_json(str(run / loop.METRICS))["epochs"] for run in (one, two)]
         assert [len(story) for story in stories] == [2, 2]
         assert stories[0][-1]["step"] == stories[1][-1]["step"] == 6, name
         assert stories[1][-1]["best"] == pytest.approx(stories[0][-1]["best"], abs=1e-4), name

@@ -22,7 +22,7 @@ import ray
 import torch
 from ray import tune
 
-from tlray import checkpoint, runtime, storage, train
+from tlray import checkpoint, loop, runtime, storage, train
 from tlray.config import Config, parse
 from tlray.errors import StorageError, TlrayError
 from tlray.search.leader import Leader
@@ -91,7 +91,7 @@ class Trial(tune.Trainable):
         if config.scale.num_workers > 1:
             self._team = Team(config, self._tell)
             return self._team.records()
-        return train.epochs(config, config.run_uri, train.Solo(self._threads), self._tell)
+        return loop.epochs(config, loop.Solo(self._threads), self._tell)
 
     def step(self) -> dict[str, Any]:
         """One epoch. What goes wrong in the trial ends the trial, and neither this process nor the search."""

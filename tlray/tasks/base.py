@@ -70,6 +70,9 @@ class Module(Protocol):
     """What `Task.build` returns: an nn.Module with ``backbone`` and, beside it, everything new.
 
     Parameters whose name starts with one of ``training_only`` are kept in checkpoints and not in bundles.
+    ``reads``: indices of the backbone's stages whose maps the head takes (absent: the pooled features alone);
+    ``mixes_pixels``: whether training changes the pixels of a batch. By these a search knows what it may
+    compute once; ``x_BCHW`` may then be a `Features` in place of pixels, which the backbone's methods take.
     Where the task trains an embedding, ``embed(x_BCHW)`` gives it, (B, D); `Predictor.embed` asks for it.
     """
 

@@ -112,6 +112,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)  # the first predictions are the uniform ones, whatever the features
         nn.init.zeros_(self.head.bias)
         self.label_smoothing, self.mixup = label_smoothing, mixup
+        self.mixes_pixels = mixup > 0
         # Part of the loss, not of the model: it is not stored in the bundle.
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -129,7 +130,7 @@ class Classifier(nn.Module):
         return share * self._loss(logits, label_B) + (1 - share) * self._loss(logits, label_B[order_B])
 
     def _logits(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        pooled_BF = self.backbone.embed(self.backbone(x_BCHW))
+        pooled_BF = self.backbone.pooled(x_BCHW)
         logits: torch.Tensor = self.head(pooled_BF)
         return logits
 

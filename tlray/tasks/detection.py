@@ -194,12 +194,12 @@ class Detector(nn.Module):
                 f"task.min_stride = {settings.min_stride} ({backbone.name}): accepted: at most "
                 f"{max(backbone.strides)}, the stride of its last stage"
             )
-        self.stages, self.strides = list(last.values()), list(last)
+        self.reads, self.strides = list(last.values()), list(last)
         size = backbone.size if isinstance(backbone.size, int) else max(backbone.size)
         largest = settings.anchor_scale * 2 ** (2 / 3)  # anchor of a map, in strides
         while largest * self.strides[-1] < size / 2:  # for what fills the picture
             self.strides.append(2 * self.strides[-1])
-        widths = [backbone.channels[i] for i in self.stages]
+        widths = [backbone.channels[i] for i in self.reads]
         self.fpn = FeaturePyramidNetwork(widths, settings.channels)
         self.anchors = Anchors(self.strides, settings.anchor_scale)
 
@@ -214,8 +214,8 @@ class Detector(nn.Module):
 
     def maps(self, x_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
         """The pyramid, finest first, and the input's height and width."""
-        found = self.backbone.pyramid(x_BCHW, self.stages)
-        maps = list(self.fpn(dict(zip(map(str, self.stages), found, strict=True))).values())
+        found = self.backbone.pyramid(x_BCHW, self.reads)
+        maps = list(self.fpn(dict(zip(map(str, self.reads), found, strict=True))).values())
         while len(maps) < len(self.strides):
             maps.append(F.max_pool2d(maps[-1], 1, 2))
         return maps, (int(x_BCHW.shape[-2]), int(x_BCHW.shape[-1]))
@@ -329,7 +329,7 @@ class TwoStage(Detector):
         )  # fmt: skip
         width = 8 * settings.channels
         self.roi = RoIHeads(
-            MultiScaleRoIAlign([str(i) for i in range(len(self.stages))], output_size=7, sampling_ratio=2),
+            MultiScaleRoIAlign([str(i) for i in range(len(self.reads))], output_size=7, sampling_ratio=2),
             TwoMLPHead(49 * settings.channels, width), FastRCNNPredictor(width, num_classes + 1),
             fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=128, positive_fraction=0.25,
             bbox_reg_weights=None, score_thresh=0.0, nms_thresh=1.0, detections_per_img=1,

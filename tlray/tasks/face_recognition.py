@@ -157,7 +157,7 @@ class Embedder(nn.Module):
         return F.normalize(self._points(x_BCHW).float())
 
     def _points(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        x_BD = self.project(self.backbone.embed(self.backbone(x_BCHW)))
+        x_BD = self.project(self.backbone.pooled(x_BCHW))
         if self.training and len(x_BD) == 1:  # one picture has no variance: the last batch of an epoch
             norm = self.norm
             return F.batch_norm(

@@ -193,7 +193,7 @@ class Classifier(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits (B, C), or with targets (``labels`` (B, C) float32) the mean loss (scalar)."""
-        logits: torch.Tensor = self.head(self.backbone.embed(self.backbone(x_BCHW)))
+        logits: torch.Tensor = self.head(self.backbone.pooled(x_BCHW))
         if targets is None:
             return logits
         wanted = targets[LABELS] * (1 - self.label_smoothing) + self.label_smoothing / 2

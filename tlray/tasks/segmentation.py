@@ -205,10 +205,10 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         # The last stage of each stride, from the finest wanted on; all of them where none is that coarse.
         last = {stride: i for i, stride in enumerate(backbone.strides)}
-        self.levels = sorted(i for stride, i in last.items() if stride >= settings.min_stride)
-        self.levels = self.levels or [len(backbone.strides) - 1]
+        self.reads = sorted(i for stride, i in last.items() if stride >= settings.min_stride)
+        self.reads = self.reads or [len(backbone.strides) - 1]
         width = settings.channels
-        self.pyramid = FeaturePyramidNetwork([backbone.channels[i] for i in self.levels], width)
+        self.pyramid = FeaturePyramidNetwork([backbone.channels[i] for i in self.reads], width)
         self.refine = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(_groups(width), width), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(_groups(width), width), nn.ReLU(),
@@ -218,7 +218,7 @@ class Segmenter(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits, or with targets (``mask`` (B, H, W) uint8) the mean loss of the rows (scalar)."""
-        maps = self.backbone.pyramid(x_BCHW, self.levels)
+        maps = self.backbone.pyramid(x_BCHW, self.reads)
         levels = list(self.pyramid({str(i): m for i, m in enumerate(maps)}).values())
         finest = levels[0]
         for level in levels[1:]:

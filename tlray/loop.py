@@ -1,0 +1,432 @@
+"""The one training loop: candidates, one or many, over one stream of batches.
+
+`Loop.epochs` is a generator that gives the candidates' records after each epoch, so whoever drives it
+(Ray Train's workers, a trial or a group of trials in ``search``) hands the records on and may end a
+candidate there. Each candidate starts where its run's newest sound checkpoint stood, at any step, and then
+sees the very batches and draws the very random numbers that it would have without the interruption, and
+without the other candidates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from tlray import bundle, checkpoint, storage, stream, tasks
+from tlray.backbone import Boundary, Features
+from tlray.candidate import Candidate, build_model
+from tlray.config import Config
+from tlray.dataset import Dataset
+from tlray.errors import RunError
+from tlray.image import Geometry
+from tlray.order import Indices, Order, share
+from tlray.tasks.base import Row
+from tlray.track import Tracker
+
+Record = dict[str, Any]
+Emit = Callable[[dict[str, Any]], None]
+METRICS = "metrics.json"
+SAVE_EVERY_S = 60.0  # candidates of a search: what a kill may cost each of them
+
+
+class Worker(Protocol):
+    """One of the processes that train together."""
+
+    rank: int
+    world: int
+    device: torch.device
+    threads: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, by rank, on every rank: a barrier."""
+        ...
+
+
+@dataclass
+class Solo:
+    """A process that trains alone."""
+
+    threads: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@dataclass
+class Fed:
+    """A batch as candidates take it, on the device: ``x_BCHW`` uint8 pixels (None where no candidate begins
+    there), features by boundary; targets by name, rows (B,) and geometries as in `stream.Batch`."""
+
+    x_BCHW: torch.Tensor | None
+    features: dict[Boundary, Features]
+    targets: dict[str, Any]
+    rows: Indices
+    geometries: list[Geometry]
+
+    def input(self, boundary: Boundary | None) -> Any:
+        """What a candidate's module takes."""
+        return self.x_BCHW if boundary is None else self.features[boundary]
+
+
+class Feed(Protocol):
+    """Where batches come from."""
+
+    def train(self, first: int, last: int) -> Iterator[Fed | None]:
+        """This rank's batches of the steps [first, last); None where it has no row in a step."""
+        ...
+
+    def one(self, epoch: int, row: Indices) -> Fed:
+        """A batch of one row, for a rank that has none in a step."""
+        ...
+
+    def validation(self) -> Iterable[Fed]:
+        """This rank's part of the validation split."""
+        ...
+
+
+class Pixels:
+    """Every batch rendered for its step: what plain training eats."""
+
+    def __init__(self, source: stream.Source, order: Order, config: Config, worker: Worker) -> None:
+        self.source, self.order, self.worker = source, order, worker
+        self.channels_last = config.train.channels_last
+        plain = stream.plain(source, config.data.validation_split)
+        self._held = stream.Held(plain, worker.rank, worker.world, config.train.batch_size)
+        self._fingerprint = Dataset.open(source.uri).fingerprint
+
+    def train(self, first: int, last: int) -> Iterator[Fed | None]:
+        for batch in stream.train_batches(self.source, self.order, self.worker.rank, first, last):
+            yield self.fed(batch) if batch else None
+
+    def one(self, epoch: int, row: Indices) -> Fed:
+        return self.fed(stream.make_batch(self.source, self._fingerprint, epoch, row))
+
+    def validation(self) -> Iterator[Fed]:
+        for batch in self._held:
+            x_BCHW = batch.x_BCHW.to(self.worker.device, non_blocking=True)
+            yield Fed(x_BCHW, {}, {}, batch.rows, batch.geometries)
+
+    def fed(self, batch: stream.Batch) -> Fed:
+        """A batch on the device."""
+        x_BCHW, targets = stream.to_device(batch, self.worker.device, self.channels_last)
+        return Fed(x_BCHW, {}, targets, batch.rows, batch.geometries)
+
+
+@dataclass
+class Progress:
+    """What a checkpoint knows besides weights and optimiser: the cursor and the story so far."""
+
+    step: int = 0  # optimiser steps done: the cursor in the order of rows
+    loss_sum: float = 0.0  # of the running epoch, over this run's rows
+    loss_rows: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+    history: list[Record] = field(default_factory=list)
+
+
+@dataclass
+class Best:
+    """The best epoch of a candidate whose bundle is not written yet."""
+
+    weights: dict[str, torch.Tensor]
+    model: bundle.Model
+    metrics: dict[str, float]
+
+
+class Run:
+    """One candidate on its way through the loop: model, optimiser, cursor, story, and the folder it fills."""
+
+    def __init__(self, config: Config, loop: Loop) -> None:
+        self.config, self.uri, self.loop, self.worker = config, config.run_uri, loop, loop.worker
+        self.began = time.perf_counter()
+        self.task = tasks.load(config.task)
+        torch.manual_seed(config.seed)
+        # Where the weights come from: 1. this run's newest sound checkpoint, whether Ray started the workers
+        # anew or the user ran the same name again; 2. pretrained weights; 3. scratch (weights: none).
+        counts = tasks.counts(self.task, loop.data, config.data.train_split)
+        self.model = build_model(config, self.task, loop.labels, counts, loop.data.fingerprint)
+        self.steps_per_epoch = loop.order.steps_per_epoch
+        self.num_steps = config.train.epochs * self.steps_per_epoch
+        self.candidate = Candidate(
+            self.model, config, self.steps_per_epoch, self.worker.device, self.worker.world
+        )
+        restored = checkpoint.restore(self.uri, self.candidate)
+        self.now = Progress(**restored) if restored else Progress()
+        if len(set(self.worker.gather(self.now.step))) > 1:
+            raise RunError(
+                f"{self.uri}: workers found different checkpoints; accepted: a folder that all nodes share"
+            )
+        self.loss_sum = torch.tensor(self.now.loss_sum, device=self.worker.device)
+        self.loss_rows = self.now.loss_rows
+        self.ended = False  # by whoever drives the loop
+        self.best: Best | None = None
+        self.saved = time.perf_counter()
+        self.spent = {"prepare": time.perf_counter() - self.began, "train": 0.0, "validate": 0.0, "save": 0.0}
+        self.tracker = Tracker(self.uri, config) if self.worker.rank == 0 else None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def over(self) -> bool:
+        """Whether it has had all its epochs, or stopped early."""
+        patience = self.config.train.early_stop_epochs
+        waited = bool(patience and len(self.now.history) - self.now.best_epoch >= patience)
+        return self.ended or self.now.step >= self.num_steps or waited
+
+    @property
+    def boundary(self) -> Boundary | None:
+        """Where what it trains begins; None: at the pixels."""
+        module: Any = self.model.module
+        if not self.model.freeze_depth or getattr(module, "mixes_pixels", False):
+            return None
+        reads = getattr(module, "reads", None)
+        return Boundary(self.model.freeze_depth, None if reads is None else tuple(reads))
+
+    def learn(self, fed: Fed, ours: int, num_rows: int) -> None:
+        """One step on a batch of which ``ours`` of ``num_rows`` rows are this rank's."""
+        mark = time.perf_counter()
+        seeds = np.random.SeedSequence((self.config.seed, self.now.step, self.worker.rank))
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        weight = ours * self.worker.world / num_rows
+        loss = self.candidate.step(fed.input(self.boundary), fed.targets, self.now.step, weight)
+        self.loss_sum += loss * ours
+        self.loss_rows += ours
+        self.now.step += 1
+        self.spent["train"] += time.perf_counter() - mark
+
+    def sum_up(self) -> None:
+        """The epoch's loss so far, over all ranks."""
+        sums = self.worker.gather((float(self.loss_sum), self.loss_rows))
+        self.now.loss_sum, self.now.loss_rows = sum(s for s, _ in sums), sum(r for _, r in sums)
+
+    def end_epoch(self, judge: Any) -> Record:
+        """Close an epoch with its metrics; the best so far is kept, or written at once."""
+        now, metrics, goal = self.now, judge.compute(), self.task.goal
+        epoch, value = now.step // self.steps_per_epoch, metrics[goal.name]
+        improved = goal.better(value, now.best)
+        if improved:
+            now.best, now.best_epoch = value, epoch
+        record = {
+            "epoch": epoch, "step": now.step, "lr": self.candidate.lr(now.step - 1),
+            "train_loss": now.loss_sum / max(1, now.loss_rows),
+            **{f"val_{name}": value for name, value in metrics.items()},
+            "goal": value, "best": now.best, "seconds": self.seconds,
+        }  # fmt: skip
+        now.history.append(record)
+        now.loss_sum, now.loss_rows = 0.0, 0
+        if improved and self.worker.rank == 0:
+            frozen = {n for n, p in self.model.module.named_parameters() if not p.requires_grad}
+            kept = {
+                name: value.detach().clone()
+                for name, value in self.model.module.state_dict().items()
+                if name not in frozen
+            }
+            self.best = Best(kept, replace(self.model, task=self.task.decided(judge)), metrics)
+        return record
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, over all its starts."""
+        return self.now.seconds + time.perf_counter() - self.began
+
+    def publish_best(self) -> None:
+        """Write the best epoch's bundle, if it is not there yet."""
+        if self.best is None or self.worker.rank != 0:
+            return
+        best, self.best = self.best, None
+        module = self.model.module
+        current = {name: module.state_dict()[name].clone() for name in best.weights}
+        module.load_state_dict(best.weights, strict=False)
+        stored = self.config.model_dump(mode="json")
+        bundle.save(storage.join(self.uri, "best"), best.model, best.metrics, stored, self.loop.golden())
+        module.load_state_dict(current, strict=False)
+
+    def save(self, shown: dict[str, float]) -> None:
+        """A checkpoint of where it stands, and what is best so far."""
+        mark = time.perf_counter()
+        if self.worker.rank == 0:
+            self.publish_best()
+            stored, state = self.config.model_dump(mode="json"), {**asdict(self.now), "seconds": self.seconds}
+            checkpoint.save(
+                self.uri, self.candidate, state, shown, stored, self.config.train.keep_checkpoints
+            )
+        self.saved = time.perf_counter()
+        self.spent["save"] += self.saved - mark
+
+    def write_story(self) -> None:
+        """The epochs so far, and where the time went, into the run's folder."""
+        stages = [{"name": name, "seconds": seconds} for name, seconds in self.spent.items()]
+        told = {"epochs": self.now.history, "stages": stages}
+        storage.write_json(storage.join(self.uri, METRICS), told)
+
+    def begin_sums(self) -> None:
+        """After `sum_up`: rank 0 carries what all ranks came to."""
+        first = self.worker.rank == 0
+        self.loss_sum = torch.tensor(self.now.loss_sum if first else 0.0, device=self.worker.device)
+        self.loss_rows = self.now.loss_rows if first else 0
+
+
+def epochs(config: Config, worker: Worker, emit: Emit) -> Iterator[Record]:
+    """Plain training, the loop with one candidate: its records, see `Loop.epochs`."""
+    with contextlib.closing(Loop([config], worker, emit).epochs()) as records:
+        for record in records:
+            yield record[config.name]
+
+
+class Loop:
+    """Candidates that differ in what they train, over the batches of one data set.
+
+    ``sparing``: bundles and checkpoints are written once a minute instead of each epoch, and the best bundle
+    where `Run.publish_best` asks for it: a search discards nearly all of them.
+    Raises TlrayError for what the user can mend.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        worker: Worker,
+        emit: Emit,
+        feed: Callable[[Loop], Feed] | None = None,
+        sparing: bool = False,
+    ) -> None:
+        torch.set_num_threads(worker.threads)
+        torch.set_flush_denormal(True)  # denormal gradients made CPU steps up to 1.7 times slower
+        config = configs[0]
+        self.worker, self.emit, self.sparing = worker, emit, sparing
+        task, self.data = tasks.load(config.task), Dataset.open(config.data.uri)
+        self.labels, self.split = tasks.labels_of(task, self.data), config.data.train_split
+        self.order = Order(
+            self.data.group_rows(self.split), config.train.batch_size, config.seed, worker.world,
+            config.data.shuffle_window,
+        )  # fmt: skip
+        self.validation_split = config.data.validation_split
+        self.num_rows = sum(self.data.group_rows(self.validation_split))
+        ours = share(self.num_rows, worker.rank, worker.world)
+        self.rows: list[Row] = (
+            self.data.read(self.validation_split, list(task.columns)).take(ours).to_pylist()
+        )
+        self._golden: list[bytes] | None = None
+        self.runs = [Run(one, self) for one in configs]
+        self.source = stream.Source(
+            config.data.uri, self.split, task, tuple(self.labels), self.runs[0].model.preprocess,
+            config.augment, config.seed, config.data.cache_mb,
+        )  # fmt: skip
+        self.feed: Feed = feed(self) if feed else Pixels(self.source, self.order, config, worker)
+
+    def epochs(self) -> Generator[dict[str, Record]]:
+        """Records by name after each epoch: epoch (from 1), step, lr, train_loss, val_*, goal, best, seconds.
+
+        Leaves ``best`` (a bundle), ``checkpoints`` and ``metrics.json`` in the runs' folders.
+        """
+        try:
+            yield from self._epochs()
+        finally:  # also where whoever drives this stops before the end
+            for run in self.runs:
+                if run.tracker is not None:
+                    run.tracker.close()
+
+    def _epochs(self) -> Iterator[dict[str, Record]]:
+        if self.worker.rank == 0:
+            for run in self.runs:
+                self.emit({"kind": "start", "run": run.uri, "step": run.now.step, "steps": run.num_steps})
+        told = 0.0
+        step = min((run.now.step for run in self.active), default=0)
+        batches = self.feed.train(step, max(run.num_steps for run in self.runs))
+        for run in self.runs:
+            run.candidate.train_mode()
+        while self.active:
+            epoch, rows = step // self.order.steps_per_epoch, self.order.global_batch(step)
+            fed = next(batches)
+            ours = len(fed.rows) if fed else 0
+            if fed is None:  # no row of an epoch's last batch is ours: take part with one that weighs nothing
+                fed = self.feed.one(epoch, rows[:1])
+            # One that was saved later than the others waits until they have come as far.
+            learning = [run for run in self.active if run.now.step == step]
+            for run in learning:
+                run.learn(fed, ours, len(rows))
+            step += 1
+            if self.worker.rank == 0 and time.perf_counter() - told > 1:
+                told = time.perf_counter()
+                for run in learning:
+                    facts = {"step": step, "steps": run.num_steps, "epoch": epoch + 1}
+                    self.emit({"kind": "step", "run": run.uri, **facts})
+            ended = step % self.order.steps_per_epoch == 0
+            every = learning[0].config.train.checkpoint_every_steps if learning else None
+            if not ended:
+                if every and step % every == 0:
+                    for run in learning:
+                        run.sum_up()
+                        run.save({})
+                        run.begin_sums()
+                continue
+            records = self._end_epoch(learning)
+            yield records
+            for run in self.active:
+                run.candidate.train_mode()
+
+    @property
+    def active(self) -> list[Run]:
+        """Runs with epochs left."""
+        return [run for run in self.runs if not run.over]
+
+    def _end_epoch(self, learning: Sequence[Run]) -> dict[str, Record]:
+        for run in learning:
+            run.sum_up()
+        mark, records = time.perf_counter(), {}
+        judges = self.validate(learning)
+        seconds = (time.perf_counter() - mark) / max(1, len(learning))
+        for run in learning:
+            run.spent["validate"] += seconds
+            record = run.end_epoch(judges[run.name])
+            if not self.sparing or time.perf_counter() - run.saved > SAVE_EVERY_S:
+                run.save({k: v for k, v in record.items() if k.startswith("val_")})
+            if self.worker.rank == 0:
+                if not self.sparing:
+                    run.write_story()
+                if run.tracker is not None:
+                    run.tracker.log(record, run.now.step)
+                names = {"goal_name": run.task.goal.name, "epochs": run.config.train.epochs}
+                self.emit({"kind": "epoch", "run": run.uri, **names, **record})
+            run.begin_sums()
+            records[run.name] = record
+        return records
+
+    def validate(self, runs: Sequence[Run]) -> dict[str, Any]:
+        """Metrics of each run over the whole validation split, by name, the same on every rank; every row
+        counted once whatever the number of workers."""
+        found = {run.name: run.task.metrics(self.labels) for run in runs}
+        total = {run.name: run.task.metrics(self.labels) for run in runs}
+        for run in runs:
+            run.model.module.eval()
+        first = 0
+        for fed in self.feed.validation():
+            rows = self.rows[first : first + len(fed.rows)]
+            for run in runs:
+                told = run.model.predict_rendered(fed.input(run.boundary), fed.geometries, self.worker.device)
+                found[run.name].update(told, rows)
+            first += len(rows)
+        for run in runs:
+            for state in self.worker.gather(found[run.name].state()):
+                total[run.name].merge(state)
+        return total
+
+    def golden(self) -> list[bytes]:
+        """Encoded pictures, spread over the validation split, for golden samples of bundles."""
+        if self._golden is None:
+            table = self.data.rows(self.validation_split, checkpoint.golden_rows(self.num_rows))
+            self._golden = [picture["bytes"] for picture in table["image"].to_pylist()]
+        return self._golden
