@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tlray.backbone import Backbone
+from tlray.backbone import Backbone, Features
 from tlray.bundle import Model
 from tlray.config import Config, Optim
 from tlray.image import Preprocess
@@ -50,6 +50,12 @@ def build_model(
     return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a forward pass has a precision."""
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 class Candidate:
     """A model in training: one optimiser step per batch, at the schedule's learning rate."""
 
@@ -80,7 +86,9 @@ class Candidate:
         """Learning rate of the head at a step."""
         return self.optim.lr * schedule(step, self.num_steps, self.warmup_steps, self.optim.final_lr_ratio)
 
-    def step(self, x_BCHW: torch.Tensor, targets: dict[str, Any], step: int, weight: float) -> torch.Tensor:
+    def step(
+        self, x_BCHW: torch.Tensor | Features, targets: dict[str, Any], step: int, weight: float
+    ) -> torch.Tensor:
         """One update; returns the batch's mean loss (scalar, detached, on the device).
 
         ``weight`` is this rank's share of the global batch times the number of ranks: gradients are
@@ -89,8 +97,7 @@ class Candidate:
         factor = self.lr(step) / self.optim.lr
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        dtype = _DTYPES.get(self.config.train.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(self.device, self.config.train.precision):
             loss: torch.Tensor = self.forward(x_BCHW, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss * weight).backward()

@@ -178,6 +178,12 @@ class Search(Strict):
     grace_epochs: Count = 2  # that every trial gets before it may be stopped
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     max_concurrent: Count | Literal["auto"] = "auto"
+    fuse: bool = True  # trials of one worker side by side, over the same batches and one frozen prefix
+    side_by_side: Count = 16  # trials at most in one process
+    cache: str | None = "cache"  # folder or s3:// URI of features that later searches find again
+    cache_mb: Count = 10_240
+    cache_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"  # fp16: 3 digits; see max_error of `tlray cache ls`
+    memory_mb: Count = 2048  # features that each process may keep in memory
 
 
 class Serving(Strict):

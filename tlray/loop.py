@@ -75,8 +75,8 @@ class Fed:
     geometries: list[Geometry]
 
     def input(self, boundary: Boundary | None) -> Any:
-        """What a candidate's module takes."""
-        return self.x_BCHW if boundary is None else self.features[boundary]
+        """What a candidate's module takes: features at its boundary, else pixels."""
+        return self.x_BCHW if boundary is None else self.features.get(boundary, self.x_BCHW)
 
 
 class Feed(Protocol):
@@ -171,9 +171,11 @@ class Run:
         self.loss_sum = torch.tensor(self.now.loss_sum, device=self.worker.device)
         self.loss_rows = self.now.loss_rows
         self.ended = False  # by whoever drives the loop
+        self.error: Exception | None = None  # of a candidate of many: it ends this one alone
         self.best: Best | None = None
         self.saved = time.perf_counter()
-        self.spent = {"prepare": time.perf_counter() - self.began, "train": 0.0, "validate": 0.0, "save": 0.0}
+        prepared = time.perf_counter() - self.began
+        self.spent = {"prepare": prepared, "wait": 0.0, "train": 0.0, "validate": 0.0, "save": 0.0}
         self.tracker = Tracker(self.uri, config) if self.worker.rank == 0 else None
 
     @property
@@ -240,8 +242,8 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, over all its starts."""
-        return self.now.seconds + time.perf_counter() - self.began
+        """Spent on it, over all its starts; of what candidates share (batches, validation) its part."""
+        return self.now.seconds + sum(self.spent.values())
 
     def publish_best(self) -> None:
         """Write the best epoch's bundle, if it is not there yet."""
@@ -320,7 +322,17 @@ class Loop:
             self.data.read(self.validation_split, list(task.columns)).take(ours).to_pylist()
         )
         self._golden: list[bytes] | None = None
-        self.runs = [Run(one, self) for one in configs]
+        self.refused: dict[str, Exception] = {}  # candidates that could not be built, of many
+        self.runs: list[Run] = []
+        for one in configs:
+            try:
+                self.runs.append(Run(one, self))
+            except Exception as error:
+                if not sparing:
+                    raise
+                self.refused[one.name] = error
+        if not self.runs:
+            raise self.refused[config.name]
         self.source = stream.Source(
             config.data.uri, self.split, task, tuple(self.labels), self.runs[0].model.preprocess,
             config.augment, config.seed, config.data.cache_mb,
@@ -350,14 +362,18 @@ class Loop:
             run.candidate.train_mode()
         while self.active:
             epoch, rows = step // self.order.steps_per_epoch, self.order.global_batch(step)
+            mark = time.perf_counter()
             fed = next(batches)
+            waited = time.perf_counter() - mark
             ours = len(fed.rows) if fed else 0
             if fed is None:  # no row of an epoch's last batch is ours: take part with one that weighs nothing
                 fed = self.feed.one(epoch, rows[:1])
             # One that was saved later than the others waits until they have come as far.
             learning = [run for run in self.active if run.now.step == step]
             for run in learning:
-                run.learn(fed, ours, len(rows))
+                run.spent["wait"] += waited / len(learning)
+                with self._alone(run):
+                    run.learn(fed, ours, len(rows))
             step += 1
             if self.worker.rank == 0 and time.perf_counter() - told > 1:
                 told = time.perf_counter()
@@ -367,7 +383,7 @@ class Loop:
             ended = step % self.order.steps_per_epoch == 0
             every = learning[0].config.train.checkpoint_every_steps if learning else None
             if not ended:
-                if every and step % every == 0:
+                if not self.sparing and every and step % every == 0:
                     for run in learning:
                         run.sum_up()
                         run.save({})
@@ -378,12 +394,24 @@ class Loop:
             for run in self.active:
                 run.candidate.train_mode()
 
+    @contextlib.contextmanager
+    def _alone(self, run: Run) -> Iterator[None]:
+        """What goes wrong with one candidate of many is not the others' fault."""
+        try:
+            yield
+        except Exception as error:
+            if not self.sparing:
+                raise
+            run.error, run.ended = error, True
+            error.__traceback__ = None  # holds the step's tensors
+
     @property
     def active(self) -> list[Run]:
         """Runs with epochs left."""
         return [run for run in self.runs if not run.over]
 
     def _end_epoch(self, learning: Sequence[Run]) -> dict[str, Record]:
+        learning = [run for run in learning if not run.ended]
         for run in learning:
             run.sum_up()
         mark, records = time.perf_counter(), {}
@@ -391,9 +419,13 @@ class Loop:
         seconds = (time.perf_counter() - mark) / max(1, len(learning))
         for run in learning:
             run.spent["validate"] += seconds
-            record = run.end_epoch(judges[run.name])
-            if not self.sparing or time.perf_counter() - run.saved > SAVE_EVERY_S:
-                run.save({k: v for k, v in record.items() if k.startswith("val_")})
+            record = None
+            with self._alone(run):
+                record = run.end_epoch(judges[run.name])
+                if not self.sparing or time.perf_counter() - run.saved > SAVE_EVERY_S:
+                    run.save({k: v for k, v in record.items() if k.startswith("val_")})
+            if record is None or run.error:
+                continue
             if self.worker.rank == 0:
                 if not self.sparing:
                     run.write_story()

@@ -74,6 +74,16 @@ def tune(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]
         return found | conclude(config, result.bundle, show)
 
 
+def explain(config: Config, verbose: bool = False) -> list[dict[str, Any]]:
+    """What `tune` would do and cost: plans of its groups of trials, see search/plan.py."""
+    check(config)
+    config = runtime.placed(config)
+    runtime.prepare(verbose)
+    from tlray import search
+
+    return search.explain(config)
+
+
 def check(config: Config) -> None:
     """What can be told wrong without torch or Ray, whose imports take seconds."""
     from tlray import track

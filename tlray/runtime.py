@@ -143,6 +143,8 @@ def placed(config: Config) -> Config:
     places = {"runs": storage.absolute(config.runs)}
     if config.data.uri:
         places["data.uri"] = storage.absolute(config.data.uri)
+    if config.search.cache:
+        places["search.cache"] = storage.absolute(config.search.cache)
     weights = config.model.weights
     if weights.endswith(".safetensors") and not weights.startswith("hf-hub:"):
         places["model.weights"] = storage.absolute(weights)

@@ -110,19 +110,14 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
     """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, view, row)."""
     read = reader(source.uri, source.split, source.cache_mb, fingerprint)
     labels = list(source.labels)
-    augment = Augment(source.augment) if source.augment else None
-    view = Augment.view(source.augment, epoch)
     pictures, targets, geometries, paths = [], [], [], []
     for index in map(int, rows):
         data, row = read(index)
         try:
-            if augment is None or view is None:
-                x, geometry = render(data, source.preprocess)
-            else:
-                rng = row_rng(source.seed, view, index)
-                size = source_size(data, source.preprocess.max_pixels)
-                x, geometry = render(data, source.preprocess, augment.sample(rng, size, source.preprocess))
-                x = augment.colour(rng, x)
+            geometry, rng = _geometry(source, epoch, index, data)
+            x, _ = render(data, source.preprocess, geometry)
+            if source.augment is not None and rng is not None:
+                x = Augment(source.augment).colour(rng, x)
         except PictureError as error:
             where = f"{source.uri} ({source.split}, row {index}, {row['path']})"
             raise DataError(f"{where}: {error}; `tlray ingest` sets such pictures aside") from None
@@ -131,6 +126,24 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
         geometries.append(geometry)
         paths.append(row["path"] or "")
     return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries, paths)
+
+
+def annotation(source: Source, fingerprint: str, epoch: int, row: int) -> tuple[Target, Geometry]:
+    """What `make_batch` says of a row besides its pixels, without decoding them."""
+    data, values = reader(source.uri, source.split, source.cache_mb, fingerprint)(row)
+    geometry, _ = _geometry(source, epoch, row, data)
+    return source.task.encode(values, geometry, list(source.labels)), geometry
+
+
+def _geometry(
+    source: Source, epoch: int, row: int, data: bytes
+) -> tuple[Geometry, np.random.Generator | None]:
+    """What is done to a row's picture in an epoch, and the randomness for its colours, if any."""
+    size, view = source_size(data, source.preprocess.max_pixels), Augment.view(source.augment, epoch)
+    if source.augment is None or view is None:
+        return source.preprocess.geometry(size), None
+    rng = row_rng(source.seed, view, row)
+    return Augment(source.augment).sample(rng, size, source.preprocess), rng
 
 
 def collate(targets: list[Target]) -> dict[str, Any]:

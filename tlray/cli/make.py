@@ -76,15 +76,29 @@ def train(context: typer.Context, recipe: Recipe, overrides: Overrides = None, j
         _tell(out, settings.name)
 
 
-def tune(context: typer.Context, recipe: Recipe, overrides: Overrides = None, json: Json = False) -> None:
+def tune(
+    context: typer.Context,
+    recipe: Recipe,
+    overrides: Overrides = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Measure and say what the search will cost; train nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Search for the best model over freeze depth, learning rate and whatever the recipe names."""
     with output(json) as out:
         from tlray import config, road
 
         settings = config.load(recipe, overrides or [])
+        if explain:
+            out.result = {"plans": road.explain(settings, verbose(context))}
+            out.say(plans_table(out.result["plans"]))
+            return
         with out.watch() as show, show.step(f"Search {settings.run_uri}", quiet_start=True):
             out.result = road.tune(settings, show, verbose(context))
         out.say(trials_table(out.result))
+        if out.result.get("plans"):
+            out.say(plans_table(out.result["plans"]))
         _tell(out, settings.name)
 
 
@@ -150,6 +164,23 @@ def trials_table(found: dict[str, Any]) -> str:
         for t in ranked
     ]
     return table(["", "trial", "settings", goal.get("name", "best"), "epochs", "time", "status"], rows)
+
+
+def plans_table(plans: list[dict[str, Any]]) -> str:
+    """What groups of trials cost by depth, predicted and, afterwards, measured."""
+    from tlray.progress import duration, table
+    from tlray.search.plan import columns
+
+    lines = []
+    for plan in plans:
+        lines.append(table(*columns(plan)))
+        total = (
+            f"each trial alone {duration(plan['naive_s'])}, planned {duration(plan['planned_s'])}: "
+            f"{plan['gain']:.1f} times quicker; no plan can be below {duration(plan['ceiling_s'])}"
+        )
+        done = f"; took {duration(plan['took_s'])} in all" if "took_s" in plan else ""
+        lines.append(f"{total} (without early stopping{done})")
+    return "\n".join(lines)
 
 
 def _tell(out: Any, name: str) -> None:

@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from tlray.config import Config
     from tlray.search.driver import SearchResult
 
-__all__ = ["tune"]
+__all__ = ["explain", "tune"]
+
+
+def explain(config: Config) -> list[dict[str, Any]]:
+    """What a search would cost, by depth; see `tlray.search.driver.explain`."""
+    from tlray.search.driver import explain
+
+    return explain(config)
 
 
 def tune(config: Config, emit: Callable[[dict[str, Any]], None] | None = None) -> SearchResult:

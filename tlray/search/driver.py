@@ -25,7 +25,11 @@ from tlray import runtime, train
 from tlray.config import Choice, Config
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, RunError
+from tlray.loop import Solo
+from tlray.search import group
 from tlray.search import space as spaces
+from tlray.search.group import Watch
+from tlray.search.rungs import Rungs
 from tlray.search.sampler import SCORE, Sampler
 from tlray.search.trial import WORST, Trial
 from tlray.search.trials import Row, Table
@@ -105,8 +109,25 @@ def run(config: Config, emit: Emit | None = None) -> SearchResult:
     )
 
 
+def explain(config: Config) -> list[dict[str, Any]]:
+    """Plans of the first groups of trials, measured in this process; trains nothing and leaves nothing.
+
+    Raises TlrayError as `run` does.
+    """
+    space, task = spaces.build(config), train.check(config)
+    _check_choices(config, space)
+    with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:
+        config = config.override({"runs": folder, "track.tensorboard": False, "track.mlflow": None})
+        table = Table(config, space, task.goal, Dataset.open(config.data.uri).fingerprint)
+        waves = group.together(Sampler(config, space, table).wave(), config.search.side_by_side)
+        return [group.plan(settings, Solo(runtime.cores())).to_dict() for settings in waves]
+
+
 def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_workers: Emit) -> None:
-    """Ray Tune, quiet, its own state in a folder that goes when it is over."""
+    """Trials side by side in groups, or one by one through Ray Tune.
+
+    Tune is kept quiet, its own state in a folder that goes when it is over.
+    """
     room = fit_in(config)
     sampler.config = config.override(
         {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
@@ -119,6 +140,14 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
         "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
         "concurrent": room.concurrent, "epochs": config.train.epochs,
     })  # fmt: skip
+    if config.search.fuse and workers == 1:
+        rungs = Rungs(config.search, table.goal, _longest(config))
+        for row in table.rows.values():
+            for point in row["curve"] if table.over(row["id"]) else ():
+                rungs.tell(point["epoch"], {row["id"]: point.get("best")})
+        table.plans += group.search(config, sampler, table, watch, from_workers, room, rungs)
+        table.write()
+        return
     folder = tempfile.mkdtemp(prefix="tlray-search-")
     try:
         with _environment():
@@ -143,7 +172,7 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
                     name=config.name,
                     storage_path=folder,
                     verbose=0,
-                    callbacks=[watch],
+                    callbacks=[OfTune(watch)],
                     # A process that dies is started again and resumes; a mistake inside it ends the trial.
                     failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -157,59 +186,40 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
         raise RunError(f"{config.run_uri}: trials {', '.join(left)} did not end; run the same name again")
 
 
-class Watch(tune.Callback):
-    """What Tune tells, on the driver: into the table, and on to whoever shows progress."""
+class OfTune(tune.Callback):
+    """What Tune tells, on the driver, handed to a `Watch`."""
 
-    def __init__(self, table: Table, tell: Emit, epochs: int) -> None:
-        self.table, self.tell, self.epochs = table, tell, epochs
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as the Sampler's: nobody restores it
 
-    def __deepcopy__(self, memo: Any) -> Watch:
+    def __deepcopy__(self, memo: Any) -> OfTune:
         return self
 
-    def _emit(self, kind: str, id_: str, **facts: Any) -> None:
-        self.tell({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        settings = trial.config
-        self.table.start(settings["id"], settings["params"])
-        self._emit("trial_start", settings["id"], params=settings["params"], epochs=self.epochs)
+        self.watch.start(trial.config["id"], trial.config["params"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "record" not in result:
-            return
-        id_, record = trial.config["id"], result["record"]
-        if self.table.epoch(id_, record):
-            facts = {"goal_name": self.table.goal.name, "again": result["again"]}
-            self._emit("trial_epoch", id_, **{**record, **facts})
+        if "record" in result:
+            self.watch.epoch(trial.config["id"], result["record"], result["again"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        last = trial.last_result
+        id_, last = trial.config["id"], trial.last_result
         if "failed" in last:
-            self._over(trial, "failed", last["failed"])
+            self.watch.over(id_, "failed", last["failed"])
         else:
-            self._over(trial, "finished" if last.get("ended") else "stopped")
+            self.watch.over(id_, "finished" if last.get("ended") else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_pickled_error() or trial.get_error()
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         died = isinstance(error, ray.exceptions.RayActorError) or not lines
         lost = "the trial's process died (out of memory, or its machine was lost)"
-        reason = lost if died else lines[-1][:300]
-        self._over(trial, "failed", reason)
-
-    def _over(self, trial: Any, status: str, reason: str | None = None) -> None:
-        row = self.table.end(trial.config["id"], status, reason)
-        facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
-        best = self.table.best
-        self._emit(
-            "trial_end", row["id"], **facts, **({"reason": reason} if reason else {}),
-            goal_name=self.table.goal.name, winner=best["id"] if best else None,
-        )  # fmt: skip
+        self.watch.over(trial.config["id"], "failed", lost if died else lines[-1][:300])
 
 
 def _scheduler(config: Config, table: Table) -> Any:

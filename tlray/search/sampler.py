@@ -35,6 +35,8 @@ class Sampler(Searcher):
         self.fresh = max(0, wanted - len(inside))
         self.given = {row["id"] for row in table.rows.values()}
         self.inner = _optuna(config, space, table) if self.fresh and config.search.sampler != "grid" else None
+        self._wave: dict[str, str] = {}  # ids of trials given out by `wave` -> their keys
+        self._third = -(-(len(self.queue) + self.fresh) // 3)
         self.asked: dict[str, str] = {}  # Tune's id of a trial -> the inner sampler's
         self.running: dict[str, Params] = {}
         self._rng = random.Random(config.seed)
@@ -62,6 +64,26 @@ class Sampler(Searcher):
             return Searcher.FINISHED
         self.running[trial_id] = params
         return trial_settings(self.config, params)
+
+    def wave(self) -> list[dict[str, Any]]:
+        """Settings of trials that may begin now; none: there are no more. For who does without Tune.
+
+        TPE learns from what has ended, so it proposes a third of its trials at a time.
+        """
+        for id_, key in list(self._wave.items()):
+            if self.table.rows[id_]["status"] in ("finished", "stopped", "failed"):
+                best = self.table.rows[id_]["best"]
+                self.on_trial_complete(key, {SCORE: best}, error=best is None)
+                del self._wave[id_]
+        size = self.num_left if self.inner is None else min(self.num_left, self._third)
+        found: list[dict[str, Any]] = []
+        for _ in range(size):
+            key = f"wave-{len(self.given)}-{len(found)}"
+            one = self.suggest(key)
+            if isinstance(one, dict):
+                self._wave[one["id"]] = key
+                found.append(one)
+        return found
 
     def _next(self, tune_id: str) -> Params | None:
         if self.queue:

@@ -41,12 +41,14 @@ class Table:
         self.run_uri, self.goal, self.fingerprint, self.space = config.run_uri, goal, fingerprint, space
         self.rows: dict[str, Row] = {}
         self.notes: list[str] = []
+        self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
         self._lock = threading.Lock()
         uri = storage.join(self.run_uri, TRIALS)
         if storage.exists(uri):
             stored = storage.read_json(uri)
             self._compare(stored, config)
             self.rows = {row["id"]: row for row in stored["trials"]}
+            self.plans = stored.get("plans", [])
             self._mark_outside()
         elif storage.exists(storage.join(self.run_uri, "metrics.json")):
             raise ConfigError(f"name = {config.name!r}: {self.run_uri} is a training; accepted: a new name")
@@ -101,7 +103,7 @@ class Table:
         row = self.rows[id_]
         if any(point["epoch"] == record["epoch"] for point in row["curve"]):
             return False
-        shown = ("epoch", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
+        shown = ("epoch", "best", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
         row["curve"].append({name: _finite(record[name]) for name in shown if name in record})
         row["epochs"] = len(row["curve"])
         row["seconds"] = record["seconds"]
@@ -159,6 +161,7 @@ class Table:
                     "best": best["id"] if best else None,
                     "fingerprint": self.fingerprint,
                     "notes": self.notes,
+                    "plans": self.plans,
                     "stages": self.stages(),
                 },
             )

@@ -1,0 +1,159 @@
+"""The frozen part computed once changes nothing: trials side by side, or from tables, equal trials alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.contract.test_backbones import FAMILIES
+from tests.toys import dataset, scenes_dataset
+from tlray import config, loop, stream, tasks
+from tlray.backbone import Backbone, Boundary, Features
+from tlray.config import Config
+from tlray.loop import Loop, Solo
+from tlray.search.prefix import Shared, from_arrays, to_arrays
+
+DEPTHS = (0, 2, 0.6, "all")
+RATES = (1e-3, 4e-3)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are made in this process: tests/test_stream.py shows that Ray Data makes the same ones."""
+
+    def pipeline(source: stream.Source, plan: Any) -> Iterator[stream.Batch]:
+        fingerprint = stream.Dataset.open(source.uri).fingerprint
+        for epoch, rows in plan:
+            yield stream.make_batch(source, fingerprint, epoch, rows)
+
+    monkeypatch.setattr(stream, "pipeline", pipeline)
+
+
+def settings(uri: str, folder: Path, task: str, name: str, freeze: Any, lr: float, **more: Any) -> Config:
+    tree = {
+        "name": name, "runs": str(folder), "data": {"uri": uri}, "input": {"size": 64},
+        "task": {"name": task}, "model": {"freeze": freeze, "drop_rate": 0.1}, "optim": {"lr": lr},
+        "train": {"epochs": 3, "batch_size": 8}, "track": {"tensorboard": False},
+        "search": {"cache": str(folder / "cache"), "cache_dtype": "fp32"},
+    }  # fmt: skip
+    return config.parse(tree, "test").override(more)
+
+
+def grid(uri: str, folder: Path, task: str, **more: Any) -> list[Config]:
+    return [
+        settings(uri, folder, task, f"t{i}{j}", freeze, lr, **more)
+        for i, freeze in enumerate(DEPTHS)
+        for j, lr in enumerate(RATES)
+    ]
+
+
+def train(configs: list[Config], keep: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Stories of these trials, side by side; ``keep``: where features behind pixels are kept."""
+
+    def feed(made: Loop) -> Shared:
+        boundaries = {run.boundary for run in made.runs} - {None}
+        return Shared(made, dict.fromkeys(boundaries, keep) if keep else {})
+
+    made = Loop(configs, Solo(1), lambda event: None, feed, sparing=True)
+    stories: dict[str, list[dict[str, Any]]] = {one.name: [] for one in configs}
+    for records in made.epochs():
+        for name, record in records.items():
+            stories[name].append(record)
+    assert not made.refused and not any(run.error for run in made.runs)
+    for run in made.runs:
+        run.publish_best()
+    return stories
+
+
+def same(one: Config, other: Config, stories: Any, tolerance: float = 0.0) -> None:
+    a, b = stories
+    assert [r["step"] for r in a] == [r["step"] for r in b] == [3, 6, 9]
+    for x, y in zip(a, b, strict=True):
+        for key in ("train_loss", "goal", "lr"):
+            assert x[key] == pytest.approx(y[key], rel=tolerance, abs=tolerance), (one.name, key)
+    weights = [load_file(Path(c.run_uri, "best", "weights.safetensors")) for c in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        if tolerance:
+            assert torch.allclose(value.float(), weights[1][name].float(), atol=tolerance), (one.name, name)
+        else:
+            assert torch.equal(value, weights[1][name]), (one.name, name)
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_side_by_side_equals_alone(task: str, tmp_path: Path) -> None:
+    """Bit for bit in fp32 on one CPU worker: losses, metrics, weights; whatever is beside, wherever it begins."""
+    uri = scenes_dataset(tmp_path / "data", tasks.load({"name": task}).columns, train=20, validation=9)
+    alone = grid(uri, tmp_path / "alone", task)
+    stories = {c.name: list(loop.epochs(c, Solo(1), lambda event: None)) for c in alone}
+    beside = grid(uri, tmp_path / "beside", task)
+    found = train(beside)
+    for one, other in zip(alone, beside, strict=True):
+        same(one, other, (stories[one.name], found[other.name]))
+
+
+@pytest.mark.parametrize("task", tasks.names())
+@pytest.mark.parametrize("views", [1, 2])
+def test_from_tables_equals_computed(task: str, views: int, tmp_path: Path) -> None:
+    uri = scenes_dataset(tmp_path / "data", tasks.load({"name": task}).columns, train=20, validation=9)
+    more = {"augment.views": views}
+    computed = grid(uri, tmp_path / "computed", task, **more)
+    stories = train(computed)
+    for keep in ("memory", "store"):
+        kept = grid(uri, tmp_path / keep, task, **more)
+        found = train(kept, keep)
+        for one, other in zip(computed, kept, strict=True):
+            same(one, other, (stories[one.name], found[other.name]))
+    # Deeper trials alone: no picture is opened after the tables are there.
+    deep = [c for c in grid(uri, tmp_path / "deep", task, **more) if c.model.freeze != 0]
+    found = train(deep, "store")
+    for one, other in zip([c for c in computed if c.model.freeze != 0], deep, strict=True):
+        same(one, other, (stories[one.name], found[other.name]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_backbone_goes_on_from_features(family: str) -> None:
+    """For every depth, and for heads that read pooled features or maps: the same bits."""
+    name, size, num_stages = FAMILIES[family]
+    torch.manual_seed(0)
+    backbone = Backbone(name, size=size).eval()
+    backbone.freeze("all")
+    x = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+    reads = tuple(range(num_stages))[-2:] if backbone.strides[0] else None
+    boundaries = [Boundary(d, r) for d in range(1, num_stages + 1) for r in {None, reads}]
+    found = backbone.features(x, boundaries)
+    for boundary, features in found.items():
+        kept: Features = from_arrays(to_arrays(features), (size, size))
+        for given in (features, kept):
+            if boundary.reads is None:
+                assert torch.equal(backbone.pooled(given), backbone.pooled(x)), boundary
+            else:
+                maps = zip(backbone.pyramid(given, reads), backbone.pyramid(x, reads), strict=True)
+                assert all(torch.equal(a, b) for a, b in maps), boundary
+
+
+def test_pixels_are_not_read_behind_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    configs = [settings(uri, tmp_path, "classification", "t", "all", 1e-3, **{"augment.views": 1})]
+    train(configs, "store")
+    rendered: list[Any] = []
+    plain = stream.render
+    monkeypatch.setattr(stream, "render", lambda *args: rendered.append(args) or plain(*args))
+    again = [c.override({"name": "again"}) for c in configs]
+    train(again, "store")
+    assert len(rendered) == 9  # the validation split, once
+
+
+def test_mixing_pixels_begins_at_the_pixels(tmp_path: Path) -> None:
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    config = settings(uri, tmp_path, "classification", "t", "all", 1e-3, **{"task.mixup": 0.2})
+    made = Loop([config], Solo(1), lambda event: None, Shared, sparing=True)
+    assert made.runs[0].boundary is None
+    assert np.isfinite(next(made.epochs())["t"]["train_loss"])

@@ -1,0 +1,316 @@
+"""Trials side by side: one process, one stream of batches, one frozen prefix.
+
+`Group` is what runs on a worker, as a Ray actor that takes one group after another. `search` drives
+groups from the driver: it hands every epoch of every trial to the table and to the rungs, and ends those
+that fall behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+
+from tlray import storage
+from tlray.config import Config, parse
+from tlray.errors import RunError
+from tlray.loop import Loop, Record, Solo, Worker
+from tlray.search.plan import Plan, measure
+from tlray.search.prefix import Shared
+from tlray.search.rungs import Rungs
+from tlray.search.sampler import Sampler
+from tlray.search.trial import one_line
+from tlray.search.trials import Table
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[dict[str, Any]], None]
+# What trials of a group may differ in: nothing that a batch, or what is frozen, depends on.
+OWN = ("name", "runs", "optim.", "model.freeze", "model.drop_rate", "task.", "train.epochs")
+
+
+class Group:
+    """A process that trains groups of trials."""
+
+    def __init__(self, threads: int, emit: Emit) -> None:
+        self._worker, self._emit = Solo(threads), emit
+
+    def begin(self, trees: Sequence[str]) -> dict[str, Any]:
+        """Build these trials or go on with them: ``stories`` so far by name, ``failed``, and the ``plan``."""
+        self._configs = {one.name: one for one in map(_config, trees)}
+        plans: list[Plan] = []
+
+        def feed(made: Loop) -> Shared:
+            found = Shared(made)
+            plans.append(measure(made, found.ready))
+            found.keep = plans[0].keep
+            return found
+
+        configs = list(self._configs.values())
+        self._loop = Loop(configs, self._worker, self._tell, feed, sparing=True)
+        self._epochs = self._loop.epochs()
+        for run in self._loop.runs:
+            tree = run.config.model_dump(mode="json")
+            storage.write_json(storage.join(run.uri, "config.json"), tree)
+        stories = {run.name: run.now.history for run in self._loop.runs}
+        return {"stories": stories, "failed": self._failed(), "plan": plans[0].to_dict()}
+
+    def epoch(self) -> dict[str, Any]:
+        """Train for an epoch: ``records`` by name, reasons of those that ``failed``, and who is ``over``."""
+        records = next(self._epochs, {})
+        over = [run.name for run in self._loop.runs if run.over]
+        return {"records": records, "failed": self._failed(), "over": over}
+
+    def end(self, names: Sequence[str], keep: str | None) -> None:
+        """End these trials; one of them leaves its bundle."""
+        for run in self._loop.runs:
+            if run.name == keep:
+                run.publish_best()
+            if run.name in names:
+                run.ended = True
+                run.best = None
+                run.write_story()
+
+    def measured(self) -> dict[str, Any]:
+        """Where the time went, by depth: seconds of training steps, and pictures trained on."""
+        spent: dict[int, dict[str, float]] = {}
+        for run in self._loop.runs:
+            boundary = run.boundary
+            row = spent.setdefault(boundary.depth if boundary else 0, {"seconds": 0.0, "pictures": 0})
+            row["seconds"] += run.spent["train"]
+            row["pictures"] += run.now.step / run.steps_per_epoch * self._loop.order.num_rows
+        return {str(depth): row for depth, row in spent.items()}
+
+    def _failed(self) -> dict[str, str]:
+        errors = {**self._loop.refused, **{r.name: r.error for r in self._loop.runs if r.error}}
+        return {name: one_line(error, self._configs[name]) for name, error in errors.items()}
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            id_ = storage.name(event["run"])
+            self._emit({**event, "kind": "trial_step", "id": id_})
+
+
+def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> Plan:
+    """What these trials would cost side by side."""
+    plans: list[Plan] = []
+
+    def feed(made: Loop) -> Shared:
+        found = Shared(made)
+        plans.append(measure(made, found.ready))
+        return found
+
+    Loop([_config(one["tree"]) for one in trials], worker, lambda event: None, feed, sparing=True)
+    return plans[0]
+
+
+def _config(tree: str) -> Config:
+    return parse(json.loads(tree), "trial")
+
+
+def together(settings: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
+    """Trials that can train side by side, ``most`` at once, in the order in which they came."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for one in settings:
+        flat = loop_settings(json.loads(one["tree"]))
+        groups.setdefault(json.dumps(flat, sort_keys=True), []).append(one)
+    for group in groups.values():
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
+
+
+def loop_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings, by dotted key, in which trials of a group agree."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if dotted == "task":
+            found["task.name"] = value["name"]
+        elif any(dotted == own or f"{dotted}." == own for own in OWN):
+            continue
+        elif isinstance(value, dict):
+            found |= loop_settings(value, f"{dotted}.")
+        else:
+            found[dotted] = value
+    return found
+
+
+class Watch:
+    """What happens to trials: into the table, and on to whoever shows progress."""
+
+    def __init__(self, table: Table, tell: Emit, epochs: int) -> None:
+        self.table, self.tell, self.epochs = table, tell, epochs
+
+    def start(self, id_: str, params: dict[str, Any]) -> None:
+        """A trial runs."""
+        self.table.start(id_, params)
+        self._emit("trial_start", id_, params=params, epochs=self.epochs)
+
+    def epoch(self, id_: str, record: Record, again: bool) -> None:
+        """An epoch of a trial; ``again``: from before an interruption."""
+        if self.table.epoch(id_, record):
+            facts = {"goal_name": self.table.goal.name, "again": again}
+            self._emit("trial_epoch", id_, **{**record, **facts})
+
+    def over(self, id_: str, status: str, reason: str | None = None) -> None:
+        """A trial is over."""
+        row = self.table.end(id_, status, reason)
+        facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
+        best = self.table.best
+        self._emit(
+            "trial_end", row["id"], **facts, **({"reason": reason} if reason else {}),
+            goal_name=self.table.goal.name, winner=best["id"] if best else None,
+        )  # fmt: skip
+
+    def _emit(self, kind: str, id_: str, **facts: Any) -> None:
+        self.tell({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
+
+
+class Team:
+    """A worker process and the group that it trains now."""
+
+    def __init__(self, options: dict[str, Any], threads: int, emit: Emit) -> None:
+        made: Any = ray.remote(Group)
+        self._made = partial(made.options(**options).remote, threads, emit)
+        self.actor: Any = self._made()
+        self.trials: dict[str, dict[str, Any]] = {}
+        self.plan: dict[str, Any] = {}
+        self.failures = 0
+
+    def begin(self, trials: Sequence[dict[str, Any]]) -> Any:
+        """Start a group; a reference to what `Group.begin` gives."""
+        self.trials = {one["id"]: one for one in trials}
+        return self.actor.begin.remote([one["tree"] for one in trials])
+
+    def again(self) -> Any:
+        """Start what is left of the group in a new process."""
+        self.failures += 1
+        ray.kill(self.actor)
+        self.actor = self._made()
+        return self.begin(list(self.trials.values()))
+
+
+def search(
+    config: Config,
+    sampler: Sampler,
+    table: Table,
+    watch: Watch,
+    from_workers: Emit,
+    room: Any,
+    rungs: Rungs,
+) -> list[dict[str, Any]]:
+    """Train whatever the sampler proposes, in groups; what was planned and measured. Raises RunError."""
+    options = {"num_cpus": room.cpus, "num_gpus": room.gpus, "max_restarts": 0}
+    plans: list[dict[str, Any]] = []
+    teams: list[Team] = []
+    waiting: list[list[dict[str, Any]]] = []
+    under_way: dict[Any, Team] = {}
+    while True:
+        if not waiting and not under_way:
+            waiting = list(together(sampler.wave(), config.search.side_by_side))
+            waiting = _spread(waiting, room.concurrent)
+            if not waiting:
+                break
+        busy = set(map(id, under_way.values()))
+        while waiting and len(under_way) < room.concurrent:
+            team = next((t for t in teams if id(t) not in busy), None)
+            if team is None:
+                team = Team(options, room.cpus, from_workers)
+                teams.append(team)
+            busy.add(id(team))
+            group = waiting.pop(0)
+            for one in group:
+                watch.start(one["id"], one["params"])
+            under_way[team.begin(group)] = team
+        (ready,), _ = ray.wait(list(under_way), num_returns=1)
+        team = under_way.pop(ready)
+        try:
+            found = ray.get(ready)
+            _take(found, team, table, watch, rungs)
+        except ray.exceptions.RayActorError as error:
+            if team.failures >= config.scale.max_failures:
+                raise RunError(
+                    f"{config.run_uri}: the process of {len(team.trials)} trials died more than "
+                    f"scale.max_failures = {config.scale.max_failures} times; with less memory at once: "
+                    f"search.side_by_side = {max(1, len(team.trials) // 2)}"
+                ) from error
+            under_way[team.again()] = team
+            continue
+        except ray.exceptions.RayTaskError as error:
+            reason = str(error.cause or error).strip().splitlines()[-1][:300]
+            for id_ in team.trials:
+                watch.over(id_, "failed", reason)
+            teams.remove(team)
+            ray.kill(team.actor)
+            continue
+        if team.trials:
+            under_way[team.actor.epoch.remote()] = team
+        else:
+            plans.append(_beside(team.plan, ray.get(team.actor.measured.remote())))
+    for team in teams:
+        ray.kill(team.actor)
+    return plans
+
+
+def _take(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:
+    """What a group's process has said."""
+    if "plan" in found:
+        team.plan = found["plan"]
+        for id_, story in found["stories"].items():
+            for record in story:
+                watch.epoch(id_, record, again=True)
+                rungs.tell(record["epoch"], {id_: record["best"]})
+        found = {"records": {}, "over": [], **found}
+    _judge(found, team, table, watch, rungs)
+
+
+def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:
+    """Take an epoch of a group; end the trials that are over or fall behind."""
+    by_epoch: dict[int, dict[str, float | None]] = {}
+    for id_, record in found["records"].items():
+        watch.epoch(id_, record, again=False)
+        by_epoch.setdefault(record["epoch"], {})[id_] = record["best"]
+    for id_, reason in found["failed"].items():
+        if team.trials.pop(id_, None):
+            watch.over(id_, "failed", reason)
+    stopped = {id_ for epoch, best in by_epoch.items() for id_ in rungs.tell(epoch, best)}
+    ended = [id_ for id_ in team.trials if id_ in stopped or id_ in found["over"]]
+    if not ended:
+        return
+    best = None if table.best is None else table.best["best"]
+    keep = None
+    for id_ in ended:
+        value = table.rows[id_]["best"]
+        if value is not None and table.goal.better(value, best):
+            best, keep = value, id_
+    ray.get(team.actor.end.remote(ended, keep))
+    for id_ in ended:
+        del team.trials[id_]
+        watch.over(id_, "finished" if id_ in found["over"] else "stopped")
+
+
+def _beside(plan: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """A plan with what was measured beside what was predicted."""
+    for depth in plan["depths"]:
+        found = measured.get(str(depth["depth"]), {"seconds": 0.0, "pictures": 0})
+        depth |= {"measured_s": found["seconds"], "measured_pictures": found["pictures"]}
+    return plan
+
+
+def _spread(groups: list[list[dict[str, Any]]], workers: int) -> list[list[dict[str, Any]]]:
+    """The same trials for as many workers as there are: depths of their own where a group is shared out."""
+    while len(groups) < workers:
+        largest = max(groups, key=len, default=[])
+        depths = sorted({str(json.loads(one["tree"])["model"]["freeze"]) for one in largest})
+        if len(depths) < 2:
+            return groups
+        half = set(depths[: len(depths) // 2])
+        first = [one for one in largest if str(json.loads(one["tree"])["model"]["freeze"]) in half]
+        second = [one for one in largest if one not in first]
+        at = groups.index(largest)
+        groups[at : at + 1] = [first, second]
+    return groups

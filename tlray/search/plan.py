@@ -1,0 +1,225 @@
+"""What a group of trials will cost, before it starts: recompute the frozen part, or keep its output.
+
+Two figures are measured for every depth d on a batch of the user's pictures: P_d, seconds a picture from its
+bytes to the boundary (rendering and the frozen stages), and S_d, seconds a picture of a training step behind
+it. With L trials, E epochs, N pictures and V views of each picture
+
+    naive    = sum over d of L * E * N * (P_d + S_d)      every trial for itself
+    ceiling  = V * N * P_max + sum over d of L * E * N * S_d     every frozen output computed once
+
+and the plan lies between: trials of a group share each batch's prefix; boundaries from some depth on are
+kept (in memory, or in the store where later searches find them) if that is quicker and there is room.
+Early stopping is left out of all three.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from tlray import runtime, stream
+from tlray.backbone import Boundary, Features
+from tlray.loop import Loop, Run
+
+SAMPLE = 32  # pictures that are measured with
+REPEAT = 3
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What is known of the trials that begin at one boundary; seconds and bytes a picture."""
+
+    depth: int
+    stage: str  # after which it begins
+    trials: int
+    epochs: float  # of a trial, mean
+    prefix_s: float
+    suffix_s: float
+    read_s: float
+    bytes: int
+    boundary: Boundary | None  # None: at the pixels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Depths, what is done at each (recompute, memory, store), and the seconds that follow."""
+
+    depths: list[Depth]
+    rows: int
+    views: int
+    decisions: list[str]
+    naive_s: float
+    planned_s: float
+    ceiling_s: float
+    keep: dict[Boundary, str] = field(default_factory=dict)
+
+    @property
+    def gain(self) -> float:
+        """How many times quicker than naive."""
+        return self.naive_s / self.planned_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        rows = []
+        for d, decision in zip(self.depths, self.decisions, strict=True):
+            naive = d.trials * d.epochs * self.rows * (d.prefix_s + d.suffix_s)
+            kept = 0 if decision == "recompute" else d.bytes * self.rows * self.views
+            shown = {k: v for k, v in asdict(d).items() if k != "boundary"}
+            rows.append({**shown, "decision": decision, "naive_s": naive, "kept_bytes": kept})
+        totals = {"naive_s": self.naive_s, "planned_s": self.planned_s, "ceiling_s": self.ceiling_s}
+        return {"rows": self.rows, "views": self.views, "depths": rows, **totals, "gain": self.gain}
+
+
+def choose(
+    depths: Sequence[Depth],
+    rows: int,
+    views: int,
+    memory_bytes: int,
+    store_bytes: int,
+    ready: Callable[[Boundary], bool] = lambda boundary: False,
+) -> Plan:
+    """The quickest of all cuts: depths up to the cut are computed with each batch, deeper ones kept.
+
+    ``ready``: whether the store has a boundary already. A boundary that fits goes to memory, the cheaper of
+    the two, unless it shall be found again; store_bytes = 0: there is no store.
+    """
+    epochs = max(d.epochs for d in depths)
+    suffixes = sum(d.trials * d.epochs * rows * d.suffix_s for d in depths)
+    naive = sum(d.trials * d.epochs * rows * (d.prefix_s + d.suffix_s) for d in depths)
+    ceiling = views * rows * max(d.prefix_s for d in depths) + suffixes
+    options = []
+    for cut in sorted({0, *(d.depth for d in depths)}, reverse=True):
+        kept = [d for d in depths if d.boundary is not None and d.depth > cut]
+        computed = [d for d in depths if d not in kept]
+        room = {"store": store_bytes, "memory": memory_bytes}
+        where: dict[Boundary, str] = {}
+        for d in sorted(kept, key=lambda d: d.bytes):
+            need = d.bytes * rows * views
+            place = next((name for name, left in room.items() if need <= left), None)
+            if place is None or d.boundary is None:
+                break
+            where[d.boundary] = place
+            room[place] -= need
+        if len(where) < len(kept):
+            continue  # no room
+        seconds = suffixes + sum(epochs * rows * d.read_s for d in kept)
+        if computed:
+            seconds += epochs * rows * max(d.prefix_s for d in computed)
+        missing = [d.prefix_s for d in kept if d.boundary is not None and not ready(d.boundary)]
+        seconds += views * rows * max(missing, default=0.0)
+        options.append((seconds, -cut, where))
+    planned, _, where = min(options, key=lambda option: option[:2])
+    decisions = [where.get(d.boundary, "recompute") if d.boundary else "recompute" for d in depths]
+    return Plan(list(depths), rows, views, decisions, naive, planned, ceiling, where)
+
+
+def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: False) -> Plan:
+    """Time the group's depths on a batch, and choose. Leaves the candidates as they were."""
+    search, config = loop.runs[0].config.search, loop.runs[0].config
+    rows = np.arange(min(SAMPLE, loop.order.num_rows, config.train.batch_size), dtype=np.int64)
+    stream.make_batch(loop.source, loop.data.fingerprint, 0, rows[:1])  # opens files
+    began = time.perf_counter()
+    batch = stream.make_batch(loop.source, loop.data.fingerprint, 0, rows)
+    # Rendering goes on in other processes, half of the cores', while this one computes.
+    render_s = (time.perf_counter() - began) / len(rows) / max(1, runtime.cores() // 2)
+    x_BCHW, targets = stream.to_device(batch, loop.worker.device, config.train.channels_last)
+    by_boundary: dict[Boundary | None, list[Run]] = {}
+    for run in loop.runs:
+        by_boundary.setdefault(run.boundary, []).append(run)
+    depths = []
+    for boundary, runs in sorted(by_boundary.items(), key=lambda item: item[0].depth if item[0] else 0):
+        backbone: Any = runs[0].model.module.backbone
+        backbone.eval()
+        given: Any = x_BCHW
+        prefix_s = read_s = 0.0
+        num_bytes = 0
+        if boundary is not None:
+            prefix_s = _seconds(partial(backbone.features, x_BCHW, [boundary]), loop.worker.device)
+            given = backbone.features(x_BCHW, [boundary])[boundary]
+            num_values = _values(given) // len(x_BCHW)
+            num_bytes = num_values * BYTES[search.cache_dtype]
+            read_s = _read_seconds(given) / len(x_BCHW)
+        runs[0].candidate.train_mode()
+        suffix_s = _seconds(partial(_step, runs[0], given, targets), loop.worker.device)
+        depths.append(
+            Depth(
+                depth=boundary.depth if boundary else 0,
+                stage=backbone.stages[boundary.depth - 1] if boundary else "pixels",
+                trials=len(runs),
+                epochs=float(np.mean([run.config.train.epochs for run in runs])),
+                prefix_s=render_s + prefix_s / len(x_BCHW),
+                suffix_s=suffix_s / len(x_BCHW),
+                read_s=read_s,
+                bytes=num_bytes,
+                boundary=boundary,
+            )
+        )
+    epochs = max(run.config.train.epochs for run in loop.runs)
+    views = min(epochs, config.augment.views or epochs)
+    store = search.cache_mb * 2**20 if search.cache else 0
+    return choose(depths, loop.order.num_rows, views, search.memory_mb * 2**20, store, ready)
+
+
+def _step(run: Run, given: Any, targets: Mapping[str, Any]) -> None:
+    """A training step that leaves no trace: batch norm's statistics are put back."""
+    module = run.model.module
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    loss = module(given, targets)
+    loss.backward()
+    for parameter in module.parameters():
+        parameter.grad = None
+    for name, value in module.named_buffers():
+        value.copy_(before[name])
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The least of a few runs, after one that warms up."""
+    found = []
+    for _ in range(REPEAT + 1):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - began)
+    return min(found[1:])
+
+
+def _values(features: Features) -> int:
+    tensors = [*features.maps.values(), *([features.pooled] if features.pooled is not None else [])]
+    return sum(x.numel() for x in tensors)
+
+
+def _read_seconds(features: Features) -> float:
+    """Of copying a batch of features out of memory, rows in any order, and back to float32."""
+    tensors = [*features.maps.values(), *([features.pooled] if features.pooled is not None else [])]
+    kept = [x.half().cpu().numpy() for x in tensors]
+    rows = np.random.default_rng(0).permutation(len(kept[0]))
+    began = time.perf_counter()
+    for values in kept:
+        values[rows].astype(np.float32)
+    return time.perf_counter() - began
+
+
+def columns(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A plan as a table for people: headings and rows; what was measured beside what was predicted."""
+    heads = ["depth", "after", "trials", "prefix ms", "step ms", "alone s", "kept MB", "decision"]
+    measured = any("measured_s" in d for d in plan["depths"])
+    rows = []
+    for d in plan["depths"]:
+        row = [
+            str(d["depth"]), d["stage"], str(d["trials"]), f"{1e3 * d['prefix_s']:.2f}",
+            f"{1e3 * d['suffix_s']:.2f}", f"{d['naive_s']:.1f}", f"{d['kept_bytes'] / 2**20:.1f}",
+            d["decision"],
+        ]  # fmt: skip
+        if measured:
+            pictures = d.get("measured_pictures", 0)
+            row += [f"{pictures * d['suffix_s']:.1f}", f"{d.get('measured_s', 0.0):.1f}"]
+        rows.append(row)
+    return [*heads, *(["steps s, predicted", "measured"] if measured else [])], rows

@@ -1,0 +1,282 @@
+"""The frozen part computed once: batches of features for candidates that begin behind a frozen prefix.
+
+`Shared` is what a search feeds its loop with. Every batch goes through the deepest frozen prefix once, and
+each candidate takes it up at its own boundary. Boundaries that the plan (plan.py) wants kept come from
+tables instead: in memory, or Arrow shards in a store (store.py) that later searches and other workers find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from tlray import stream
+from tlray.backbone import Backbone, Boundary, Features
+from tlray.candidate import autocast
+from tlray.image import Augment, Geometry
+from tlray.loop import Fed, Loop, Pixels
+from tlray.order import Indices, share
+from tlray.search.store import Key, Store
+
+POOLED = "pooled"
+TARGETS_KEPT = 1_000_000  # rows whose encoded annotation is kept
+
+
+class Table(Protocol):
+    """Features of a whole split, by row."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def gather(self, rows: Indices) -> dict[str, np.ndarray]:
+        """float32 (len(rows), ...) by name."""
+        ...
+
+
+class Memory:
+    """A table in this process, as float32."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows, self._at = num_rows, 0
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The next rows."""
+        for name, values in arrays.items():
+            if name not in self._arrays:
+                self._arrays[name] = np.empty((self._num_rows, *values.shape[1:]), np.float32)
+            self._arrays[name][self._at : self._at + len(values)] = values
+        self._at += len(values)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self._arrays.values())
+
+    def gather(self, rows: Indices) -> dict[str, np.ndarray]:
+        return {name: values[rows] for name, values in self._arrays.items()}
+
+
+def to_arrays(features: Features) -> dict[str, np.ndarray]:
+    """Features of a batch as a table keeps them."""
+    named = {str(i): x for i, x in features.maps.items()}
+    if features.pooled is not None:
+        named[POOLED] = features.pooled
+    return {name: x.float().cpu().numpy() for name, x in named.items()}
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], size: tuple[int, int]) -> Features:
+    """The inverse of `to_arrays`; ``size``: (width, height) of the pixels."""
+    maps = {int(name): torch.from_numpy(x) for name, x in arrays.items() if name != POOLED}
+    pooled = torch.from_numpy(arrays[POOLED]) if POOLED in arrays else None
+    num_rows = len(next(iter(arrays.values())))
+    return Features(maps, pooled, torch.Size((num_rows, 3, size[1], size[0])))
+
+
+class Shared(Pixels):
+    """Batches with features at every candidate's boundary.
+
+    ``keep``: boundary -> "memory" or "store"; the others are computed with each batch.
+    """
+
+    def __init__(self, loop: Loop, keep: Mapping[Boundary, str] | None = None) -> None:
+        config = loop.runs[0].config
+        super().__init__(loop.source, loop.order, config, loop.worker)
+        self.loop, self.config, self.keep = loop, config, dict(keep or {})
+        lead = max(loop.runs, key=lambda run: run.model.freeze_depth)
+        self.backbone: Backbone = lead.model.module.backbone  # type: ignore[assignment]
+        for run in loop.runs:
+            _share_frozen(lead.model.module, run.model.module)
+        uri = config.search.cache
+        self.store = Store(uri, config.search.cache_mb) if uri else None
+        self.tables: dict[tuple[str, int | None, Boundary], Table] = {}
+        self._targets: dict[tuple[int | None, int], tuple[Any, Geometry]] = {}
+        self._weights: dict[int, str] = {}
+
+    def ready(self, boundary: Boundary) -> bool:
+        """Whether the store has a boundary for all views of the training split."""
+        settings = self.source.augment
+        epochs = range(self.config.train.epochs)
+        views = {Augment.view(settings, epoch) for epoch in epochs}
+        return self.store is not None and all(self.store.find(self.key(v, boundary)) for v in views)
+
+    def train(self, first: int, last: int) -> Iterator[Fed | None]:
+        """As `Pixels.train`; pictures are not even opened while every candidate begins at a kept boundary."""
+        step, pixels = first, None
+        while step < last:
+            if any(b is None or b not in self.keep for b in self._boundaries()):
+                pixels = pixels or super().train(step, last)
+                fed = next(pixels)
+                yield None if fed is None else self._complete(fed, step)
+            else:
+                if pixels is not None:
+                    pixels.close()  # type: ignore[attr-defined]
+                    pixels = None
+                rows = self.order.local_batch(step, self.worker.rank)
+                yield self._stored(step, rows) if len(rows) else None
+            step += 1
+
+    def one(self, epoch: int, row: Indices) -> Fed:
+        return self._complete(super().one(epoch, row), epoch * self.order.steps_per_epoch)
+
+    def validation(self) -> Iterator[Fed]:
+        """Kept in memory where it fits: these pictures are plain in every epoch."""
+        split, wanted = self.loop.validation_split, set(self._boundaries())
+        behind = wanted - {None}
+        if None not in wanted and all((split, None, b) in self.tables for b in behind):
+            yield from self._held_features(split, behind)
+            return
+        missing = {b for b in behind if b is not None and (split, None, b) not in self.tables}
+        ours = share(self.loop.num_rows, self.worker.rank, self.worker.world)
+        filling = {b: Memory(len(ours)) for b in missing}
+        geometries: list[Geometry] = []
+        for fed in super().validation():
+            features = self._features(fed.x_BCHW, missing, trains=False)
+            if fed.x_BCHW is not None:
+                at = slice(len(geometries), len(geometries) + len(fed.rows))
+                for b in behind - missing:
+                    assert b is not None
+                    features[b] = self._gather(split, None, b, np.arange(at.start, at.stop))
+            for b, table in filling.items():
+                table.add(to_arrays(features[b]))
+            geometries += fed.geometries
+            fed.features = features
+            yield fed
+        self._geometries = geometries
+        if sum(table.nbytes for table in filling.values()) <= self.config.search.memory_mb * 2**20:
+            self.tables |= {(split, None, b): table for b, table in filling.items()}
+
+    def _held_features(self, split: str, boundaries: Any) -> Iterator[Fed]:
+        ours = share(self.loop.num_rows, self.worker.rank, self.worker.world)
+        size = self.config.train.batch_size
+        for start in range(0, len(ours), size):
+            at = np.arange(start, min(start + size, len(ours)))
+            features = {b: self._gather(split, None, b, at) for b in boundaries}
+            yield Fed(None, features, {}, ours[at], self._geometries[start : start + size])
+
+    def _boundaries(self) -> list[Boundary | None]:
+        return [run.boundary for run in self.loop.active] or [None]
+
+    def _features(self, x_BCHW: Any, wanted: Any, trains: bool) -> dict[Boundary, Features]:
+        if not wanted:
+            return {}
+        self.backbone.eval()
+        # Validation is in full precision, training in the one that was chosen.
+        precision = self.config.train.precision if trains else "fp32"
+        with autocast(self.worker.device, precision):
+            return self.backbone.features(x_BCHW, wanted)
+
+    def _complete(self, fed: Fed, step: int) -> Fed:
+        """Features beside the pixels of a training batch."""
+        wanted = {b for b in self._boundaries() if b is not None}
+        fed.features = self._features(fed.x_BCHW, wanted - self.keep.keys(), trains=True)
+        if wanted & self.keep.keys():
+            stored = self._stored(step, fed.rows)
+            fed.features |= stored.features
+        return fed
+
+    def _stored(self, step: int, rows: Indices) -> Fed:
+        """A training batch from tables alone."""
+        epoch = step // self.order.steps_per_epoch
+        view, split = Augment.view(self.source.augment, epoch), self.loop.split
+        wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
+        self._fill(view, epoch, {b for b in wanted if (split, view, b) not in self.tables})
+        twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as stream.to_device does
+        features = {b: self._gather(split, view, b, twice) for b in wanted}
+        found = [self._target(view, epoch, int(row)) for row in twice]
+        targets = {
+            name: value.to(self.worker.device) if isinstance(value, torch.Tensor) else value
+            for name, value in stream.collate([target for target, _ in found]).items()
+        }
+        return Fed(None, features, targets, rows, [geometry for _, geometry in found[: len(rows)]])
+
+    def _target(self, view: int | None, epoch: int, row: int) -> tuple[Any, Geometry]:
+        if (view, row) not in self._targets:
+            found = stream.annotation(self.source, self._fingerprint, epoch, row)
+            if len(self._targets) >= TARGETS_KEPT:
+                return found
+            self._targets[view, row] = found
+        return self._targets[view, row]
+
+    def _gather(self, split: str, view: int | None, boundary: Any, rows: Indices) -> Features:
+        found = from_arrays(self.tables[split, view, boundary].gather(rows), self.source.preprocess.size)
+        return found.to(self.worker.device)
+
+    def _fill(self, view: int | None, epoch: int, missing: set[Boundary]) -> None:
+        """Tables of one view of the training split: found in the store, or made in one pass for all."""
+        split = self.loop.split
+        keys = {b: self.key(view, b) for b in missing}
+        for b in list(missing):
+            found = self.store.find(keys[b]) if self.store and self.keep[b] == "store" else None
+            if found is not None:
+                self.tables[split, view, b] = found
+                missing.discard(b)
+        if not missing:
+            return
+        num_rows = self.order.num_rows
+        size = self.config.train.batch_size
+        rows = np.arange(num_rows, dtype=np.int64)
+        plan = [(epoch, rows[i : i + size]) for i in range(0, num_rows, size)]
+        with contextlib.ExitStack() as stack:
+            writers: dict[Boundary, Any] = {}
+            for b in missing:
+                if self.keep[b] == "store" and self.store:
+                    writers[b] = stack.enter_context(self.store.write(keys[b], num_rows))
+                else:
+                    writers[b] = self.tables[split, view, b] = Memory(num_rows)
+            for batch in stream.pipeline(self.source, plan):
+                x_BCHW = batch.x_BCHW.to(self.worker.device)
+                for b, features in self._features(x_BCHW, missing, trains=True).items():
+                    writers[b].add(to_arrays(features))
+        for b in missing:
+            if self.keep[b] == "store" and self.store:
+                found = self.store.find(keys[b])
+                assert found is not None, "what was just written is there"
+                self.tables[split, view, b] = found
+
+    def key(self, view: int | None, boundary: Boundary) -> Key:
+        """Under which a table is found again: all that its numbers depend on."""
+        augment = self.source.augment
+        shown = {
+            "preprocess": self.source.preprocess.model_dump(mode="json"),
+            "augment": None if view is None or augment is None else augment.model_dump(exclude={"views"}),
+            "seed": None if view is None else self.source.seed,
+            "view": view,
+            "precision": self.config.train.precision,
+        }
+        reads = POOLED if boundary.reads is None else ",".join(map(str, boundary.reads))
+        return Key(
+            data=self._fingerprint,
+            split=self.loop.split,
+            view=json.dumps(shown, sort_keys=True),
+            backbone=self._weights_of(boundary.depth),
+            boundary=f"{boundary.depth} of {len(self.backbone.stages)}, {reads}",
+            dtype=self.config.search.cache_dtype,
+        )
+
+    def _weights_of(self, depth: int) -> str:
+        """The backbone's name and a digest of the weights and statistics of its first stages."""
+        if depth not in self._weights:
+            digest = hashlib.sha256()
+            for name, value in sorted(self.backbone.prefix(depth).state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            if depth == len(self.backbone.stages):  # pooling may have weights of its own
+                for _, value in sorted(self.backbone.state_dict().items()):
+                    digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            spec = json.dumps(self.backbone.spec(), sort_keys=True)
+            self._weights[depth] = f"{spec} {digest.hexdigest()[:32]}"
+        return self._weights[depth]
+
+
+def _share_frozen(lead: Any, other: Any) -> None:
+    """One copy in memory of what is frozen in both."""
+    of_lead = dict(lead.backbone.named_parameters())
+    for name, parameter in other.backbone.named_parameters():
+        if other is not lead and not parameter.requires_grad and not of_lead[name].requires_grad:
+            parameter.data = of_lead[name].data
