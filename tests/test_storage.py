@@ -208,6 +208,42 @@ def test_local_publish_sweeps_what_dead_processes_left(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [young.name, "x"]
 
 
+def test_sweep(root: str) -> None:
+    with storage.publish(f"{root}/whole", "m") as folder:
+        fill(folder, m="1", data="1")
+    storage.write_bytes(f"{root}/other/.hidden", b"2")
+    dead = f"{root}/.half.tmp-0123abcd"
+    storage.write_bytes(f"{dead}/data", b"3")
+    gone = [".half.tmp-0123abcd"]
+    if not storage.is_local(root):
+        storage.write_bytes(f"{root}/half/data", b"4")
+        storage.write_bytes(f"{root}/half/.unfinished", b"")
+        storage.write_bytes(f"{root}/whole/.unfinished", b"")  # died before its very last step
+        gone += ["half", "whole"]
+    assert storage.sweep(root, "m", age_s=60) == []  # somebody may be writing
+    assert storage.exists(f"{dead}/data")
+    assert storage.sweep(root, "m", age_s=-60) == gone
+    assert not storage.exists(dead)
+    assert not storage.exists(f"{root}/half")
+    assert not storage.unfinished(f"{root}/whole")
+    assert contents(f"{root}/whole") == {"m": "1", "data": "1"}
+    assert storage.read_bytes(f"{root}/other/.hidden") == b"2"
+    assert storage.sweep(root, "m", age_s=-60) == []
+    assert storage.sweep(f"{root}/nowhere", "m", age_s=-60) == []
+
+
+def test_sweep_leaves_who_still_writes(tmp_path: Path) -> None:
+    """A staging folder made long ago, in which a file is new."""
+    with storage.publish(str(tmp_path / "x"), "m") as folder:
+        fill(folder, m="1")
+        os.utime(folder, (0, 0))
+        assert storage.sweep(str(tmp_path), "m") == []
+        os.utime(folder / "m", (0, 0))
+        os.utime(folder, None)
+        assert storage.sweep(str(tmp_path), "m") == []
+    assert contents(str(tmp_path)) == {"x/m": "1"}
+
+
 def test_a_reader_never_sees_half_a_folder(tmp_path: Path) -> None:
     """While a writer replaces a folder, its marker and its data, opened in one folder, always agree."""
     uri, stop, seen = str(tmp_path / "x"), threading.Event(), []

@@ -34,6 +34,7 @@ from tlray.errors import StorageError
 
 _UNFINISHED = ".unfinished"  # object that lies in an s3 target for as long as it is being written
 _STALE_S = 24 * 3600  # age after which staging of a process that died is swept away
+_STAGING = re.compile(r"\..+\.tmp-[0-9a-f]+")  # what `_aside` makes
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one slash: s3:/bucket is a slip, not a folder
 _FOREIGN = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")  # whose exceptions mean the store
 _clients: dict[tuple[int, int], Any] = {}
@@ -514,7 +515,7 @@ def publish(uri: str, marker: str) -> Iterator[Path]:
     if local:
         with faults(uri):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            _sweep(path)
+            _sweep_local(os.path.dirname(path), _STALE_S, f".{os.path.basename(path)}.tmp-")
             staging = Path(_aside(path))
             staging.mkdir()
     else:
@@ -552,15 +553,45 @@ def _aside(path: str) -> str:
     return f"{folder}/.{base}.tmp-{secrets.token_hex(4)}"
 
 
-def _sweep(path: str) -> None:
-    """Remove staging that died with its process, a day ago or earlier."""
-    folder, base = os.path.split(path)
-    for entry in os.listdir(folder):
+def sweep(uri: str, marker: str, age_s: float = _STALE_S) -> list[str]:
+    """Remove what publishers that died left in a folder; returns the names, sorted.
+
+    That is staging, and on s3 targets that were never finished, if nothing in them was written for
+    ``age_s`` seconds: a publisher at work is left alone as long as it writes more often than that.
+    """
+    local, path = is_local(uri), _split(uri)[1]
+    with faults(uri):
+        return sorted(_sweep_local(path, age_s) if local else _sweep_s3(path, marker, age_s))
+
+
+def _sweep_local(folder: str, age_s: float, prefix: str = ".") -> list[str]:
+    gone = []
+    for entry in os.listdir(folder) if os.path.isdir(folder) else []:
         old = os.path.join(folder, entry)
-        if entry.startswith(f".{base}.tmp-") and os.path.isdir(old):
-            with contextlib.suppress(OSError):
-                if time.time() - os.stat(old).st_mtime > _STALE_S:
+        if entry.startswith(prefix) and _STAGING.fullmatch(entry) and os.path.isdir(old):
+            with contextlib.suppress(OSError):  # published, or swept by another, meanwhile
+                written = [os.stat(old).st_mtime, *(file.stat().st_mtime for file in os.scandir(old))]
+                if time.time() - max(written) > age_s:
                     shutil.rmtree(old, ignore_errors=True)
+                    gone.append(entry)
+    return gone
+
+
+def _sweep_s3(path: str, marker: str, age_s: float) -> list[str]:
+    below: dict[str, dict[str, float]] = {}  # name in the folder -> its objects -> when they were written
+    for key, info in _s3().find(path, detail=True).items():
+        first, _, rest = key[len(path) :].lstrip("/").partition("/")
+        if rest and info["type"] == "file":
+            below.setdefault(first, {})[rest] = info["LastModified"].timestamp()
+    gone = []
+    for entry, objects in below.items():
+        dead = _STAGING.fullmatch(entry) or _UNFINISHED in objects
+        if dead and time.time() - max(objects.values()) > age_s:
+            # With its marker it is whole: only the last step was missing.
+            rest = [_UNFINISHED] if marker in objects and _UNFINISHED in objects else list(objects)
+            _delete_s3([f"{path}/{entry}/{name}" for name in rest])
+            gone.append(entry)
+    return gone
 
 
 def _publish_local(staging: Path, path: str, marker: str) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tlray import __version__
-from tlray.cli import make, models, vectors
+from tlray.cli import cache, make, models, vectors
 from tlray.errors import TlrayError
 
 INTERRUPTED = 130
@@ -53,6 +53,7 @@ def _common(
 make.add(app)
 models.add(app)
 vectors.add(app)
+cache.add(app)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

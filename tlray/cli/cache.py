@@ -1,0 +1,95 @@
+"""The verb of the prefix store: cache ls, rm, gc."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tlray.cli.output import Json, output
+
+if TYPE_CHECKING:
+    from tlray.search.store import Entry
+
+Cache = Annotated[str, typer.Option("--cache", help="The store: a folder or s3:// URI.")]
+MB = 2**20
+
+
+def add(app: typer.Typer) -> None:
+    """Put the verb on the command line."""
+    cache = typer.Typer(no_args_is_help=True)
+    for verb in (ls, rm, gc):
+        cache.command()(verb)
+    app.add_typer(cache, name="cache", help="What searches keep of frozen prefixes: list it, remove it.")
+
+
+def ls(cache: Cache = "cache", json: Json = False) -> None:
+    """List the entries, the longest unused first."""
+    with output(json) as out:
+        from tlray.progress import table
+        from tlray.search.store import Store
+
+        found = Store(cache).ls()
+        out.result = {"cache": cache, "entries": [_facts(entry) for entry in found], "bytes": _bytes(found)}
+        headings = ["digest", "split", "backbone", "outputs", "type", "rows", "MB", "used"]
+        rows = [
+            [
+                entry.digest, entry.key.split, _short(entry.key.backbone), entry.key.boundary,
+                entry.key.dtype, str(entry.rows), f"{entry.bytes / MB:.1f}",
+                datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M"),
+            ]
+            for entry in found
+        ]  # fmt: skip
+        out.say(table(headings, rows) if rows else f"{cache}: empty")
+
+
+def rm(
+    digests: Annotated[list[str], typer.Argument(metavar="DIGEST...", help="Whole, or how they begin.")],
+    cache: Cache = "cache",
+    json: Json = False,
+) -> None:
+    """Remove entries; searches that read them now go on with what they have open."""
+    with output(json) as out:
+        from tlray.search.store import Store
+
+        gone = Store(cache).rm(digests)
+        out.result = {"cache": cache, "removed": [_facts(entry) for entry in gone], "bytes": _bytes(gone)}
+        out.say(_removed(cache, gone))
+
+
+def gc(
+    limit_mb: Annotated[
+        int | None, typer.Option(min=0, help="Evict the longest unused until the rest fits; else leftovers.")
+    ] = None,
+    cache: Cache = "cache",
+    json: Json = False,
+) -> None:
+    """Remove what died writers left, and with --limit-mb the longest unused entries."""
+    with output(json) as out:
+        from tlray.search.store import Store
+
+        store = Store(cache)
+        leftovers, gone = store.sweep(), store.gc(limit_mb)
+        out.result = {
+            "cache": cache, "removed": [_facts(entry) for entry in gone], "bytes": _bytes(gone),
+            "leftovers": leftovers,
+        }  # fmt: skip
+        out.say(f"{_removed(cache, gone)}; leftovers: {len(leftovers)}")
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    return asdict(entry)
+
+
+def _bytes(entries: list[Entry]) -> int:
+    return sum(entry.bytes for entry in entries)
+
+
+def _removed(cache: str, gone: list[Entry]) -> str:
+    return f"{cache}: {len(gone)} entries removed, {_bytes(gone) / MB:.1f} MB"
+
+
+def _short(text: str, most: int = 32) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
