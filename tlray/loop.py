@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from tlray.backbone import Boundary, Features
 from tlray.candidate import Candidate, build_model
 from tlray.config import Config
 from tlray.dataset import Dataset
-from tlray.errors import RunError
+from tlray.errors import RunError, StorageError
 from tlray.image import Geometry
 from tlray.order import Indices, Order, share
 from tlray.tasks.base import Row
@@ -32,6 +33,7 @@ from tlray.track import Tracker
 Record = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 METRICS = "metrics.json"
+ERROR = "error.txt"  # in a failed candidate's folder: the whole story of what its one line says
 SAVE_EVERY_S = 60.0  # candidates of a search: what a kill may cost each of them
 
 
@@ -403,6 +405,9 @@ class Loop:
             if not self.sparing:
                 raise
             run.error, run.ended = error, True
+            with contextlib.suppress(StorageError):
+                text = "".join(traceback.format_exception(error))
+                storage.write_bytes(storage.join(run.uri, ERROR), text.encode())
             error.__traceback__ = None  # holds the step's tensors
 
     @property

@@ -37,6 +37,7 @@ from tlray.search.trials import Row, Table
 log = logging.getLogger(__name__)
 
 Emit = Callable[[dict[str, Any]], None]
+REUSE = True  # a trial of one worker begins in the process of the one before
 THREADS = 4  # of a CPU trial where scale.cpus_per_worker is auto: many small trials use cores better
 BUILT = ("model.", "input.", "task.", "train.batch_size")  # choices that show only when a model is built
 ENVIRONMENT = {
@@ -164,7 +165,7 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
                     scheduler=_scheduler(config, table),
                     num_samples=sampler.num_left,
                     max_concurrent_trials=room.concurrent,
-                    reuse_actors=workers == 1,
+                    reuse_actors=workers == 1 and REUSE,
                     trial_name_creator=lambda trial: trial.config["id"],
                     trial_dirname_creator=lambda trial: trial.config["id"],
                 ),

@@ -24,13 +24,13 @@ from tlray.search.prefix import Shared
 from tlray.search.rungs import Rungs
 from tlray.search.sampler import Sampler
 from tlray.search.trial import one_line
-from tlray.search.trials import Table
+from tlray.search.trials import Table, flat
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[dict[str, Any]], None]
 # What trials of a group may differ in: nothing that a batch, or what is frozen, depends on.
-OWN = ("name", "runs", "optim.", "model.freeze", "model.drop_rate", "task.", "train.epochs")
+OWN = ("name", "runs", "optim.", "model.freeze", "model.drop_rate", "train.epochs")
 
 
 class Group:
@@ -116,27 +116,11 @@ def together(settings: Iterable[dict[str, Any]], most: int) -> Iterator[list[dic
     """Trials that can train side by side, ``most`` at once, in the order in which they came."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in settings:
-        flat = loop_settings(json.loads(one["tree"]))
-        groups.setdefault(json.dumps(flat, sort_keys=True), []).append(one)
+        alike = [item for item in flat(json.loads(one["tree"])).items() if not item[0].startswith(OWN)]
+        groups.setdefault(json.dumps(alike), []).append(one)
     for group in groups.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]
-
-
-def loop_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings, by dotted key, in which trials of a group agree."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if dotted == "task":
-            found["task.name"] = value["name"]
-        elif any(dotted == own or f"{dotted}." == own for own in OWN):
-            continue
-        elif isinstance(value, dict):
-            found |= loop_settings(value, f"{dotted}.")
-        else:
-            found[dotted] = value
-    return found
 
 
 class Watch:
@@ -209,63 +193,66 @@ def search(
     teams: list[Team] = []
     waiting: list[list[dict[str, Any]]] = []
     under_way: dict[Any, Team] = {}
-    while True:
-        if not waiting and not under_way:
-            waiting = list(together(sampler.wave(), config.search.side_by_side))
-            waiting = _spread(waiting, room.concurrent)
-            if not waiting:
-                break
-        busy = set(map(id, under_way.values()))
-        while waiting and len(under_way) < room.concurrent:
-            team = next((t for t in teams if id(t) not in busy), None)
-            if team is None:
-                team = Team(options, room.cpus, from_workers)
-                teams.append(team)
-            busy.add(id(team))
-            group = waiting.pop(0)
-            for one in group:
-                watch.start(one["id"], one["params"])
-            under_way[team.begin(group)] = team
-        (ready,), _ = ray.wait(list(under_way), num_returns=1)
-        team = under_way.pop(ready)
-        try:
-            found = ray.get(ready)
-            _take(found, team, table, watch, rungs)
-        except ray.exceptions.RayActorError as error:
-            if team.failures >= config.scale.max_failures:
-                raise RunError(
-                    f"{config.run_uri}: the process of {len(team.trials)} trials died more than "
-                    f"scale.max_failures = {config.scale.max_failures} times; with less memory at once: "
-                    f"search.side_by_side = {max(1, len(team.trials) // 2)}"
-                ) from error
-            under_way[team.again()] = team
-            continue
-        except ray.exceptions.RayTaskError as error:
-            reason = str(error.cause or error).strip().splitlines()[-1][:300]
-            for id_ in team.trials:
-                watch.over(id_, "failed", reason)
-            teams.remove(team)
+    try:
+        while True:
+            if not waiting and not under_way:
+                waiting = list(together(sampler.wave(), config.search.side_by_side))
+                waiting = _spread(waiting, room.concurrent)
+                if not waiting:
+                    break
+            busy = set(map(id, under_way.values()))
+            while waiting and len(under_way) < room.concurrent:
+                team = next((t for t in teams if id(t) not in busy), None)
+                if team is None:
+                    team = Team(options, room.cpus, from_workers)
+                    teams.append(team)
+                busy.add(id(team))
+                group = waiting.pop(0)
+                for one in group:
+                    watch.start(one["id"], one["params"])
+                under_way[team.begin(group)] = team
+            ready = ray.wait(list(under_way), num_returns=1)[0][0]
+            team = under_way.pop(ready)
+            try:
+                found = ray.get(ready)
+                _take(found, team, table, watch, rungs)
+            except ray.exceptions.RayActorError as error:
+                if team.failures >= config.scale.max_failures:
+                    raise RunError(
+                        f"{config.run_uri}: the process of {len(team.trials)} trials died more than "
+                        f"scale.max_failures = {config.scale.max_failures} times; with less memory at once: "
+                        f"search.side_by_side = {max(1, len(team.trials) // 2)}"
+                    ) from error
+                under_way[team.again()] = team
+                continue
+            except ray.exceptions.RayTaskError as error:
+                reason = str(error.cause or error).strip().splitlines()[-1][:300]
+                for id_ in team.trials:
+                    watch.over(id_, "failed", reason)
+                teams.remove(team)
+                ray.kill(team.actor)
+                continue
+            if team.trials:
+                under_way[team.actor.epoch.remote()] = team
+            else:
+                plans.append(_beside(team.plan, ray.get(team.actor.measured.remote())))
+    finally:
+        for team in teams:
             ray.kill(team.actor)
-            continue
-        if team.trials:
-            under_way[team.actor.epoch.remote()] = team
-        else:
-            plans.append(_beside(team.plan, ray.get(team.actor.measured.remote())))
-    for team in teams:
-        ray.kill(team.actor)
     return plans
 
 
 def _take(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:
     """What a group's process has said."""
-    if "plan" in found:
-        team.plan = found["plan"]
-        for id_, story in found["stories"].items():
-            for record in story:
-                watch.epoch(id_, record, again=True)
-                rungs.tell(record["epoch"], {id_: record["best"]})
-        found = {"records": {}, "over": [], **found}
-    _judge(found, team, table, watch, rungs)
+    with table.one_write():
+        if "plan" in found:
+            team.plan = found["plan"]
+            for id_, story in found["stories"].items():
+                for record in story:
+                    watch.epoch(id_, record, again=True)
+                    rungs.tell(record["epoch"], {id_: record["best"]})
+            found = {"records": {}, "over": [], **found}
+        _judge(found, team, table, watch, rungs)
 
 
 def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:

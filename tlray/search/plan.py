@@ -87,8 +87,8 @@ def choose(
 ) -> Plan:
     """The quickest of all cuts: depths up to the cut are computed with each batch, deeper ones kept.
 
-    ``ready``: whether the store has a boundary already. A boundary that fits goes to memory, the cheaper of
-    the two, unless it shall be found again; store_bytes = 0: there is no store.
+    ``ready``: whether the store has a boundary already. What fits goes to the store, where it is found again,
+    else to memory; store_bytes = 0: there is no store.
     """
     epochs = max(d.epochs for d in depths)
     suffixes = sum(d.trials * d.epochs * rows * d.suffix_s for d in depths)

@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
-ERROR = "error.txt"  # in a failed trial's folder: the whole story of what its one line says
 STOP_TIMEOUT_S = 30.0
 WORST = 1e30  # stands for "no value yet": a scheduler cannot compare NaN
 
@@ -102,7 +101,7 @@ class Trial(tune.Trainable):
             reason = one_line(error, self._config)
             with contextlib.suppress(StorageError):
                 text = "".join(traceback.format_exception(error))
-                storage.write_bytes(storage.join(self._config.run_uri, ERROR), text.encode())
+                storage.write_bytes(storage.join(self._config.run_uri, loop.ERROR), text.encode())
             error.__traceback__ = None  # holds the loop's tensors
             self._end()
             return {"epoch": 0, SCORE: self._worst, "failed": reason, "done": True}

@@ -7,10 +7,11 @@ trials from Tune's own checkpoints, and it cannot take a changed space. Here a t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tlray import storage
@@ -43,6 +44,7 @@ class Table:
         self.notes: list[str] = []
         self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
         self._lock = threading.Lock()
+        self._held = False
         uri = storage.join(self.run_uri, TRIALS)
         if storage.exists(uri):
             stored = storage.read_json(uri)
@@ -63,7 +65,7 @@ class Table:
                 f"data.uri = {config.data.uri!r}: not the data that this search began with; {advice}"
             )
         before = storage.read_json(storage.join(self.run_uri, "config.json"))
-        old, new = _flat(before), _flat(config.model_dump(mode="json"))
+        old, new = flat(before), flat(config.model_dump(mode="json"))
         free = (*FREE, *before["search"]["space"], *config.search.space)
         for key in sorted(set(old) | set(new)):
             if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free):
@@ -149,8 +151,20 @@ class Table:
         rows = [row for row in self.rows.values() if row["status"] not in OVER and not row.get("outside")]
         return sorted(rows, key=lambda row: row["status"] == "failed")
 
+    @contextlib.contextmanager
+    def one_write(self) -> Iterator[None]:
+        """Several changes, written once, when the block ends."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self.write()
+
     def write(self) -> None:
         """Put the table on storage."""
+        if self._held:
+            return
         with self._lock:
             best = self.best
             storage.write_json(
@@ -231,11 +245,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as dotted keys and their values."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            out.update(_flat(value, f"{prefix}{key}."))
+            out.update(flat(value, f"{prefix}{key}."))
         else:
             out[prefix + key] = value
     return out

@@ -1,0 +1,41 @@
+"""Who stops at a rung."""
+
+from __future__ import annotations
+
+import math
+
+from tlray.config import Search
+from tlray.search.rungs import Rungs
+from tlray.tasks.base import Goal
+
+MAX, MIN = Goal("accuracy", "max"), Goal("loss", "min")
+
+
+def rungs(goal: Goal = MAX, **settings: object) -> Rungs:
+    return Rungs(Search.model_validate({"grace_epochs": 2, "reduction_factor": 3, **settings}), goal, 20)
+
+
+def test_those_that_arrive_together_are_judged_together() -> None:
+    scores = {f"t{n}": n / 10 for n in range(6)}
+    for order in (scores, dict(reversed(scores.items()))):
+        judge = rungs()
+        assert judge.tell(1, order) == set()
+        assert judge.tell(2, order) == {"t0", "t1", "t2", "t3"}
+        assert judge.tell(3, {k: order[k] for k in ("t4", "t5")}) == set()
+        assert judge.tell(6, {k: order[k] for k in ("t4", "t5")}) == {"t4"}
+
+
+def test_later_ones_are_judged_beside_earlier_ones() -> None:
+    judge = rungs()
+    judge.tell(2, {"a": 0.9, "b": 0.8, "c": 0.1})
+    assert judge.tell(2, {"d": 0.85, "e": 0.95, "f": 0.2}) == {"d", "f"}
+
+
+def test_lower_may_be_better_and_nothing_is_worst() -> None:
+    assert rungs(MIN).tell(2, {"a": 0.1, "b": 0.2, "c": math.nan, "d": None}) == {"b", "c", "d"}
+    assert rungs().tell(2, {"a": math.nan}) == set()
+
+
+def test_equals_stay_together_and_without_asha_all_stay() -> None:
+    assert rungs().tell(2, dict.fromkeys("abcdef", 0.5)) == set()
+    assert rungs(scheduler="none").tell(2, {"a": 1.0, "b": 0.0}) == set()
