@@ -50,7 +50,7 @@ def rm(
     cache: Cache = "cache",
     json: Json = False,
 ) -> None:
-    """Remove entries; searches that read them now go on with what they have open."""
+    """Remove entries; readers keep what they have open."""
     with output(json) as out:
         from tlray.search.store import Store
 
@@ -66,7 +66,7 @@ def gc(
     cache: Cache = "cache",
     json: Json = False,
 ) -> None:
-    """Remove what died writers left, and with --limit-mb the longest unused entries."""
+    """Remove leftovers; --limit-mb: entries, too."""
     with output(json) as out:
         from tlray.search.store import Store
 
