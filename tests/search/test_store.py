@@ -97,7 +97,9 @@ def test_what_is_written_is_found_bit_by_bit(uri: str) -> None:
     store, rows = Store(uri), outputs(30)
     rows["pooled"][3, :4] = [np.nan, np.inf, -0.0, 1e-45]
     assert store.find(KEY) is None
+    assert KEY not in store
     fill(store, KEY, rows)
+    assert KEY in store
     with found(Store(uri), KEY) as shards:
         assert (shards.num_rows, shards.shapes) == (30, SHAPES)
         assert shards.max_error == {"stage1": 0.0, "pooled": 0.0, "one": 0.0}
@@ -142,6 +144,7 @@ def test_rounding_is_to_nearest_and_its_error_is_stated(tmp_path: Path, dtype: s
         order = np.random.default_rng(1).permutation(30)
         same(shards.gather(order), {name: x[order] for name, x in got.items()})
     (entry,) = store.ls()
+    assert entry.max_error == shards.max_error
     assert entry.bytes < 30 * ROW_BYTES / 2 + 3 * 3000  # three parts with a header and a footer
 
 
