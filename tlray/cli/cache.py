@@ -33,11 +33,12 @@ def ls(cache: Cache = "cache", json: Json = False) -> None:
 
         found = Store(cache).ls()
         out.result = {"cache": cache, "entries": [_facts(entry) for entry in found], "bytes": _bytes(found)}
-        headings = ["digest", "split", "backbone", "outputs", "type", "rows", "MB", "used"]
+        headings = ["digest", "split", "backbone", "outputs", "type", "rows", "MB", "max error", "used"]
         rows = [
             [
                 entry.digest, entry.key.split, _short(entry.key.backbone), entry.key.boundary,
                 entry.key.dtype, str(entry.rows), f"{entry.bytes / MB:.1f}",
+                f"{max(entry.max_error.values()):.1e}",
                 datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M"),
             ]
             for entry in found
@@ -50,7 +51,7 @@ def rm(
     cache: Cache = "cache",
     json: Json = False,
 ) -> None:
-    """Remove entries; searches that read them now go on with what they have open."""
+    """Remove entries; readers keep what they have open."""
     with output(json) as out:
         from tlray.search.store import Store
 
@@ -66,7 +67,7 @@ def gc(
     cache: Cache = "cache",
     json: Json = False,
 ) -> None:
-    """Remove what died writers left, and with --limit-mb the longest unused entries."""
+    """Remove leftovers; --limit-mb: entries, too."""
     with output(json) as out:
         from tlray.search.store import Store
 

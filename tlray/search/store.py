@@ -73,6 +73,7 @@ class Entry:
     bytes: int
     created: float
     used: float
+    max_error: dict[str, float]  # of each output; see `Shards`
 
 
 class Store:
@@ -81,6 +82,10 @@ class Store:
     def __init__(self, uri: str, limit_mb: int | None = None) -> None:
         self.uri, self.limit_mb = storage.absolute(uri), limit_mb
         self._marked: dict[str, float] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether an entry lies here; reads none of it, and marks nothing."""
+        return storage.exists(storage.join(self._place(key.digest), MARKER))
 
     def find(self, key: Key) -> Shards | None:
         """The outputs of this key, None where they are not there, or are damaged (a warning says so).
@@ -91,14 +96,14 @@ class Store:
         """
         place, damage = self._place(key.digest), None
         for _ in range(2):  # the second look: it may just have been replaced
-            if not storage.exists(storage.join(place, MARKER)):
+            if key not in self:
                 return None
             try:
                 shards = Shards(_mapped(place, key))
             except _Damaged as error:
                 damage = error
             except StorageError:
-                if storage.exists(storage.join(place, MARKER)):
+                if key in self:
                     raise
             else:
                 self._mark(key.digest)
@@ -116,14 +121,14 @@ class Store:
         values that the dtype cannot hold, and for an entry larger than the store's limit.
         """
         place = self._place(key.digest)
-        before = storage.exists(storage.join(place, MARKER))
+        before = key in self
         if self._is_half(place):
             storage.delete(place)
         with contextlib.suppress(_Late), storage.publish(place, MARKER) as folder:
             writer = Writer(folder, place, key, num_rows, self.limit_mb)
             yield writer
             writer.finish()
-            if not before and storage.exists(storage.join(place, MARKER)):
+            if not before and key in self:
                 raise _Late
         if self.limit_mb is not None:
             try:
@@ -213,7 +218,10 @@ class Store:
         used = facts["created"]
         with contextlib.suppress(StorageError):
             used = max(used, float(storage.read_json(storage.join(self.uri, "used", digest))))
-        return Entry(digest, Key(**facts["key"]), facts["rows"], facts["bytes"], facts["created"], used)
+        return Entry(
+            digest, Key(**facts["key"]), facts["rows"], facts["bytes"], facts["created"], used,
+            facts["max_error"],
+        )  # fmt: skip
 
     def _remove(self, digest: str) -> None:
         place = self._place(digest)
