@@ -88,7 +88,7 @@ def same(one: Config, other: Config, stories: Any, tolerance: float = 0.0) -> No
 
 @pytest.mark.parametrize("task", tasks.names())
 def test_side_by_side_equals_alone(task: str, tmp_path: Path) -> None:
-    """Bit for bit in fp32 on one CPU worker: losses, metrics, weights; whatever is beside, wherever it begins."""
+    """Bit for bit in fp32 on one CPU worker: losses, metrics, weights, whatever trains beside."""
     uri = scenes_dataset(tmp_path / "data", tasks.load({"name": task}).columns, train=20, validation=9)
     alone = grid(uri, tmp_path / "alone", task)
     stories = {c.name: list(loop.epochs(c, Solo(1), lambda event: None)) for c in alone}

@@ -103,7 +103,7 @@ class Shared(Pixels):
         settings = self.source.augment
         epochs = range(self.config.train.epochs)
         views = {Augment.view(settings, epoch) for epoch in epochs}
-        return self.store is not None and all(self.store.find(self.key(v, boundary)) for v in views)
+        return self.store is not None and all(self.key(v, boundary) in self.store for v in views)
 
     def train(self, first: int, last: int) -> Iterator[Fed | None]:
         """As `Pixels.train`; pictures are not even opened while every candidate begins at a kept boundary."""
