@@ -6,6 +6,7 @@ A run of `train` or `tune` ends with the winner's evaluation on the validation s
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from tlray import runtime, storage
@@ -82,6 +83,17 @@ def explain(config: Config, verbose: bool = False) -> list[dict[str, Any]]:
     from tlray import search
 
     return search.explain(config)
+
+
+def rank(
+    config: Config, backbones: Sequence[str], rows: int, show: Display, verbose: bool = False
+) -> list[dict[str, Any]]:
+    """Scores of backbones on the user's pictures, best first; see search/rank.py."""
+    check(config)
+    runtime.prepare(verbose)
+    from tlray.search.rank import rank as run
+
+    return [score.to_dict() for score in run(config, backbones, rows, show.progress)]
 
 
 def check(config: Config) -> None:

@@ -128,6 +128,12 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
     return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries, paths)
 
 
+def pixels(source: Source, fingerprint: str, rows: Indices) -> torch.Tensor:
+    """x_BCHW uint8 of rows without randomness, rendered in this process."""
+    read = reader(source.uri, source.split, source.cache_mb, fingerprint)
+    return torch.from_numpy(np.stack([render(read(int(row))[0], source.preprocess)[0] for row in rows]))
+
+
 def annotation(source: Source, fingerprint: str, epoch: int, row: int) -> tuple[Target, Geometry]:
     """What `make_batch` says of a row besides its pixels, without decoding them."""
     data, values = reader(source.uri, source.split, source.cache_mb, fingerprint)(row)

@@ -7,7 +7,7 @@ Arms, on the data set INGESTED (what `tlray ingest` made of ../shared/data/cloth
     stages_head  ResNet-50: {stage 2 .. head} x 3 rates x 5 epochs
     head_only    ResNet-50: head x 8 rates x 10 epochs
     builtin      the built-in backbone: {0.6, head} x 3 rates x 5 epochs
-Each grid is searched by tlray and by the peer in turn: same seed, data, threads and order of batches, no early
+Each grid is searched by tlray and by the peer in turn: same seed, data, threads, order of batches, no early
 stopping, one plain view of each picture (``augment.views: 1``), nothing left over from an earlier search.
 The peer is Ray Tune as its users write it: one trial per configuration, actors reused, no gradient through
 what is frozen, no checkpoints; its batches come from the same pipeline. ``--template`` adds the peer without

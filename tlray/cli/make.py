@@ -16,7 +16,7 @@ Recipe = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, as i
 
 def add(app: typer.Typer) -> None:
     """Put the verbs of this file on the command line."""
-    for verb in (quickstart, sample, ingest, train, tune, report, doctor):
+    for verb in (quickstart, sample, ingest, train, tune, rank, report, doctor):
         app.command()(verb)
 
 
@@ -100,6 +100,34 @@ def tune(
         if out.result.get("plans"):
             out.say(plans_table(out.result["plans"]))
         _tell(out, settings.name)
+
+
+def rank(
+    context: typer.Context,
+    recipe: Recipe,
+    overrides: Overrides = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option("--backbone", help="Which one; may be given again. Default: the recipe's."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=20, help="Training pictures to look at, at most.")] = 1000,
+    json: Json = False,
+) -> None:
+    """Compare pretrained backbones, and their depths, on your pictures in minutes; trains nothing."""
+    with output(json) as out:
+        from tlray import config, road
+        from tlray.progress import table
+
+        settings = config.load(recipe, overrides or [])
+        with out.watch() as show, show.step(f"Rank on {settings.data.uri}", quiet_start=True):
+            found = road.rank(settings, backbone or [settings.model.backbone], rows, show, verbose(context))
+        out.result = {"data": settings.data.uri, "scores": found}
+        cells = [
+            [s["backbone"], s["stage"], str(s["dimensions"]), *(f"{s[k]:.4f}" for k in ("linear", "knn", "logme")),
+             f"{s['ms']:.2f}", f"{s['million_parameters']:.1f}"]
+            for s in found
+        ]  # fmt: skip
+        out.say(table(["backbone", "stage", "size", "linear", "knn", "logme", "ms", "M parameters"], cells))
 
 
 def report(
