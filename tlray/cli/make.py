@@ -122,11 +122,11 @@ def rank(
         with out.watch() as show, show.step(f"Rank on {settings.data.uri}", quiet_start=True):
             found = road.rank(settings, backbone or [settings.model.backbone], rows, show, verbose(context))
         out.result = {"data": settings.data.uri, "scores": found}
+        shown = {"linear": ".4f", "knn": ".4f", "logme": ".4f", "ms": ".2f", "million_parameters": ".1f"}
         cells = [
-            [s["backbone"], s["stage"], str(s["dimensions"]), *(f"{s[k]:.4f}" for k in ("linear", "knn", "logme")),
-             f"{s['ms']:.2f}", f"{s['million_parameters']:.1f}"]
+            [s["backbone"], s["stage"], str(s["dimensions"]), *(f"{s[k]:{f}}" for k, f in shown.items())]
             for s in found
-        ]  # fmt: skip
+        ]
         out.say(table(["backbone", "stage", "size", "linear", "knn", "logme", "ms", "M parameters"], cells))
 
 

@@ -27,6 +27,7 @@ from tlray.dataset import Dataset
 from tlray.embed import Bare
 from tlray.errors import DataError
 from tlray.image import Preprocess, decode_mask
+from tlray.tasks.base import Task
 
 ROWS = 1000  # of the training split that are looked at
 BATCH = 32
@@ -70,9 +71,7 @@ def rank(
     table = data.read(split, [column]).take(at)[column].to_pylist()
     y_NC = classes(kind, table)
     if y_NC.shape[1] < 2 or (y_NC.sum(0) > 0).sum() < 2:
-        raise DataError(
-            f"{config.data.uri} ({split}): one class in {len(at)} pictures; accepted: two or more"
-        )
+        raise DataError(f"{config.data.uri} ({split}): one class only; accepted: two or more")
     found = []
     for name in backbones:
         weights = "builtin" if name in origins.BUILTIN else config.model.weights
@@ -88,7 +87,7 @@ def rank(
 
 
 def _features(
-    bare: Bare, config: Config, task: tasks.Task, rows: np.ndarray, name: str, progress: Progress | None
+    bare: Bare, config: Config, task: Task, rows: np.ndarray, name: str, progress: Progress | None
 ) -> tuple[dict[str, np.ndarray], float]:
     """Features by stage (mean over the places of its map) and pooled, and the seconds of the network."""
     fit: Preprocess = bare.preprocess.model_copy(update={"fit": config.input.fit})
@@ -130,9 +129,9 @@ def classes(kind: schema.Kind, values: Sequence[Any]) -> np.ndarray:
 
 def judge(x_ND: np.ndarray, y_NC: np.ndarray) -> tuple[float, float]:
     """(knn, linear) of features; see the module's docstring."""
-    from sklearn.linear_model import RidgeClassifierCV
-    from sklearn.metrics import average_precision_score
-    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.linear_model import RidgeClassifierCV  # type: ignore[import-untyped]
+    from sklearn.metrics import average_precision_score  # type: ignore[import-untyped]
+    from sklearn.model_selection import KFold, cross_val_predict  # type: ignore[import-untyped]
 
     x_ND = x_ND - x_ND.mean(0)
     x_ND /= x_ND.std(0) + 1e-6
