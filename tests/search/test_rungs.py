@@ -36,6 +36,11 @@ def test_lower_may_be_better_and_nothing_is_worst() -> None:
     assert rungs().tell(2, {"a": math.nan}) == set()
 
 
-def test_equals_stay_together_and_without_asha_all_stay() -> None:
+def test_equals_go_on_together_or_not_at_all() -> None:
     assert rungs().tell(2, dict.fromkeys("abcdef", 0.5)) == set()
+    assert rungs().tell(2, {"a": 0.9, **dict.fromkeys("bcdef", 0.5)}) == set("bcdef")
+    assert rungs().tell(2, {**dict.fromkeys("ab", 0.9), **dict.fromkeys("cdef", 0.5)}) == set("cdef")
+
+
+def test_without_asha_all_stay() -> None:
     assert rungs(scheduler="none").tell(2, {"a": 1.0, "b": 0.0}) == set()

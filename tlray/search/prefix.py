@@ -165,7 +165,6 @@ class Shared(Pixels):
     def _features(self, x_BCHW: Any, wanted: Any, trains: bool) -> dict[Boundary, Features]:
         if not wanted:
             return {}
-        self.backbone.eval()
         # Validation is in full precision, training in the one that was chosen.
         precision = self.config.train.precision if trains else "fp32"
         with autocast(self.worker.device, precision):

@@ -30,13 +30,14 @@ class Rungs:
     def tell(self, epoch: int, best: Mapping[str, float | None]) -> set[str]:
         """Take the best values so far of trials that have done ``epoch`` epochs; which of them shall stop.
 
-        The best 1/factor of all that came to this rung go on, one at least. NaN and None are the worst.
+        The best 1/factor of all that came to this rung go on, the best one in any case; equals go on together
+        or not at all, and all where there is no difference yet. NaN and None are the worst.
         """
         if epoch not in self._scores:
             return set()
         here = self._scores[epoch]
         for name, value in best.items():
             here[name] = -np.inf if value is None or value != value else self._sign * value
-        going_on = max(1, round(len(here) / self._factor))
-        cut = sorted(here.values(), reverse=True)[going_on - 1]
-        return {name for name in best if here[name] < cut}
+        scores, places = np.array(list(here.values())), max(1, round(len(here) / self._factor))
+        top = scores.max()
+        return {name for name in best if here[name] < top and (scores >= here[name]).sum() > places}
