@@ -259,6 +259,12 @@ class Run:
         bundle.save(storage.join(self.uri, "best"), best.model, best.metrics, stored, self.loop.golden())
         module.load_state_dict(current, strict=False)
 
+    def due(self, ended: bool) -> bool:
+        """Whether a checkpoint is due, at the end of an epoch or within it."""
+        every = self.config.train.checkpoint_every_steps
+        long_ago = time.perf_counter() - self.saved > SAVE_EVERY_S
+        return bool(every and self.now.step % every == 0) or (ended and (not self.loop.sparing or long_ago))
+
     def save(self, shown: dict[str, float]) -> None:
         """A checkpoint of where it stands, and what is best so far."""
         mark = time.perf_counter()
@@ -295,7 +301,8 @@ class Loop:
     """Candidates that differ in what they train, over the batches of one data set.
 
     ``sparing``: bundles and checkpoints are written once a minute instead of each epoch, and the best bundle
-    where `Run.publish_best` asks for it: a search discards nearly all of them.
+    where `Run.publish_best` asks for it: a search discards nearly all of them. And what goes wrong with one
+    candidate ends that one alone.
     Raises TlrayError for what the user can mend.
     """
 
@@ -374,7 +381,7 @@ class Loop:
             learning = [run for run in self.active if run.now.step == step]
             for run in learning:
                 run.spent["wait"] += waited / len(learning)
-                with self._alone(run):
+                with self.alone(run):
                     run.learn(fed, ours, len(rows))
             step += 1
             if self.worker.rank == 0 and time.perf_counter() - told > 1:
@@ -383,12 +390,12 @@ class Loop:
                     facts = {"step": step, "steps": run.num_steps, "epoch": epoch + 1}
                     self.emit({"kind": "step", "run": run.uri, **facts})
             ended = step % self.order.steps_per_epoch == 0
-            every = learning[0].config.train.checkpoint_every_steps if learning else None
             if not ended:
-                if not self.sparing and every and step % every == 0:
-                    for run in learning:
+                for run in learning:
+                    if run.due(ended) and not run.ended:
                         run.sum_up()
-                        run.save({})
+                        with self.alone(run):
+                            run.save({})
                         run.begin_sums()
                 continue
             records = self._end_epoch(learning)
@@ -397,8 +404,8 @@ class Loop:
                 run.candidate.train_mode()
 
     @contextlib.contextmanager
-    def _alone(self, run: Run) -> Iterator[None]:
-        """What goes wrong with one candidate of many is not the others' fault."""
+    def alone(self, run: Run) -> Iterator[None]:
+        """What goes wrong in the block with one candidate of many ends that one: `Run.error`."""
         try:
             yield
         except Exception as error:
@@ -425,9 +432,9 @@ class Loop:
         for run in learning:
             run.spent["validate"] += seconds
             record = None
-            with self._alone(run):
+            with self.alone(run):
                 record = run.end_epoch(judges[run.name])
-                if not self.sparing or time.perf_counter() - run.saved > SAVE_EVERY_S:
+                if run.due(ended=True):
                     run.save({k: v for k, v in record.items() if k.startswith("val_")})
             if record is None or run.error:
                 continue

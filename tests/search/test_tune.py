@@ -21,6 +21,7 @@ from tlray.config import Config, parse
 from tlray.errors import ConfigError, RunError
 from tlray.sample import picture
 from tlray.search import tune
+from tlray.search.space import trial_id
 
 NAMES = ["a", "b", "c", "d"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,8 +78,11 @@ def check_epochs(config: Config, events: list[dict[str, Any]], rows: list[dict[s
             assert row["epochs"] == config.train.epochs
 
 
-def test_asha_stops_trials_and_the_best_one_wins(ray_local: Any, data: str, tmp_path: Path) -> None:
-    config, events = settings(data, tmp_path), []
+@pytest.mark.parametrize("fuse", [True, False])
+def test_asha_stops_trials_and_the_best_one_wins(
+    ray_local: Any, data: str, tmp_path: Path, fuse: bool
+) -> None:
+    config, events = settings(data, tmp_path, fuse=fuse), []
     began = time.perf_counter()
     result = tune(config, events.append)
     wall = time.perf_counter() - began
@@ -105,7 +109,7 @@ def test_asha_stops_trials_and_the_best_one_wins(ray_local: Any, data: str, tmp_
     assert again.best == result.best and len([e for e in events if e["kind"] == "trial_start"]) == 4
 
     # More to try: only what is new runs; what lies outside stays in the table, and is told.
-    wider = settings(data, tmp_path, space={"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 4e-7]}})
+    wider = settings(data, tmp_path, space={"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 4e-7]}}, fuse=fuse)
     before = len(events)
     more = tune(wider, events.append)
     started = [e["params"]["optim.lr"] for e in events[before:] if e["kind"] == "trial_start"]
@@ -130,22 +134,27 @@ def test_every_epoch_of_two_workers_reaches_the_scheduler(ray_local: Any, data: 
         time.sleep(0.2)
 
 
-def test_a_trial_that_fails_does_not_end_the_search(ray_local: Any, data: str, tmp_path: Path) -> None:
-    # What fails is the trial's own folder: it cannot write its checkpoint.
-    config = settings(data, tmp_path, space={"optim.lr": {"choice": [0.03, 0.01]}}, scheduler="none")
-    from tlray.search.space import trial_id
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_trial_that_fails_does_not_end_the_search(
+    ray_local: Any, data: str, tmp_path: Path, fuse: bool
+) -> None:
+    # What fails is the trial's own folder: it cannot be written to.
+    space = {"optim.lr": {"choice": [0.03, 0.01]}}
+    config = settings(data, tmp_path, space=space, scheduler="none", fuse=fuse)
 
-    blocked = Path(config.run_uri, "trials", trial_id({"optim.lr": 0.01}))
-    blocked.mkdir(parents=True)
-    (blocked / "checkpoints").write_text("a file where a folder has to be")
+    def block(config: Config) -> None:
+        folder = Path(config.run_uri, "trials")
+        folder.mkdir(parents=True)
+        (folder / trial_id({"optim.lr": 0.01})).write_text("a file where a folder has to be")
+
+    block(config)
     result = tune(config)
     rows = {row["params"]["optim.lr"]: row for row in result.trials}
     assert rows[0.01]["status"] == "failed" and "\n" not in rows[0.01]["reason"]
     assert rows[0.03]["status"] == "finished" and result.params == {"optim.lr": 0.03}
-    only = settings(data, tmp_path, space={"optim.lr": {"choice": [0.01]}}).override({"name": "t"})
-    blocked = Path(only.run_uri, "trials", trial_id({"optim.lr": 0.01}))
-    blocked.mkdir(parents=True)
-    (blocked / "checkpoints").write_text("a file where a folder has to be")
+    only = settings(data, tmp_path, space={"optim.lr": {"choice": [0.01]}}, fuse=fuse)
+    only = only.override({"name": "t"})
+    block(only)
     with pytest.raises(RunError, match="all 1 trials failed"):
         tune(only)
 
@@ -168,7 +177,9 @@ def start(config: Config) -> subprocess.Popen[str]:
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_killed_search_goes_on(data: str, tmp_path: Path) -> None:
-    config = settings(data, tmp_path, scheduler="none", space={"optim.lr": {"choice": [0.03, 0.02, 0.01]}})
+    """One trial after another, in the hands of Ray Tune."""
+    space = {"optim.lr": {"choice": [0.03, 0.02, 0.01]}}
+    config = settings(data, tmp_path, scheduler="none", space=space, fuse=False)
     child = start(config)
     assert child.stdout is not None
     seen: list[dict[str, Any]] = []
@@ -194,3 +205,44 @@ def test_a_killed_search_goes_on(data: str, tmp_path: Path) -> None:
     assert [n for n, _ in epochs] == [1, 2, 3, 4, 5]
     assert epochs[1][1] and not epochs[4][1]  # the first were kept
     assert [row["status"] for row in table(config)["trials"]] == ["finished"] * 3
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_killed_group_goes_on(data: str, tmp_path: Path) -> None:
+    """Trials side by side end as if nothing had happened, at whatever depth they began."""
+    space = {"optim.lr": {"choice": [0.03, 0.01]}, "model.freeze": {"choice": ["all", 0]}}
+    config = settings(data, tmp_path, scheduler="none", space=space)
+    config = config.override({"train.checkpoint_every_steps": 2})
+    whole = start(config.override({"name": "whole"}))
+    whole.communicate(timeout=200)
+    assert whole.returncode == 0
+    child = start(config)
+    assert child.stdout is not None
+    for line in child.stdout:
+        event = json.loads(line)
+        if event["kind"] == "trial_epoch" and event["epoch"] == 3:
+            break
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert [r["status"] for r in table(config)["trials"]] == ["running"] * 4
+    time.sleep(5)  # its Ray notices
+
+    second = start(config)
+    out, _ = second.communicate(timeout=200)
+    assert second.returncode == 0
+    events = [json.loads(line) for line in out.splitlines()]
+    rows = table(config)["trials"]
+    for row in rows:
+        told = [
+            (e["epoch"], e["again"]) for e in events if e["kind"] == "trial_epoch" and e["id"] == row["id"]
+        ]
+        assert [n for n, _ in told] == [1, 2, 3, 4, 5]
+        assert told[1][1] and not told[4][1]  # the first were kept
+    undisturbed = {row["id"]: row for row in table(config.override({"name": "whole"}))["trials"]}
+    for row in rows:
+        assert row["status"] == "finished"
+        for point, expected in zip(row["curve"], undisturbed[row["id"]]["curve"], strict=True):
+            for key in ("epoch", "val_accuracy", "train_loss", "lr"):
+                assert point[key] == expected[key], (row["params"], point, expected)

@@ -54,8 +54,9 @@ class Group:
         self._loop = Loop(configs, self._worker, self._tell, feed, sparing=True)
         self._epochs = self._loop.epochs()
         for run in self._loop.runs:
-            tree = run.config.model_dump(mode="json")
-            storage.write_json(storage.join(run.uri, "config.json"), tree)
+            with self._loop.alone(run):
+                tree = run.config.model_dump(mode="json")
+                storage.write_json(storage.join(run.uri, "config.json"), tree)
         stories = {run.name: run.now.history for run in self._loop.runs}
         return {"stories": stories, "failed": self._failed(), "plan": plans[0].to_dict()}
 
@@ -65,15 +66,17 @@ class Group:
         over = [run.name for run in self._loop.runs if run.over]
         return {"records": records, "failed": self._failed(), "over": over}
 
-    def end(self, names: Sequence[str], keep: str | None) -> None:
-        """End these trials; one of them leaves its bundle."""
+    def end(self, names: Sequence[str], keep: str | None) -> dict[str, str]:
+        """End these trials, one of which leaves its bundle; the reasons of those that failed in that."""
         for run in self._loop.runs:
-            if run.name == keep:
-                run.publish_best()
-            if run.name in names:
-                run.ended = True
-                run.best = None
+            if run.name not in names:
+                continue
+            with self._loop.alone(run):
+                if run.name == keep:
+                    run.publish_best()
                 run.write_story()
+            run.ended, run.best = True, None
+        return self._failed()
 
     def measured(self) -> dict[str, Any]:
         """Where the time went, by depth: seconds of training steps, and pictures trained on."""
@@ -274,10 +277,11 @@ def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs:
         value = table.rows[id_]["best"]
         if value is not None and table.goal.better(value, best):
             best, keep = value, id_
-    ray.get(team.actor.end.remote(ended, keep))
+    failed = ray.get(team.actor.end.remote(ended, keep))
     for id_ in ended:
         del team.trials[id_]
-        watch.over(id_, "finished" if id_ in found["over"] else "stopped")
+        status = "finished" if id_ in found["over"] else "stopped"
+        watch.over(id_, "failed" if id_ in failed else status, failed.get(id_))
 
 
 def _beside(plan: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
