@@ -126,3 +126,19 @@ def test_the_rungs_of_a_search_that_goes_on_are_filled(tmp_path: Path) -> None:
 
     scheduler.on_trial_add(None, New)
     assert scheduler.on_trial_result(None, New, {"epoch": 1, SCORE: 0.1}) == "STOP"
+
+
+def test_ray_tune_users_find_what_they_know(tmp_path: Path) -> None:
+    from tlray.search.results import result_grid
+
+    sampler, table = opened(settings(tmp_path, sampler="grid"))
+    for n in range(6):
+        run(sampler, table, f"t{n}", 0.1 * n)
+    grid = result_grid(table.run_uri)
+    best = grid.get_best_result()
+    assert len(grid) == 6 and best.metrics["best"] == 0.5
+    assert best.config == {"optim.lr": 0.001, "model.freeze": 0}
+    assert best.path.endswith(f"trials/{best.metrics['trial_id']}")
+    told = grid.get_dataframe()
+    assert sorted(told["best"]) == pytest.approx([0.1 * n for n in range(6)])
+    assert list(grid.get_best_result().metrics_dataframe["val_accuracy"]) == [0.5, 0.5]

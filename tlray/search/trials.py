@@ -8,6 +8,7 @@ trials from Tune's own checkpoints, and it cannot take a changed space. Here a t
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import threading
@@ -23,6 +24,7 @@ from tlray.tasks.base import Goal
 log = logging.getLogger(__name__)
 
 TRIALS, BEST, CHECKPOINTS, MANIFEST = "trials.json", "best", "checkpoints", "manifest.json"
+RESULTS = "result.json"  # in a trial's folder: its epochs, a line each, as Ray Tune writes them
 OVER = ("finished", "stopped")  # never run again; a failed one is, when the search is
 Row = dict[str, Any]
 
@@ -105,13 +107,14 @@ class Table:
         row = self.rows[id_]
         if any(point["epoch"] == record["epoch"] for point in row["curve"]):
             return False
-        shown = ("epoch", "best", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
-        row["curve"].append({name: _finite(record[name]) for name in shown if name in record})
-        row["epochs"] = len(row["curve"])
-        row["seconds"] = record["seconds"]
         goal = record["goal"]
         if self.goal.better(goal, row["best"]) and math.isfinite(goal):
             row["best"] = goal
+        shown = ("epoch", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
+        point = {name: _finite(record[name]) for name in shown if name in record}
+        row["curve"].append({**point, "best": row["best"]})
+        row["epochs"] = len(row["curve"])
+        row["seconds"] = record["seconds"]
         self.write()
         return True
 
@@ -122,6 +125,11 @@ class Table:
         if reason is not None:
             row["reason"] = reason
         row["bundle"] = storage.join(self.folder(id_), BEST) if row["best"] is not None else None
+        lines = [json.dumps({"trial_id": id_, "training_iteration": p["epoch"], **p}) for p in row["curve"]]
+        with contextlib.suppress(StorageError):  # of a trial that failed because it cannot write there
+            storage.write_bytes(
+                storage.join(self.folder(id_), RESULTS), "".join(f"{t}\n" for t in lines).encode()
+            )
         self.write()
         self.tidy()
         return row
