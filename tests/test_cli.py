@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = str(ROOT / "jobs" / "recipes" / "clothing.yaml")
 VERBS = {
     "sample", "ingest", "train", "tune", "evaluate", "predict", "promote", "rollback", "models", "serve",
-    "report", "quickstart", "doctor", "embed", "similar", "cache",
+    "report", "quickstart", "doctor", "embed", "similar", "cache", "rank",
 }  # fmt: skip
 
 

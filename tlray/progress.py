@@ -186,7 +186,8 @@ class Display:
         self._wanted, self._over = int(event["trials"]), int(event.get("over", 0))
         self._ended, self._search_began = self._over, time.monotonic()
         before = f", {self._over} of them done before" if self._over else ""
-        self.line(f"      {self._wanted} trials, {event.get('concurrent', 1)} at a time{before}")
+        how = "side by side" if event.get("fused") else f"{event.get('concurrent', 1)} at a time"
+        self.line(f"      {self._wanted} trials, {how}{before}")
 
     def _trial(self, kind: str, trial: str, event: Event) -> None:
         bar = self._bars.get(trial)

@@ -139,9 +139,9 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
     over = sum(map(table.over, table.rows))
     tell({
         "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
-        "concurrent": room.concurrent, "epochs": config.train.epochs,
+        "concurrent": room.concurrent, "fused": _fused(config), "epochs": config.train.epochs,
     })  # fmt: skip
-    if config.search.fuse and workers == 1:
+    if _fused(config):
         rungs = Rungs(config.search, table.goal, _longest(config))
         for row in table.rows.values():
             for point in row["curve"] if table.over(row["id"]) else ():
@@ -251,6 +251,11 @@ def _scheduler(config: Config, table: Table) -> Any:
             scheduler.on_trial_result(None, trial, {"epoch": point["epoch"], SCORE: score})
         scheduler.on_trial_remove(None, trial)
     return scheduler
+
+
+def _fused(config: Config) -> bool:
+    """Whether trials train side by side; those of several workers are Ray Train's."""
+    return config.search.fuse and config.scale.num_workers == 1
 
 
 def _longest(config: Config) -> int:

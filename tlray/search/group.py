@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -170,7 +171,7 @@ class Team:
 
     def begin(self, trials: Sequence[dict[str, Any]]) -> Any:
         """Start a group; a reference to what `Group.begin` gives."""
-        self.trials = {one["id"]: one for one in trials}
+        self.trials, self.began = {one["id"]: one for one in trials}, time.perf_counter()
         return self.actor.begin.remote([one["tree"] for one in trials])
 
     def again(self) -> Any:
@@ -238,7 +239,7 @@ def search(
             if team.trials:
                 under_way[team.actor.epoch.remote()] = team
             else:
-                plans.append(_beside(team.plan, ray.get(team.actor.measured.remote())))
+                plans.append(_beside(team, ray.get(team.actor.measured.remote())))
     finally:
         for team in teams:
             ray.kill(team.actor)
@@ -247,23 +248,24 @@ def search(
 
 def _take(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:
     """What a group's process has said."""
-    with table.one_write():
-        if "plan" in found:
-            team.plan = found["plan"]
+    if "plan" in found:
+        team.plan = found["plan"]
+        with table.one_write():
             for id_, story in found["stories"].items():
                 for record in story:
                     watch.epoch(id_, record, again=True)
                     rungs.tell(record["epoch"], {id_: record["best"]})
-            found = {"records": {}, "over": [], **found}
-        _judge(found, team, table, watch, rungs)
+        found = {"records": {}, "over": [], **found}
+    _judge(found, team, table, watch, rungs)
 
 
 def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:
     """Take an epoch of a group; end the trials that are over or fall behind."""
     by_epoch: dict[int, dict[str, float | None]] = {}
-    for id_, record in found["records"].items():
-        watch.epoch(id_, record, again=False)
-        by_epoch.setdefault(record["epoch"], {})[id_] = record["best"]
+    with table.one_write():
+        for id_, record in found["records"].items():
+            watch.epoch(id_, record, again=False)
+            by_epoch.setdefault(record["epoch"], {})[id_] = record["best"]
     for id_, reason in found["failed"].items():
         if team.trials.pop(id_, None):
             watch.over(id_, "failed", reason)
@@ -284,8 +286,9 @@ def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs:
         watch.over(id_, "failed" if id_ in failed else status, failed.get(id_))
 
 
-def _beside(plan: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """A plan with what was measured beside what was predicted."""
+def _beside(team: Team, measured: dict[str, Any]) -> dict[str, Any]:
+    """A group's plan with what was measured beside what was predicted."""
+    plan = {**team.plan, "took_s": time.perf_counter() - team.began}
     for depth in plan["depths"]:
         found = measured.get(str(depth["depth"]), {"seconds": 0.0, "pictures": 0})
         depth |= {"measured_s": found["seconds"], "measured_pictures": found["pictures"]}

@@ -161,7 +161,7 @@ class Table:
 
     @contextlib.contextmanager
     def one_write(self) -> Iterator[None]:
-        """Several changes, written once, when the block ends."""
+        """Several epochs, written once, when the block ends. Not for ends: see `tidy`."""
         self._held = True
         try:
             yield

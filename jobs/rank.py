@@ -1,0 +1,8 @@
+"""Backbones and depths compared on your pictures: `ray job submit ... -- python jobs/rank.py CONFIG`."""
+
+import sys
+
+from tlray.cli import main
+
+if __name__ == "__main__":
+    main(["rank", *sys.argv[1:]])
