@@ -123,7 +123,24 @@ def make_run(root: Path, picture: Callable[[int, int], bytes] = drawing, per_cla
                    "epochs": 0, "best": None, "curve": [], "seconds": 0.4, "bundle": None})  # fmt: skip
     best = max(trials, key=lambda t: t["best"] or 0)
     goal_of = {"name": "accuracy", "direction": "max"}
-    write(run / "trials.json", {"goal": goal_of, "trials": trials, "best": best["id"]})
+    depths = [
+        {
+            "depth": depth, "stage": stage, "trials": 3, "epochs": 8.0, "prefix_s": 0.002, "suffix_s": step,
+            "kept_bytes": 0, "decision": "recompute", "naive_s": 100.0, "measured_s": 77.0,
+            "measured_pictures": 9000.0,
+        }
+        for depth, stage, step in ((0, "pixels", 0.008), (5, "layer4", 0.0001))
+    ]  # fmt: skip
+    plan = {
+        "rows": 2400,
+        "views": 8,
+        "depths": depths,
+        "naive_s": 200.0,
+        "planned_s": 125.0,
+        "ceiling_s": 120.0,
+    }
+    plans = [{**plan, "gain": 1.6, "took_s": 99.0}]
+    write(run / "trials.json", {"goal": goal_of, "trials": trials, "best": best["id"], "plans": plans})
     stages = {"read the data": 3.1, "frozen features": 41.0, "search": 148.2, "evaluate": 9.4, "save": 1.2}
     write(run / "metrics.json", {
         "epochs": best["curve"], "stages": [{"name": k, "seconds": v} for k, v in stages.items()],
@@ -222,7 +239,8 @@ def test_everything_is_in_it(whole: tuple[Path, str]) -> None:
     for said in ("resnet10t-nano", "trial t04", "3.4 min", "6 finished, 3 stopped, 1 failed",
                  "Expected calibration error",
                  "2 groups of pictures with same bytes across splits", "image file is truncated", "2.14.1",
-                 "9f9f9f9f", "frozen features"):  # fmt: skip
+                 "9f9f9f9f", "frozen features", "Cost by freeze depth",
+                 "to its end would take 3.3 min, side by side 2.1 min"):  # fmt: skip
         assert said in page.text, said
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))

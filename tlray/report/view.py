@@ -179,6 +179,36 @@ def trials(run: Run) -> Trials | None:
     return Trials([(k, short(k, keys)) for k in keys], rows, goal, caption, _heatmap(run, all_trials))
 
 
+def cost(run: Run) -> list[Section]:
+    """What trials that trained side by side cost, as it was planned and as it was measured."""
+    plans: list[Json] = run.trials.get("plans") or []
+    if not plans:
+        return []
+    columns = [
+        Column("freeze depth"), Column("begins after"), Column("trials"),
+        *(Column(name, 2) for name in ("prefix, ms", "step, ms")), Column("kept, MB", 1), Column("decision"),
+        *(Column(name, 0) for name in ("alone, s", "steps predicted, s", "steps measured, s")),
+    ]  # fmt: skip
+    rows = [
+        [
+            d["depth"], d["stage"], d["trials"], 1e3 * d["prefix_s"], 1e3 * d["suffix_s"],
+            d["kept_bytes"] / 2**20, d["decision"], d["naive_s"],
+            d["suffix_s"] * d.get("measured_pictures", 0), d.get("measured_s"),
+        ]
+        for plan in plans
+        for d in plan["depths"]
+    ]  # fmt: skip
+    naive, planned, took = (
+        sum(plan.get(k, 0.0) for plan in plans) for k in ("naive_s", "planned_s", "took_s")
+    )
+    caption = (
+        f"Each trial for itself and to its end would take {plots.duration(naive)}, side by side "
+        f"{plots.duration(planned)}; with early stopping, validation and bundles it took "
+        f"{plots.duration(took)}. Prefix and step: a picture's, measured before the search began."
+    )
+    return [Section("Cost by freeze depth", caption, tables=[Table(columns, rows)])]
+
+
 def data(preflight: Json) -> Data | None:
     """What ingest's pre-flight (preflight.py: `Report`) says of the data."""
     if not preflight:
