@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -92,8 +92,8 @@ class Feed(Protocol):
         """A batch of one row, for a rank that has none in a step."""
         ...
 
-    def validation(self) -> Iterable[Fed]:
-        """This rank's part of the validation split."""
+    def validation(self, boundaries: Collection[Boundary | None]) -> Iterable[Fed]:
+        """This rank's part of the validation split, for candidates that begin at these boundaries."""
         ...
 
 
@@ -114,7 +114,7 @@ class Pixels:
     def one(self, epoch: int, row: Indices) -> Fed:
         return self.fed(stream.make_batch(self.source, self._fingerprint, epoch, row))
 
-    def validation(self) -> Iterator[Fed]:
+    def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[Fed]:
         for batch in self._held:
             x_BCHW = batch.x_BCHW.to(self.worker.device, non_blocking=True)
             yield Fed(x_BCHW, {}, {}, batch.rows, batch.geometries)
@@ -457,7 +457,7 @@ class Loop:
         for run in runs:
             run.model.module.eval()
         first = 0
-        for fed in self.feed.validation():
+        for fed in self.feed.validation({run.boundary for run in runs}):
             rows = self.rows[first : first + len(fed.rows)]
             for run in runs:
                 told = run.model.predict_rendered(fed.input(run.boundary), fed.geometries, self.worker.device)

@@ -221,11 +221,15 @@ def to_device(
         batch = batch._replace(x_BCHW=torch.cat([batch.x_BCHW, batch.x_BCHW]), targets=twice)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x_BCHW = batch.x_BCHW.to(device, non_blocking=True, memory_format=layout)
-    targets = {
+    return x_BCHW, on_device(batch.targets, device)
+
+
+def on_device(targets: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Targets, tensors or lists of them, where the model is."""
+    return {
         name: value.to(device) if isinstance(value, torch.Tensor) else [v.to(device) for v in value]
-        for name, value in batch.targets.items()
+        for name, value in targets.items()
     }
-    return x_BCHW, targets
 
 
 def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,34 +124,30 @@ class Shared(Pixels):
     def one(self, epoch: int, row: Indices) -> Fed:
         return self._complete(super().one(epoch, row), epoch * self.order.steps_per_epoch)
 
-    def validation(self) -> Iterator[Fed]:
-        """Kept in memory where it fits: these pictures are plain in every epoch."""
-        split, wanted = self.loop.validation_split, set(self._boundaries())
-        behind = wanted - {None}
-        if None not in wanted and all((split, None, b) in self.tables for b in behind):
-            yield from self._held_features(split, behind)
+    def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[Fed]:
+        """Features are kept in memory where they fit: these pictures are plain in every epoch."""
+        split, behind = self.loop.validation_split, {b for b in boundaries if b is not None}
+        known = all((split, None, b) in self.tables for b in behind)
+        if known and None not in boundaries:
+            yield from self._known_features(split, behind)
             return
-        missing = {b for b in behind if b is not None and (split, None, b) not in self.tables}
-        ours = share(self.loop.num_rows, self.worker.rank, self.worker.world)
-        filling = {b: Memory(len(ours)) for b in missing}
+        tables = {} if known else {b: Memory(len(self.loop.rows)) for b in behind}
         geometries: list[Geometry] = []
-        for fed in super().validation():
-            features = self._features(fed.x_BCHW, missing, trains=False)
-            if fed.x_BCHW is not None:
-                at = slice(len(geometries), len(geometries) + len(fed.rows))
-                for b in behind - missing:
-                    assert b is not None
-                    features[b] = self._gather(split, None, b, np.arange(at.start, at.stop))
-            for b, table in filling.items():
-                table.add(to_arrays(features[b]))
+        for fed in super().validation(boundaries):
+            if known:
+                at = np.arange(len(geometries), len(geometries) + len(fed.rows))
+                fed.features = {b: self._gather(split, None, b, at) for b in behind}
+            else:
+                fed.features = self._features(fed.x_BCHW, behind, "fp32")
+            for b, table in tables.items():
+                table.add(to_arrays(fed.features[b]))
             geometries += fed.geometries
-            fed.features = features
             yield fed
         self._geometries = geometries
-        if sum(table.nbytes for table in filling.values()) <= self.config.search.memory_mb * 2**20:
-            self.tables |= {(split, None, b): table for b, table in filling.items()}
+        if sum(table.nbytes for table in tables.values()) <= self.config.search.memory_mb * 2**20:
+            self.tables |= {(split, None, b): table for b, table in tables.items()}
 
-    def _held_features(self, split: str, boundaries: Any) -> Iterator[Fed]:
+    def _known_features(self, split: str, boundaries: Collection[Boundary]) -> Iterator[Fed]:
         ours = share(self.loop.num_rows, self.worker.rank, self.worker.world)
         size = self.config.train.batch_size
         for start in range(0, len(ours), size):
@@ -162,21 +158,18 @@ class Shared(Pixels):
     def _boundaries(self) -> list[Boundary | None]:
         return [run.boundary for run in self.loop.active] or [None]
 
-    def _features(self, x_BCHW: Any, wanted: Any, trains: bool) -> dict[Boundary, Features]:
-        if not wanted:
-            return {}
-        # Validation is in full precision, training in the one that was chosen.
-        precision = self.config.train.precision if trains else "fp32"
+    def _features(
+        self, x_BCHW: Any, wanted: Collection[Boundary], precision: str
+    ) -> dict[Boundary, Features]:
         with autocast(self.worker.device, precision):
             return self.backbone.features(x_BCHW, wanted)
 
     def _complete(self, fed: Fed, step: int) -> Fed:
         """Features beside the pixels of a training batch."""
         wanted = {b for b in self._boundaries() if b is not None}
-        fed.features = self._features(fed.x_BCHW, wanted - self.keep.keys(), trains=True)
+        fed.features = self._features(fed.x_BCHW, wanted - self.keep.keys(), self.config.train.precision)
         if wanted & self.keep.keys():
-            stored = self._stored(step, fed.rows)
-            fed.features |= stored.features
+            fed.features |= self._stored(step, fed.rows).features
         return fed
 
     def _stored(self, step: int, rows: Indices) -> Fed:
@@ -188,10 +181,7 @@ class Shared(Pixels):
         twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as stream.to_device does
         features = {b: self._gather(split, view, b, twice) for b in wanted}
         found = [self._target(view, epoch, int(row)) for row in twice]
-        targets = {
-            name: value.to(self.worker.device) if isinstance(value, torch.Tensor) else value
-            for name, value in stream.collate([target for target, _ in found]).items()
-        }
+        targets = stream.on_device(stream.collate([target for target, _ in found]), self.worker.device)
         return Fed(None, features, targets, rows, [geometry for _, geometry in found[: len(rows)]])
 
     def _target(self, view: int | None, epoch: int, row: int) -> tuple[Any, Geometry]:
@@ -230,7 +220,7 @@ class Shared(Pixels):
                     writers[b] = self.tables[split, view, b] = Memory(num_rows)
             for batch in stream.pipeline(self.source, plan):
                 x_BCHW = batch.x_BCHW.to(self.worker.device)
-                for b, features in self._features(x_BCHW, missing, trains=True).items():
+                for b, features in self._features(x_BCHW, missing, self.config.train.precision).items():
                     writers[b].add(to_arrays(features))
         for b in missing:
             if self.keep[b] == "store" and self.store:
