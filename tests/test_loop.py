@@ -1,0 +1,67 @@
+"""Candidates side by side: each fails, and goes on, for itself. See tests/contract/test_prefix.py, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
+from tests.toys import dataset
+from tlray import loop, storage
+from tlray.config import Config
+from tlray.loop import Loop, Solo
+
+
+def trials(uri: str, folder: Path, **more: Any) -> list[Config]:
+    rates = {"a": 1e-3, "b": 4e-3}
+    return [settings(uri, folder, "classification", n, 2, lr, **more) for n, lr in rates.items()]
+
+
+def silent(event: dict[str, Any]) -> None:
+    pass
+
+
+def test_one_that_fails_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    made = Loop(trials(uri, tmp_path), Solo(1), silent, sparing=True)
+    plain = made.runs[0].candidate.step
+
+    def breaks(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if made.runs[0].now.step == 4:
+            raise RuntimeError("no memory left")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(made.runs[0].candidate, "step", breaks)
+    records = list(made.epochs())
+    assert [sorted(one) for one in records] == [["a", "b"], ["b"]]
+    assert "no memory left" in str(made.runs[0].error) and made.runs[1].error is None
+    assert b"no memory left" in storage.read_bytes(str(tmp_path / "a" / loop.ERROR))
+
+
+def test_one_that_cannot_be_built_is_refused_alone(tmp_path: Path) -> None:
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    good, bad = trials(uri, tmp_path)
+    made = Loop([bad.override({"model.freeze": 99}), good], Solo(1), silent, sparing=True)
+    assert [run.name for run in made.runs] == ["a"] and "99" in str(made.refused["b"])
+
+
+def test_one_that_was_saved_later_waits_for_the_others(tmp_path: Path) -> None:
+    """A kill between two checkpoints: both end as if it had not been."""
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    whole = trials(uri, tmp_path / "whole")
+    for config in whole:
+        list(loop.epochs(config, Solo(1), silent))
+    broken = trials(uri, tmp_path / "broken")
+    for _ in loop.epochs(broken[1], Solo(1), silent):
+        break  # b has an epoch behind it, a has none
+    made = Loop(broken, Solo(1), silent)
+    assert [run.now.step for run in made.runs] == [0, 3]
+    records = list(made.epochs())
+    assert [sorted(one) for one in records] == [["a"], ["a", "b"]]
+    for one, other in zip(whole, broken, strict=True):
+        weights = [load_file(Path(c.run_uri, "best", "weights.safetensors")) for c in (one, other)]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
