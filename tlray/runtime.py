@@ -41,7 +41,7 @@ QUIET = {
     "TQDM_DISABLE": "1",
 }
 LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private", "torch", "timm")
-EMIT_TIMEOUT_S = 5.0
+EMIT_TIMEOUT_S = 30.0  # a busy machine; an actor that is gone answers at once
 STREAM_TIMEOUT_S = 10.0
 
 
