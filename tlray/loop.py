@@ -170,8 +170,7 @@ class Run:
             raise RunError(
                 f"{self.uri}: workers found different checkpoints; accepted: a folder that all nodes share"
             )
-        self.loss_sum = torch.tensor(self.now.loss_sum, device=self.worker.device)
-        self.loss_rows = self.now.loss_rows
+        self.begin_sums()
         self.ended = False  # by whoever drives the loop
         self.error: Exception | None = None  # of a candidate of many: it ends this one alone
         self.best: Best | None = None
@@ -284,7 +283,7 @@ class Run:
         storage.write_json(storage.join(self.uri, METRICS), told)
 
     def begin_sums(self) -> None:
-        """After `sum_up`: rank 0 carries what all ranks came to."""
+        """From here on rank 0 carries what all ranks have come to."""
         first = self.worker.rank == 0
         self.loss_sum = torch.tensor(self.now.loss_sum if first else 0.0, device=self.worker.device)
         self.loss_rows = self.now.loss_rows if first else 0
