@@ -169,8 +169,9 @@ def _epochs(
         patience = config.train.early_stop_epochs
         return now.step >= num_steps or bool(patience and len(history) - now.best_epoch >= patience)
 
-    loss_sum = torch.tensor(now.loss_sum, device=worker.device)
-    loss_rows, mark, told = now.loss_rows, time.perf_counter(), 0.0
+    # What all ranks had come to is carried by one of them.
+    loss_sum = torch.tensor(now.loss_sum if worker.rank == 0 else 0.0, device=worker.device)
+    loss_rows, mark, told = now.loss_rows if worker.rank == 0 else 0, time.perf_counter(), 0.0
     candidate.train_mode()
     batches = stream.train_batches(source, order, worker.rank, now.step, num_steps)
     while not finished():
