@@ -169,9 +169,14 @@ def _epochs(
         patience = config.train.early_stop_epochs
         return now.step >= num_steps or bool(patience and len(history) - now.best_epoch >= patience)
 
-    # What all ranks had come to is carried by one of them.
-    loss_sum = torch.tensor(now.loss_sum if worker.rank == 0 else 0.0, device=worker.device)
-    loss_rows, mark, told = now.loss_rows if worker.rank == 0 else 0, time.perf_counter(), 0.0
+    def carried() -> tuple[torch.Tensor, int]:
+        """Loss and rows that all ranks came to: one of them carries on with that, the others with nothing."""
+        first = worker.rank == 0
+        total = torch.tensor(now.loss_sum if first else 0.0, device=worker.device)
+        return total, now.loss_rows if first else 0
+
+    loss_sum, loss_rows = carried()
+    mark, told = time.perf_counter(), 0.0
     candidate.train_mode()
     batches = stream.train_batches(source, order, worker.rank, now.step, num_steps)
     while not finished():
@@ -230,8 +235,7 @@ def _epochs(
                 storage.write_json(storage.join(run_uri, METRICS), {"epochs": history, "stages": stages})
                 if tracker is not None:
                     tracker.log(record, now.step)
-        loss_sum = torch.tensor(now.loss_sum if worker.rank == 0 else 0.0, device=worker.device)
-        loss_rows = now.loss_rows if worker.rank == 0 else 0
+        loss_sum, loss_rows = carried()
         spent["save"] += time.perf_counter() - mark
         mark = time.perf_counter()
         if ended:
