@@ -140,7 +140,15 @@ def make_run(root: Path, picture: Callable[[int, int], bytes] = drawing, per_cla
         "ceiling_s": 120.0,
     }
     plans = [{**plan, "gain": 1.6, "took_s": 99.0}]
-    write(run / "trials.json", {"goal": goal_of, "trials": trials, "best": best["id"], "plans": plans})
+    told = [(1, "stem", 0.31, None), (3, "layer2", 0.52, 0.61), (5, "pooled", 0.66, 0.72)]
+    scores = [
+        {"backbone": "resnet10t-nano", "depth": d, "stage": s, "linear": v, "logme": v - 1, "best": b}
+        for d, s, v, b in told
+    ]
+    write(run / "trials.json", {
+        "goal": goal_of, "trials": trials, "best": best["id"], "plans": plans,
+        "scores": scores, "correlation": {"linear": 0.87, "logme": None},
+    })  # fmt: skip
     stages = {"read the data": 3.1, "frozen features": 41.0, "search": 148.2, "evaluate": 9.4, "save": 1.2}
     write(run / "metrics.json", {
         "epochs": best["curve"], "stages": [{"name": k, "seconds": v} for k, v in stages.items()],
@@ -240,7 +248,8 @@ def test_everything_is_in_it(whole: tuple[Path, str]) -> None:
                  "Expected calibration error",
                  "2 groups of pictures with same bytes across splits", "image file is truncated", "2.14.1",
                  "9f9f9f9f", "frozen features", "Cost by freeze depth",
-                 "to its end would take 3.3 min, side by side 2.1 min"):  # fmt: skip
+                 "to its end would take 3.3 min, side by side 2.1 min",
+                 "Scores beside results", "(Spearman) over 2 places: linear 0.87. At 1"):  # fmt: skip
         assert said in page.text, said
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tlray import bundle, weights
 from tlray.backbone import Backbone, Features
 from tlray.bundle import Model
 from tlray.config import Config, Optim
+from tlray.errors import ConfigError
 from tlray.image import Preprocess
 from tlray.tasks.base import Task
 
@@ -47,7 +49,29 @@ def build_model(
         interpolation="bicubic" if backbone.interpolation == "bicubic" else "bilinear",
     )
     module = task.build(backbone, labels, counts)
+    if config.model.head:
+        _start_with(module, config.model.head)
     return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint)
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of a task's module belongs to its head."""
+    return not name.startswith("backbone.")
+
+
+def _start_with(module: nn.Module, uri: str) -> None:
+    """Put the head of a file (a bundle's weights, say) in place of the random one. Raises ConfigError."""
+    found = {name: value for name, value in weights.read(uri, "model.head").items() if is_head(name)}
+    have = {name: value for name, value in module.state_dict().items() if is_head(name)}
+    # What only training needs (the centres of a margin loss) is not in a bundle.
+    missing = {name for name in bundle.weights(module) if is_head(name)} - found.keys()
+    other = {name for name, value in found.items() if name not in have or have[name].shape != value.shape}
+    if wrong := sorted(missing | other):
+        raise ConfigError(
+            f"model.head = {uri!r}: {wrong[0]} {'is missing' if wrong[0] in missing else 'does not fit'}; "
+            "accepted: the head of a model of the same task, labels and backbone"
+        )
+    module.load_state_dict(found, strict=False)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

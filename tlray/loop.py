@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
 from tlray import bundle, checkpoint, storage, stream, tasks
 from tlray.backbone import Boundary, Features
-from tlray.candidate import Candidate, build_model
+from tlray.candidate import Candidate, build_model, is_head
 from tlray.config import Config
 from tlray.dataset import Dataset
 from tlray.errors import RunError, StorageError
@@ -33,6 +34,7 @@ from tlray.track import Tracker
 Record = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 METRICS = "metrics.json"
+HEAD = "head.safetensors"  # of the best epoch, where a search goes deeper from it
 ERROR = "error.txt"  # in a failed candidate's folder: the whole story of what its one line says
 SAVE_EVERY_S = 60.0  # candidates of a search: what a kill may cost each of them
 
@@ -239,6 +241,9 @@ class Run:
                 if name not in frozen
             }
             self.best = Best(kept, replace(self.model, task=self.task.decided(judge)), metrics)
+            if self.config.search.deepen:
+                head = {name: value.cpu().contiguous() for name, value in kept.items() if is_head(name)}
+                storage.write_bytes(storage.join(self.uri, HEAD), save(head))
         return record
 
     @property

@@ -108,7 +108,7 @@ def load(model: nn.Module, origin: Origin, in_chans: int, name: str) -> None:
     if origin.kind == "none":
         return
     with _local(origin) as path:
-        state = _read(path, origin.weights)
+        state = _read(path, f"model.weights = {origin.weights!r}", _ACCEPTED)
     state = fit(state, model, origin, in_chans, name)
     model.load_state_dict(state, strict=True)
 
@@ -194,21 +194,25 @@ def _adapt_channels(
             raise ConfigError(f"{what}: no way from {have} to {in_chans} channels ({error})") from None
 
 
-def _read(path: Path, weights: str) -> dict[str, Tensor]:
+def read(uri: str, key: str) -> dict[str, Tensor]:
+    """A safetensors file that ``key`` of the configuration names. Raises StorageError, BundleError."""
+    with storage.local_copy(uri) as path:
+        return _read(Path(path), f"{key} = {uri!r}", "a .safetensors file (local or s3://)")
+
+
+def _read(path: Path, where: str, accepted: str) -> dict[str, Tensor]:
     """A safetensors file, known by its content and not only by its name."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise StorageError(f"{weights}: cannot be read ({error.strerror})") from None
+        raise StorageError(f"{where}: cannot be read ({error.strerror})") from None
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise BundleError(
-            f"model.weights = {weights!r}: holds a pickle, which is never loaded; accepted: {_ACCEPTED}"
-        )
+        raise BundleError(f"{where}: holds a pickle, which is never loaded; accepted: {accepted}")
     try:
         return dict(load_file(path))
     except (SafetensorError, ValueError, OSError) as error:
-        raise BundleError(f"model.weights = {weights!r}: no whole safetensors file ({error})") from None
+        raise BundleError(f"{where}: no whole safetensors file ({error})") from None
 
 
 @contextmanager

@@ -117,6 +117,22 @@ def test_without_trials_at_the_pixels_too(tmp_path: Path) -> None:
         same(one, other, (stories[one.name], found[other.name]))
 
 
+@pytest.mark.parametrize(("dtype", "error"), [("fp16", 2e-3), ("bf16", 2e-2)])
+def test_from_rounded_tables_within_their_rounding(tmp_path: Path, dtype: str, error: float) -> None:
+    """Half floats keep 11 bits of a feature, brain floats 8: losses and weights of trials follow.
+
+    By SGD, as Adam's first steps are as large for a gradient of rounding errors as for any other.
+    """
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    more = {"augment.views": 1, "search.cache_dtype": dtype, "optim.optimizer": "sgd"}
+    computed, kept = (grid(uri, tmp_path / n, "classification", **more)[1:] for n in ("computed", "kept"))
+    stories, found = train(computed), train(kept, "store")
+    for one, other in zip(computed, kept, strict=True):
+        same(one, other, (stories[one.name], found[other.name]), error)
+    losses = [[r["train_loss"] for told in some.values() for r in told] for some in (stories, found)]
+    assert losses[0] != losses[1], "nothing was rounded"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_backbone_goes_on_from_features(family: str) -> None:

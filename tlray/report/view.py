@@ -209,6 +209,31 @@ def cost(run: Run) -> list[Section]:
     return [Section("Cost by freeze depth", caption, tables=[Table(columns, rows)])]
 
 
+def evidence(run: Run) -> list[Section]:
+    """How well scores from before the search foretold what trials came to."""
+    told: list[Json] = run.trials.get("scores") or []
+    rho: dict[str, float | None] = run.trials.get("correlation") or {}
+    if not told or not rho:
+        return []
+    goal = run.goal.name if run.goal else "best"
+    columns = [
+        Column("backbone"), Column("freeze depth"), Column("after"),
+        *(Column(name, 4) for name in (*rho, goal)),
+    ]  # fmt: skip
+    rows = [[s["backbone"], s["depth"], s["stage"], *(s[name] for name in rho), s["best"]] for s in told]
+    known = [s for s in told if s["best"] is not None]
+    said = ", ".join(f"{name} {value:.2f}" for name, value in rho.items() if value is not None)
+    caption = (
+        f"Scores of frozen features, taken before the search where the trials begin, beside the best {goal} "
+        f"these came to. Rank correlation (Spearman) over {len(known)} places: {said or 'none, too few'}. "
+        "At 1 the scores have the order of the results, at 0 they say nothing."
+    )
+    name = next(iter(rho))
+    points = [(s[name], s["best"], f"{s['backbone']}, {s['stage']}") for s in known]
+    svgs = [plots.scatter(points, f"{name} score", goal)] if len(points) > 1 else []
+    return [Section("Scores beside results", caption, svgs=svgs, tables=[Table(columns, rows)])]
+
+
 def data(preflight: Json) -> Data | None:
     """What ingest's pre-flight (preflight.py: `Report`) says of the data."""
     if not preflight:

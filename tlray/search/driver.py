@@ -24,13 +24,14 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from tlray import runtime, train
 from tlray.config import Choice, Config
 from tlray.dataset import Dataset
-from tlray.errors import ConfigError, RunError
+from tlray.errors import ConfigError, DataError, RunError
 from tlray.loop import Solo
-from tlray.search import group
+from tlray.search import group, scores
 from tlray.search import space as spaces
+from tlray.search.deepen import Deepening
 from tlray.search.group import Watch
 from tlray.search.rungs import Rungs
-from tlray.search.sampler import SCORE, Sampler
+from tlray.search.sampler import SCORE, Sampler, trial_settings
 from tlray.search.trial import WORST, Trial
 from tlray.search.trials import Row, Table
 
@@ -120,35 +121,54 @@ def explain(config: Config) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:
         config = config.override({"runs": folder, "track.tensorboard": False, "track.mlflow": None})
         table = Table(config, space, task.goal, Dataset.open(config.data.uri).fingerprint)
-        waves = group.together(Sampler(config, space, table).wave(), config.search.side_by_side)
-        return [group.plan(settings, Solo(runtime.cores())).to_dict() for settings in waves]
+        plans = []
+        for step in Sampler(config, space, table).steps():
+            trials = [trial_settings(config, params) for _, params in step]
+            plans += [
+                group.plan(settings, Solo(runtime.cores())).to_dict()
+                for settings in group.together(trials, config.search.side_by_side)
+            ]
+        return plans
 
 
 def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_workers: Emit) -> None:
-    """Trials side by side in groups, or one by one through Ray Tune.
-
-    Tune is kept quiet, its own state in a folder that goes when it is over.
-    """
+    """Trials side by side in groups, or one by one through Ray Tune."""
     room = fit_in(config)
     sampler.config = config.override(
         {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
     )
-    workers = config.scale.num_workers
-    bundle = {"CPU": room.cpus, "GPU": room.gpus} if workers == 1 else {"CPU": 0.01}
     watch = Watch(table, tell, config.train.epochs)
     over = sum(map(table.over, table.rows))
     tell({
         "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
         "concurrent": room.concurrent, "fused": _fused(config), "epochs": config.train.epochs,
     })  # fmt: skip
+    sampler.rule_out = watch.rule_out
+    if config.search.scores and not table.scores:
+        try:
+            table.scores = scores.measure(config, table.space, room.cpus, room.gpus)
+        except DataError as error:  # labels tell no picture from another; trials may learn all the same
+            table.notes.append(f"search.scores: {error}")
     if _fused(config):
         rungs = Rungs(config.search, table.goal, _longest(config))
         for row in table.rows.values():
             for point in row["curve"] if table.over(row["id"]) else ():
                 rungs.tell(point["epoch"], {row["id"]: point.get("best")})
         table.plans += group.search(config, sampler, table, watch, from_workers, room, rungs)
-        table.write()
-        return
+    else:
+        _by_tune(config, sampler, table, watch, from_workers, room)
+    if table.scores:
+        table.scores = scores.beside(config, table, Deepening(config, table).depth)
+        table.correlation = scores.correlation(table.scores, table.goal.direction)
+    table.write()
+
+
+def _by_tune(
+    config: Config, sampler: Sampler, table: Table, watch: Watch, from_workers: Emit, room: Room
+) -> None:
+    """Trials one by one: Tune is kept quiet, its own state in a folder that goes when it is over."""
+    workers = config.scale.num_workers
+    bundle = {"CPU": room.cpus, "GPU": room.gpus} if workers == 1 else {"CPU": 0.01}
     folder = tempfile.mkdtemp(prefix="tlray-search-")
     try:
         with _environment():

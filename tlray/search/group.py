@@ -24,14 +24,13 @@ from tlray.search.plan import Plan, measure
 from tlray.search.prefix import Shared
 from tlray.search.rungs import Rungs
 from tlray.search.sampler import Sampler
+from tlray.search.space import lineage
 from tlray.search.trial import one_line
 from tlray.search.trials import Table, flat
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[dict[str, Any]], None]
-# What trials of a group may differ in: nothing that a batch, or what is frozen, depends on.
-OWN = ("name", "runs", "optim.", "model.freeze", "model.drop_rate", "train.epochs")
 
 
 class Group:
@@ -120,8 +119,7 @@ def together(settings: Iterable[dict[str, Any]], most: int) -> Iterator[list[dic
     """Trials that can train side by side, ``most`` at once, in the order in which they came."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in settings:
-        alike = [item for item in flat(json.loads(one["tree"])).items() if not item[0].startswith(OWN)]
-        groups.setdefault(json.dumps(alike), []).append(one)
+        groups.setdefault(lineage(flat(json.loads(one["tree"]))), []).append(one)
     for group in groups.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]
@@ -144,13 +142,20 @@ class Watch:
             facts = {"goal_name": self.table.goal.name, "again": again}
             self._emit("trial_epoch", id_, **{**record, **facts})
 
+    def rule_out(self, id_: str, params: dict[str, Any], reason: str) -> None:
+        """A trial is not worth running."""
+        self.table.rule_out(id_, params, reason)
+        self._tell_end(self.table.rows[id_])
+
     def over(self, id_: str, status: str, reason: str | None = None) -> None:
         """A trial is over."""
-        row = self.table.end(id_, status, reason)
+        self._tell_end(self.table.end(id_, status, reason))
+
+    def _tell_end(self, row: dict[str, Any]) -> None:
         facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
         best = self.table.best
         self._emit(
-            "trial_end", row["id"], **facts, **({"reason": reason} if reason else {}),
+            "trial_end", row["id"], **facts, **({"reason": row["reason"]} if "reason" in row else {}),
             goal_name=self.table.goal.name, winner=best["id"] if best else None,
         )  # fmt: skip
 

@@ -43,6 +43,7 @@ class Score:
 
     backbone: str
     stage: str
+    depth: int  # freeze depth of trials that begin there
     dimensions: int
     knn: float
     linear: float
@@ -82,7 +83,8 @@ def rank(
             knn, linear = judge(x_ND, y_NC)
             evidence = logme(x_ND, y_NC)
             ms = 1e3 * seconds / len(at)
-            found.append(Score(name, stage, x_ND.shape[1], knn, linear, evidence, ms, size))
+            depth = bare.backbone.resolve("all" if stage == POOLED else stage)
+            found.append(Score(name, stage, depth, x_ND.shape[1], knn, linear, evidence, ms, size))
     return sorted(found, key=lambda score: -score.linear)
 
 

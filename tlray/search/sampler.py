@@ -10,8 +10,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tlray.config import Config
+from tlray.search.deepen import Deepening
 from tlray.search.space import Params, Space, trial_id
-from tlray.search.trials import Table
+from tlray.search.trials import OVER, Table
 
 TRIES = 30  # proposals that were there already, before a trial is taken from the rest of the space
 SCORE = "score"  # the metric under which Tune, its scheduler and the sampler know the goal
@@ -35,6 +36,11 @@ class Sampler(Searcher):
         self.fresh = max(0, wanted - len(inside))
         self.given = {row["id"] for row in table.rows.values()}
         self.inner = _optuna(config, space, table) if self.fresh and config.search.sampler != "grid" else None
+        self.deepening = Deepening(config, table) if config.search.deepen else None
+        self.rule_out = table.rule_out
+        if self.deepening is not None:
+            self.queue.sort(key=lambda params: -self.deepening.depth(params))  # type: ignore[union-attr]
+        self._steps: list[list[tuple[str, Params]]] = []  # of the wave under way, with Tune's ids
         self._wave: dict[str, str] = {}  # ids of trials given out by `wave` -> their keys
         self._third = -(-(len(self.queue) + self.fresh) // 3)
         self.asked: dict[str, str] = {}  # Tune's id of a trial -> the inner sampler's
@@ -59,11 +65,22 @@ class Sampler(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Settings of the next trial, or the mark that there is none."""
-        params = self._next(trial_id)
-        if params is None:
-            return Searcher.FINISHED
-        self.running[trial_id] = params
-        return trial_settings(self.config, params)
+        while (params := self._next(trial_id)) is not None:
+            self.running[trial_id] = params
+            if (settings := self._settings(trial_id, params)) is not None:
+                return settings
+        return Searcher.FINISHED
+
+    def _settings(self, tune_id: str, params: Params) -> dict[str, Any] | None:
+        """What a Trainable gets; None where the trial is ruled out."""
+        if self.deepening is None:
+            return trial_settings(self.config, params)
+        reason = self.deepening.ruled_out(params)
+        if reason is None:
+            return trial_settings(self.config, params, self.deepening.head(params))
+        self.rule_out(trial_id(params), params, reason)
+        self.on_trial_complete(tune_id, error=True)
+        return None
 
     def wave(self) -> list[dict[str, Any]]:
         """Settings of trials that may begin now; none: there are no more. For who does without Tune.
@@ -71,19 +88,33 @@ class Sampler(Searcher):
         TPE learns from what has ended, so it proposes a third of its trials at a time.
         """
         for id_, key in list(self._wave.items()):
-            if self.table.rows[id_]["status"] in ("finished", "stopped", "failed"):
+            if self.table.rows[id_]["status"] in (*OVER, "failed"):
                 best = self.table.rows[id_]["best"]
                 self.on_trial_complete(key, {SCORE: best}, error=best is None)
                 del self._wave[id_]
+        while self._steps or self.num_left:
+            self._steps = self._steps or self.steps()
+            found = []
+            for key, params in self._steps.pop(0):
+                if (one := self._settings(key, params)) is not None:
+                    self._wave[one["id"]] = key
+                    found.append(one)
+            if found:
+                return found
+        return []
+
+    def steps(self) -> list[list[tuple[str, Params]]]:
+        """New trials in steps of which each waits for the one before; without `Deepening` there is one."""
         size = self.num_left if self.inner is None else min(self.num_left, self._third)
-        found: list[dict[str, Any]] = []
-        for _ in range(size):
-            key = f"wave-{len(self.given)}-{len(found)}"
-            one = self.suggest(key)
-            if isinstance(one, dict):
-                self._wave[one["id"]] = key
-                found.append(one)
-        return found
+        drawn = []
+        for number in range(size):
+            key = f"wave-{len(self.given)}-{number}"
+            if (params := self._next(key)) is not None:
+                self.running[key] = params
+                drawn.append((key, params))
+        if self.deepening is None or not drawn:
+            return [drawn]
+        return self.deepening.steps(drawn, lambda one: one[1])
 
     def _next(self, tune_id: str) -> Params | None:
         if self.queue:
@@ -104,7 +135,10 @@ class Sampler(Searcher):
         rest = [p for p in self.space.product() if trial_id(p) not in self.given] if self.space.size else []
         if not rest:
             return None
-        params = rest[0] if self.inner is None else self._rng.choice(rest)
+        if self.inner is not None:
+            params = self._rng.choice(rest)
+        else:
+            params = rest[0] if self.deepening is None else max(rest, key=self.deepening.depth)
         self.given.add(trial_id(params))
         return params
 
@@ -133,10 +167,10 @@ class Sampler(Searcher):
         """Never asked for."""
 
 
-def trial_settings(config: Config, params: Params) -> dict[str, Any]:
+def trial_settings(config: Config, params: Params, head: str | None = None) -> dict[str, Any]:
     """What a Trainable gets: the trial's id and its whole configuration, its run folder RUN/trials/ID."""
     id_ = trial_id(params)
-    own = {"name": id_, "runs": f"{config.run_uri}/trials"}
+    own = {"name": id_, "runs": f"{config.run_uri}/trials", **({"model.head": head} if head else {})}
     trial = config.override({**params, **own}, f"trial {id_}")
     return {"id": id_, "params": params, "tree": trial.model_dump_json()}
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ Params = dict[str, Any]  # dotted key -> value
 # What has to be the same for all trials of a search, else their results cannot be compared or found.
 FIXED = ("name", "runs", "models", "search", "scale", "serve", "track", "task.name", "data.uri")
 FIXED_TOO = ("data.validation_split", "data.test_split")
+# In what trials may differ and still see the same batches and the same frozen part: one lineage.
+OWN = ("name", "runs", "optim.", "model.freeze", "model.drop_rate", "model.head", "train.epochs")
 DIGITS = 4  # significant ones of a sampled number: enough to matter, short enough to read
 
 
@@ -107,6 +109,11 @@ def trial_id(params: Params) -> str:
     The letter keeps YAML and the configuration from reading 94e09080 as a number.
     """
     return "t" + hashlib.sha256(_text(params).encode()).hexdigest()[:8]
+
+
+def lineage(flat: Mapping[str, Any]) -> str:
+    """What trials (dotted keys and their values) have in common that can train side by side."""
+    return _text({key: value for key, value in flat.items() if not key.startswith(OWN)})
 
 
 def build(config: Config) -> Space:

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tlray import storage
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 TRIALS, BEST, CHECKPOINTS, MANIFEST = "trials.json", "best", "checkpoints", "manifest.json"
 RESULTS = "result.json"  # in a trial's folder: its epochs, a line each, as Ray Tune writes them
-OVER = ("finished", "stopped")  # never run again; a failed one is, when the search is
+RULED_OUT = "ruled out"  # before it began, see deepen.py
+OVER = ("finished", "stopped", RULED_OUT)  # never run again; a failed one is, when the search is
 Row = dict[str, Any]
 
 # What may differ when a search goes on: it alters no trial's result.
@@ -45,14 +46,18 @@ class Table:
         self.rows: dict[str, Row] = {}
         self.notes: list[str] = []
         self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
+        self.scores: list[dict[str, Any]] = []  # see scores.py; results beside
+        self.correlation: dict[str, float | None] = {}
         self._lock = threading.Lock()
         self._held = False
         uri = storage.join(self.run_uri, TRIALS)
         if storage.exists(uri):
             stored = storage.read_json(uri)
             self._compare(stored, config)
-            self.rows = {row["id"]: row for row in stored["trials"]}
-            self.plans = stored.get("plans", [])
+            # Who no longer asks for depths to be ruled out gets them.
+            kept = [row for row in stored["trials"] if row["status"] != RULED_OUT or config.search.deepen]
+            self.rows = {row["id"]: row for row in kept}
+            self.plans, self.scores = stored.get("plans", []), stored.get("scores", [])
             self._mark_outside()
         elif storage.exists(storage.join(self.run_uri, "metrics.json")):
             raise ConfigError(f"name = {config.name!r}: {self.run_uri} is a training; accepted: a new name")
@@ -102,6 +107,12 @@ class Table:
         }  # fmt: skip
         self.write()
 
+    def rule_out(self, id_: str, params: Params, reason: str) -> None:
+        """A trial is not worth running."""
+        self.start(id_, params)
+        self.rows[id_].update(status=RULED_OUT, reason=reason)
+        self.write()
+
     def epoch(self, id_: str, record: Mapping[str, Any]) -> bool:
         """An epoch of a trial; False where it is known already (Ray started the trial anew)."""
         row = self.rows[id_]
@@ -143,10 +154,13 @@ class Table:
     @property
     def best(self) -> Row | None:
         """The best trial that is over; of equals the earlier one."""
+        return self.best_of(row for row in self.rows.values() if row["status"] in OVER and row["bundle"])
+
+    def best_of(self, rows: Iterable[Row]) -> Row | None:
+        """The best of some trials; of equals the earlier one, None where none came to anything."""
         best: Row | None = None
-        for row in self.rows.values():
-            usable = row["status"] in OVER and row["best"] is not None and row["bundle"]
-            if usable and (best is None or self.goal.better(row["best"], best["best"])):
+        for row in rows:
+            if row["best"] is not None and (best is None or self.goal.better(row["best"], best["best"])):
                 best = row
         return best
 
@@ -184,6 +198,8 @@ class Table:
                     "fingerprint": self.fingerprint,
                     "notes": self.notes,
                     "plans": self.plans,
+                    "scores": self.scores,
+                    "correlation": self.correlation,
                     "stages": self.stages(),
                 },
             )
