@@ -10,8 +10,8 @@ stopping, on --rows training pictures and a quarter as many for validation, even
     head_only         ResNet-50: head x 8 rates x 10 epochs
     builtin           the built-in backbone: {0.6, head} x 3 rates x 5 epochs
     time_to_accuracy  jobs/recipes/clothing.yaml as it stands, early stopping too, on all pictures: seconds
-                      until a side has its finished model; tlray's counts where its accuracy on the test split is at
-                      most 0.5 points below the peer's, else the repetition is missed (a gain of 0)
+                      until a side has its finished model; tlray's counts where its accuracy on the test split is
+                      at most 0.5 points below the peer's, else the repetition is missed (a gain of 0)
 Peer and tlray search in turn, whoever is first changes: same seed, data, threads, order of batches, one view
 of each picture in the grids (``augment.views: 1``), nothing left over from an earlier search, so that tlray's
 time includes filling its store. The peer is Ray Tune as its users write it: one trial per configuration,
@@ -96,15 +96,17 @@ class Peer(trial.Trial):
             made.runs[0].write_story()
 
 
-class Watched(group.Group):
-    """tlray's own, telling where its time went."""
+class Watched:
+    """tlray's own group, telling where its time went.
+
+    No subclass: the driver has this in the group's place, and would send its base class along by value.
+    """
 
     def __init__(self, threads: int, emit: Any) -> None:
-        super().__init__(threads, emit)
+        self.group, self.emit = group.Group(threads, emit), emit
         self.laps: dict[str, float] = {}
         for place, name, lap in ((group, "measure", "plan"), (prefix.Shared, "_fill", "tables")):
-            if hasattr(place, name):
-                setattr(place, name, self.timed(getattr(place, name), lap))
+            setattr(place, name, self.timed(getattr(place, name), lap))
 
     def timed(self, work: Callable[..., Any], lap: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -119,20 +121,28 @@ class Watched(group.Group):
     def begin(self, trees: Any) -> Any:
         at, began = time.time(), time.perf_counter()
         self.laps.clear()
-        found = super().begin(trees)
+        found = self.group.begin(trees)
         self.laps["build"] = time.perf_counter() - began - self.laps.get("plan", 0.0)
-        self._emit({"kind": "bench", "at": at, "pid": os.getpid(), "threads": torch.get_num_threads()})
+        self.emit({"kind": "bench", "at": at, "pid": os.getpid(), "threads": torch.get_num_threads()})
         return found
 
+    def epoch(self) -> Any:
+        return self.group.epoch()
+
+    def end(self, names: Any, keep: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return self.group.end(names, keep)
+        finally:
+            self.laps["end"] = self.laps.get("end", 0.0) + time.perf_counter() - began
+
     def measured(self) -> Any:
-        spent = {
-            name: sum(run.spent[name] for run in self._loop.runs)
-            for name in ("wait", "train", "validate", "save")
-        }
+        runs = self.group._loop.runs
+        spent = {name: sum(run.spent[name] for run in runs) for name in runs[0].spent if name != "prepare"}
         tables = self.laps.get("tables", 0.0)
         laps = {**self.laps, **spent, "wait": spent["wait"] - tables}  # tables are filled while steps wait
-        self._emit({"kind": "bench", "laps": laps})
-        return super().measured()
+        self.emit({"kind": "bench", "laps": laps})
+        return self.group.measured()
 
 
 class Memory:
