@@ -10,8 +10,8 @@ stopping, on --rows training pictures and a quarter as many for validation, even
     head_only         ResNet-50: head x 8 rates x 10 epochs
     builtin           the built-in backbone: {0.6, head} x 3 rates x 5 epochs
     time_to_accuracy  jobs/recipes/clothing.yaml as it stands, early stopping too, on all pictures: seconds
-                      until a side has its finished model; tlray's counts where its accuracy on the test split is
-                      at most 0.5 points below the peer's, else the repetition is missed (a gain of 0)
+                      until a side has its finished model; tlray's counts where its accuracy on the test split
+                      is at most 0.5 points below the peer's, else the repetition is missed (a gain of 0)
 Peer and tlray search in turn, whoever is first changes: same seed, data, threads, order of batches, one view
 of each picture in the grids (``augment.views: 1``), nothing left over from an earlier search, so that tlray's
 time includes filling its store. The peer is Ray Tune as its users write it: one trial per configuration,
