@@ -78,7 +78,12 @@ Figures = dict[str, Any]
 
 
 class Peer(trial.Trial):
-    """One configuration in Tune's hands: the loop for itself, without checkpoints."""
+    """One configuration in Tune's hands: the loop for itself, without checkpoints.
+
+    A model is written where it is the best so far of this process, as tlray does; so the winner's is there.
+    """
+
+    best_here: float | None = None
 
     def _train(self) -> Any:
         loop.SAVE_EVERY_S = math.inf
@@ -92,8 +97,11 @@ class Peer(trial.Trial):
             for records in made.epochs():
                 yield records[self._config.name]
         finally:  # also where Tune stops it early
-            made.runs[0].publish_best()
-            made.runs[0].write_story()
+            run = made.runs[0]
+            if run.now.best is not None and run.task.goal.better(run.now.best, self.best_here):
+                self.best_here = run.now.best
+                run.publish_best()
+            run.write_story()
 
 
 class Watched:
