@@ -178,7 +178,8 @@ class Memory:
             total = 0
             for child in me.children(recursive=True):
                 try:
-                    if (child.cmdline() or [""])[0].startswith("ray::"):
+                    name = (child.cmdline() or [""])[0]
+                    if name.startswith("ray::") and not name.endswith("Agent"):  # Ray's own services
                         used = child.memory_info()
                         total += used.rss - used.shared
                         self.rss[child.pid] = max(used.rss, self.rss.get(child.pid, 0))
