@@ -5,8 +5,10 @@ The loop trains a list of candidates over one stream of batches; plain training 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -48,6 +50,20 @@ def build_model(
     )
     module = task.build(backbone, labels, counts)
     return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint)
+
+
+def copy_model(built: Model, config: Config) -> Model:
+    """What `build_model` gives for settings that differ in freeze depth and dropout alone.
+
+    ``built`` is untrained, and never trains; the copies share with it what is frozen in them.
+    Raises ConfigError for a depth that the backbone does not have.
+    """
+    held = cast(Backbone, built.module.backbone).held(config.model.freeze)
+    module = copy.deepcopy(built.module, {id(tensor): tensor for tensor in held})
+    backbone = cast(Backbone, module.backbone)
+    depth = backbone.freeze(config.model.freeze)
+    backbone.drop_rate = config.model.drop_rate
+    return replace(built, module=module, backbone=backbone.spec(), freeze_depth=depth)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

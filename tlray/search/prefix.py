@@ -90,8 +90,6 @@ class Shared(Pixels):
         self.loop, self.config, self.keep = loop, config, dict(keep or {})
         lead = max(loop.runs, key=lambda run: run.model.freeze_depth)
         self.backbone: Backbone = lead.model.module.backbone  # type: ignore[assignment]
-        for run in loop.runs:
-            _share_frozen(lead.model.module, run.model.module)
         uri = config.search.cache
         self.store = Store(uri, config.search.cache_mb) if uri else None
         self.tables: dict[tuple[str, int | None, Boundary], Table] = {}
@@ -261,11 +259,3 @@ class Shared(Pixels):
             spec = json.dumps(self.backbone.spec(), sort_keys=True)
             self._weights[depth] = f"{spec} {digest.hexdigest()[:32]}"
         return self._weights[depth]
-
-
-def _share_frozen(lead: Any, other: Any) -> None:
-    """One copy in memory of what is frozen in both."""
-    of_lead = dict(lead.backbone.named_parameters())
-    for name, parameter in other.backbone.named_parameters():
-        if other is not lead and not parameter.requires_grad and not of_lead[name].requires_grad:
-            parameter.data = of_lead[name].data
