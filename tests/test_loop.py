@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import dataset
-from tlray import loop, storage
+from tlray import loop, storage, weights
 from tlray.config import Config
 from tlray.loop import Loop, Solo
 
@@ -65,3 +66,46 @@ def test_one_that_was_saved_later_waits_for_the_others(tmp_path: Path) -> None:
     for one, other in zip(whole, broken, strict=True):
         weights = [load_file(Path(c.run_uri, "best", "weights.safetensors")) for c in (one, other)]
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_those_that_begin_alike_are_built_once(
+    channels_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And share what is frozen in them, and nothing else; each begins as it does alone."""
+    uri, built = dataset(tmp_path / "data", train=20, validation=9), []
+    plain = weights.load
+    monkeypatch.setattr(weights, "load", lambda *args: built.append(args) or plain(*args))
+    more = {"train.channels_last": channels_last}
+    configs = [
+        settings(uri, tmp_path, "classification", f"t{i}", depth, 1e-3, **more)
+        for i, depth in enumerate(("all", 0, 2, 2))
+    ]
+    configs[3] = configs[3].override({"model.drop_rate": 0.5})
+    made = Loop(configs, Solo(1), silent, sparing=True)
+    assert len(built) == 1 and [run.model.freeze_depth for run in made.runs][1:] == [0, 2, 2]
+    assert [run.model.backbone["kwargs"]["drop_rate"] for run in made.runs] == [0.1, 0.1, 0.1, 0.5]
+    parameters = [dict(run.model.module.named_parameters()) for run in made.runs]
+    for name in parameters[0]:
+        of = [found[name] for found in parameters]
+        where = [parameter.data_ptr() for parameter in of if not parameter.requires_grad]
+        learn = [parameter.data_ptr() for parameter in of if parameter.requires_grad]
+        assert len(set(where)) <= 1 and len({*learn, *where}) == len(learn) + len(set(where)), name
+    assert any(len([p for p in parameters if not p[n].requires_grad]) == 3 for n in parameters[0])
+    for run in made.runs:
+        alone = Loop([run.config], Solo(1), silent).runs[0].model.module
+        assert [n for n, p in alone.named_parameters() if p.requires_grad] == [
+            n for n, p in run.model.module.named_parameters() if p.requires_grad
+        ]
+        ours = run.model.module.state_dict()
+        assert all(torch.equal(value, ours[name]) for name, value in alone.state_dict().items())
+    assert len(built) == 5
+    Loop([configs[0], configs[0].override({"name": "other", "seed": 1})], Solo(1), silent)
+    assert len(built) == 7
+
+
+def test_a_step_draws_what_manual_seed_gives() -> None:
+    torch.manual_seed(int(np.random.SeedSequence((1, 2, 3)).generate_state(1)[0]))
+    wanted = torch.rand(3)
+    loop._seed(1, 2, 3)
+    assert torch.equal(torch.rand(3), wanted)

@@ -310,6 +310,12 @@ class Backbone(nn.Module):
             stage.train(mode)
         return self
 
+    def held(self, depth: int | float | str) -> list[Tensor]:
+        """What `freeze` keeps as it is at a depth: parameters and statistics of the first stages."""
+        d = self.resolve(depth)
+        parameters = [p for i, owned in self._owned() if i < d for p in owned.values()]
+        return [*parameters, *(b for stage in self._chain[:d] for b in stage.buffers())]
+
     def parameter_groups(self) -> Iterator[tuple[int, dict[str, nn.Parameter]]]:
         """(stage index, {name in the state dict: parameter}) of what trains, from the input up."""
         for i, parameters in self._owned():

@@ -5,8 +5,11 @@ The loop trains a list of candidates over one stream of batches; plain training 
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -52,6 +55,28 @@ def build_model(
     if config.model.head:
         _start_with(module, config.model.head)
     return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint)
+
+
+def kind(config: Config) -> str:
+    """What an untrained model depends on but for what `copy_model` takes up: those of a kind are copies."""
+    settings = config.model_dump(mode="json", exclude={"name", "runs", "optim"})
+    for group, key in (("model", "freeze"), ("model", "drop_rate"), ("train", "epochs")):
+        del settings[group][key]
+    return json.dumps(settings)
+
+
+def copy_model(built: Model, config: Config) -> Model:
+    """What `build_model` gives for other settings of the same `kind`.
+
+    ``built`` is untrained, and never trains; the copies share with it what is frozen in them.
+    Raises ConfigError for a depth that the backbone does not have.
+    """
+    held = cast(Backbone, built.module.backbone).held(config.model.freeze)
+    module = copy.deepcopy(built.module, {id(tensor): tensor for tensor in held})
+    backbone = cast(Backbone, module.backbone)
+    depth = backbone.freeze(config.model.freeze)
+    backbone.drop_rate = config.model.drop_rate
+    return replace(built, module=module, backbone=backbone.spec(), freeze_depth=depth)
 
 
 def is_head(name: str) -> bool:

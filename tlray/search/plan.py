@@ -14,6 +14,8 @@ Early stopping is left out of all three.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,11 +26,11 @@ import numpy as np
 import torch
 
 from tlray import runtime, stream
-from tlray.backbone import Boundary, Features
+from tlray.backbone import Backbone, Boundary, Features
 from tlray.loop import Loop, Run
 
 SAMPLE = 32  # pictures that are measured with
-REPEAT = 3
+REPEAT, BUDGET_S = 3, 1.0  # runs of what is timed; fewer where they take longer
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -133,31 +135,28 @@ def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: Fal
     by_boundary: dict[Boundary | None, list[Run]] = {}
     for run in loop.runs:
         by_boundary.setdefault(run.boundary, []).append(run)
+    lead: Any = max(loop.runs, key=lambda run: run.boundary.depth if run.boundary else 0).model.module
+    lead.eval()
+    behind = [boundary for boundary in by_boundary if boundary is not None]
+    features: dict[Boundary, Features] = lead.backbone.features(x_BCHW, behind)
+    prefix_s = _prefix_seconds(lead.backbone, x_BCHW, max((b.depth for b in behind), default=0))
     depths = []
     for boundary, runs in sorted(by_boundary.items(), key=lambda item: item[0].depth if item[0] else 0):
-        backbone: Any = runs[0].model.module.backbone
-        backbone.eval()
-        given: Any = x_BCHW
-        prefix_s = read_s = 0.0
-        num_bytes = 0
-        if boundary is not None:
-            prefix_s = _seconds(partial(backbone.features, x_BCHW, [boundary]), loop.worker.device)
-            given = backbone.features(x_BCHW, [boundary])[boundary]
-            num_values = _values(given) // len(x_BCHW)
-            num_bytes = num_values * BYTES[search.cache_dtype]
-            read_s = _read_seconds(given) / len(x_BCHW)
+        given: Any = x_BCHW if boundary is None else features[boundary]
+        num_values = 0 if boundary is None else _values(given) // len(x_BCHW)
+        depth = boundary.depth if boundary else 0
         runs[0].candidate.train_mode()
         suffix_s = _seconds(partial(_step, runs[0], given, targets), loop.worker.device)
         depths.append(
             Depth(
-                depth=boundary.depth if boundary else 0,
-                stage=backbone.stages[boundary.depth - 1] if boundary else "pixels",
+                depth=depth,
+                stage=lead.backbone.stages[depth - 1] if depth else "pixels",
                 trials=len(runs),
                 epochs=float(np.mean([run.config.train.epochs for run in runs])),
-                prefix_s=render_s + prefix_s / len(x_BCHW),
+                prefix_s=render_s + prefix_s[depth] / len(x_BCHW),
                 suffix_s=suffix_s / len(x_BCHW),
-                read_s=read_s,
-                bytes=num_bytes,
+                read_s=0.0 if boundary is None else _read_seconds(given) / len(x_BCHW),
+                bytes=num_values * BYTES[search.cache_dtype],
                 boundary=boundary,
             )
         )
@@ -179,16 +178,34 @@ def _step(run: Run, given: Any, targets: Mapping[str, Any]) -> None:
         value.copy_(before[name])
 
 
+@torch.no_grad()
+def _prefix_seconds(backbone: Backbone, x_BCHW: torch.Tensor, depth: int) -> list[float]:
+    """Seconds of the first 0, 1, ... ``depth`` stages on a batch: the least of two runs, once warm."""
+    stages = list(backbone.prefix(depth).stages)
+    least = [math.inf] * depth
+    for _ in range(2):
+        x = x_BCHW
+        for i, stage in enumerate(stages):
+            seconds, x = _timed(partial(stage, x), x.device)
+            least[i] = min(least[i], seconds)
+    return [0.0, *itertools.accumulate(least)]
+
+
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """The least of a few runs, after one that warms up."""
-    found = []
-    for _ in range(REPEAT + 1):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return min(found[1:])
+    """The least of a few runs, fewer where they are long; the first one warms up."""
+    found: list[float] = []
+    while len(found) < 2 or (len(found) <= REPEAT and sum(found) < BUDGET_S):
+        found.append(_timed(work, device)[0])
+    return min(found)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of a piece of work, and what came of it."""
+    began = time.perf_counter()
+    done = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, done
 
 
 def _values(features: Features) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,13 +90,11 @@ class Shared(Pixels):
         self.loop, self.config, self.keep = loop, config, dict(keep or {})
         lead = max(loop.runs, key=lambda run: run.model.freeze_depth)
         self.backbone: Backbone = lead.model.module.backbone  # type: ignore[assignment]
-        for run in loop.runs:
-            _share_frozen(lead.model.module, run.model.module)
         uri = config.search.cache
         self.store = Store(uri, config.search.cache_mb) if uri else None
         self.tables: dict[tuple[str, int | None, Boundary], Table] = {}
         self._targets: dict[tuple[int | None, int], tuple[Any, Geometry]] = {}
-        self._weights: dict[int, str] = {}
+        self._digests: list[str] = []  # of the stages' weights and statistics, as far as they were asked for
 
     def ready(self, boundary: Boundary) -> bool:
         """Whether the store has a boundary for all views of the training split."""
@@ -250,22 +248,20 @@ class Shared(Pixels):
 
     def _weights_of(self, depth: int) -> str:
         """The backbone's name and a digest of the weights and statistics of its first stages."""
-        if depth not in self._weights:
-            digest = hashlib.sha256()
-            for name, value in sorted(self.backbone.prefix(depth).state_dict().items()):
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-            if depth == len(self.backbone.stages):  # pooling may have weights of its own
-                for _, value in sorted(self.backbone.state_dict().items()):
-                    digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-            spec = json.dumps(self.backbone.spec(), sort_keys=True)
-            self._weights[depth] = f"{spec} {digest.hexdigest()[:32]}"
-        return self._weights[depth]
+        chain = self.backbone.prefix(depth)
+        for stage in list(chain.stages)[len(self._digests) :]:
+            self._digests.append(_digest(stage.state_dict().values()))
+        digests = self._digests[:depth]
+        if depth == len(self.backbone.stages):  # pooling may have weights of its own
+            staged = {id(x) for x in (*chain.parameters(), *chain.buffers())}
+            digests.append(_digest(x for x in self.backbone.parameters() if id(x) not in staged))
+        whole = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+        return f"{json.dumps(self.backbone.spec(), sort_keys=True)} {whole}"
 
 
-def _share_frozen(lead: Any, other: Any) -> None:
-    """One copy in memory of what is frozen in both."""
-    of_lead = dict(lead.backbone.named_parameters())
-    for name, parameter in other.backbone.named_parameters():
-        if other is not lead and not parameter.requires_grad and not of_lead[name].requires_grad:
-            parameter.data = of_lead[name].data
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for x in tensors:
+        digest.update(str(tuple(x.shape)).encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -40,7 +40,7 @@ def measure(config: Config, space: Space, cpus: int, gpus: float) -> list[dict[s
     }
     return [
         {"backbone": b, "depth": d, "stage": one.stage, **{name: getattr(one, name) for name in NAMES}}
-        for (b, d), one in told.items()
+        for (b, d), one in sorted(told.items())
     ]
 
 
