@@ -179,7 +179,7 @@ class Search(Strict):
     grace_epochs: Count = 2  # that every trial gets before it may be stopped
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     max_concurrent: Count | Literal["auto"] = "auto"
-    deepen: bool = False  # the most frozen trials first; deeper ones start with their head, or are ruled out
+    deepen: bool = False  # linear probes first; the others start with the best one's head, or are ruled out
     scores: bool = False  # kNN, ridge and LogME of backbones and depths first; with deepen they may rule out
     fuse: bool = True  # trials of one worker side by side, over the same batches and one frozen prefix
     side_by_side: Count = 16  # trials at most in one process

@@ -36,7 +36,7 @@ Emit = Callable[[dict[str, Any]], None]
 METRICS = "metrics.json"
 HEAD = "head.safetensors"  # of the best epoch, where a search goes deeper from it
 ERROR = "error.txt"  # in a failed candidate's folder: the whole story of what its one line says
-SAVE_EVERY_S = 60.0  # candidates of a search: what a kill may cost each of them
+SAVE_EVERY_S = 60.0  # candidates of a search: how much of its own work a kill may cost each of them
 
 
 class Worker(Protocol):
@@ -171,12 +171,13 @@ class Run:
                 f"{self.uri}: workers found different checkpoints; accepted: a folder that all nodes share"
             )
         self.begin_sums()
+        self.first_step = self.now.step  # of this start
         self.ended = False  # by whoever drives the loop
         self.error: Exception | None = None  # of a candidate of many: it ends this one alone
         self.best: Best | None = None
-        self.saved = time.perf_counter()
         prepared = time.perf_counter() - self.began
         self.spent = {"prepare": prepared, "wait": 0.0, "train": 0.0, "validate": 0.0, "save": 0.0}
+        self.saved_s = self.seconds
         self.tracker = Tracker(self.uri, config) if self.worker.rank == 0 else None
 
     @property
@@ -263,7 +264,7 @@ class Run:
     def due(self, ended: bool) -> bool:
         """Whether a checkpoint is due, at the end of an epoch or within it."""
         every = self.config.train.checkpoint_every_steps
-        long_ago = time.perf_counter() - self.saved > SAVE_EVERY_S
+        long_ago = self.seconds - self.saved_s > SAVE_EVERY_S
         return bool(every and self.now.step % every == 0) or (ended and (not self.loop.sparing or long_ago))
 
     def save(self, shown: dict[str, float]) -> None:
@@ -275,8 +276,8 @@ class Run:
             checkpoint.save(
                 self.uri, self.candidate, state, shown, stored, self.config.train.keep_checkpoints
             )
-        self.saved = time.perf_counter()
-        self.spent["save"] += self.saved - mark
+        self.spent["save"] += time.perf_counter() - mark
+        self.saved_s = self.seconds
 
     def write_story(self) -> None:
         """The epochs so far, and where the time went, into the run's folder."""
@@ -301,9 +302,9 @@ def epochs(config: Config, worker: Worker, emit: Emit) -> Iterator[Record]:
 class Loop:
     """Candidates that differ in what they train, over the batches of one data set.
 
-    ``sparing``: bundles and checkpoints are written once a minute instead of each epoch, and the best bundle
-    where `Run.publish_best` asks for it: a search discards nearly all of them. And what goes wrong with one
-    candidate ends that one alone.
+    ``sparing``: bundles and checkpoints are written once a minute of a candidate's work, not each epoch,
+    and the best bundle where `Run.publish_best` asks for it: a search discards nearly all of them. And what
+    goes wrong with one candidate ends that one alone.
     Raises TlrayError for what the user can mend.
     """
 
@@ -448,6 +449,8 @@ class Loop:
         seconds = (time.perf_counter() - mark) / max(1, len(learning))
         for run in learning:
             run.spent["validate"] += seconds
+            if run.error:
+                continue
             record = None
             with self.alone(run):
                 record = run.end_epoch(judges[run.name])
@@ -477,8 +480,12 @@ class Loop:
         for fed in self.feed.validation({run.boundary for run in runs}):
             rows = self.rows[first : first + len(fed.rows)]
             for run in runs:
-                told = run.model.predict_rendered(fed.input(run.boundary), fed.geometries, self.worker.device)
-                found[run.name].update(told, rows)
+                if run.error:
+                    continue
+                with self.alone(run):
+                    x = fed.input(run.boundary)
+                    told = run.model.predict_rendered(x, fed.geometries, self.worker.device)
+                    found[run.name].update(told, rows)
             first += len(rows)
         for run in runs:
             for state in self.worker.gather(found[run.name].state()):

@@ -145,6 +145,8 @@ def placed(config: Config) -> Config:
         places["data.uri"] = storage.absolute(config.data.uri)
     if config.search.cache:
         places["search.cache"] = storage.absolute(config.search.cache)
+    if config.model.head:
+        places["model.head"] = storage.absolute(config.model.head)
     weights = config.model.weights
     if weights.endswith(".safetensors") and not weights.startswith("hf-hub:"):
         places["model.weights"] = storage.absolute(weights)

@@ -59,7 +59,7 @@ from tlray.search import driver, group, prefix, trial
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "clothing.yaml"
 FULL = "time_to_accuracy"
 RATES = [3e-4, 1e-3, 3e-3]
-RESNET = {"model": {"backbone": "resnet50", "weights": "none"}, "input": {"size": 64}}
+RESNET = {"model": {"backbone": "resnet50", "weights": "none"}, "input": {"size": 128}}
 BUILTIN = {"model": {"backbone": "resnet10t-nano", "weights": "builtin"}, "input": {"size": 96}}
 GRIDS: dict[str, dict[str, Any]] = {
     "last_head": {**RESNET, "epochs": 5, "freeze": [4, "all"], "rates": RATES},
@@ -272,11 +272,11 @@ def _bytes(folder: Path) -> int:
 
 
 def subset(folder: Path, target: Path, rows: int) -> str:
-    """A data set of ``rows`` training pictures and a quarter as many for validation; its place.
+    """A data set of ``rows`` training pictures, a quarter as many for validation and for test; its place.
 
     The first of every class, in turn, so that classes are even as far as they go.
     """
-    for split, wanted in (("train", rows), ("validation", -(-rows // 4))):
+    for split, wanted in (("train", rows), ("validation", -(-rows // 4)), ("test", -(-rows // 4))):
         classes = [sorted(c.iterdir()) for c in sorted((folder / split).iterdir()) if c.is_dir()]
         turns = itertools.chain.from_iterable(itertools.zip_longest(*classes))
         for picture in itertools.islice(filter(None, turns), wanted):

@@ -8,22 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from ray.tune.search import Searcher
+from safetensors.torch import load_file, save_file
 
-from tests.search.test_sampler import GOAL, opened, settings
+from tests.search.test_sampler import opened, settings
 from tests.search.test_tune import draw
 from tests.search.test_tune import settings as small
-from tlray import search, tasks
+from tlray import search, storage, tasks
 from tlray.candidate import build_model
 from tlray.config import Config
 from tlray.errors import BundleError, ConfigError, StorageError
+from tlray.loop import HEAD
 from tlray.search import scores
 from tlray.search.deepen import Deepening
-from tlray.search.sampler import Sampler
+from tlray.search.sampler import SCORE, Sampler
+from tlray.search.space import trial_id
 from tlray.search.trials import RULED_OUT, Table
 
 RESNET = "resnet10t-nano"  # five stages
-DEPTHS = {"model.freeze": {"choice": [0, 2, 0.6, "all"]}, "optim.lr": {"choice": [0.1, 0.01]}}
+LR = {"optim.lr": {"choice": [0.1, 0.01]}}
+DEPTHS = {"model.freeze": {"choice": [0, 2, 0.6, "all"]}, **LR}
 
 
 def deepening(runs: Path, space: dict[str, Any], **how: Any) -> Config:
@@ -48,16 +52,30 @@ def drive(sampler: Sampler, table: Table, value: Any) -> list[list[dict[str, Any
     return waves
 
 
-def test_the_most_frozen_come_first_and_their_best_head_is_the_start(tmp_path: Path) -> None:
+def with_heads(table: Table, wave: list[dict[str, Any]]) -> None:
+    """What trainings leave for others to start with."""
+    for one in wave:
+        storage.write_bytes(storage.join(table.folder(one["id"]), HEAD), b"head")
+
+
+def test_probes_come_first_and_the_best_head_is_the_start(tmp_path: Path) -> None:
     sampler, table = opened(deepening(tmp_path, DEPTHS))
-    order = ["all", 0.6, 2, 0]
-    waves = drive(sampler, table, lambda p: 0.5 + 0.1 * order.index(p["model.freeze"]) - p["optim.lr"])
+    order, waves = ["all", 0.6, 2, 0], []
+    while wave := sampler.wave():
+        waves.append(wave)
+        finish(table, wave, lambda p: 0.5 + 0.1 * order.index(p["model.freeze"]) - p["optim.lr"])
+        with_heads(table, wave)
     assert [{one["params"]["model.freeze"] for one in wave} for wave in waves] == [{d} for d in order]
     heads = [{json.loads(one["tree"])["model"]["head"] for one in wave} for wave in waves]
-    assert heads[0] == {None}
-    for before, found in zip(waves, heads[1:], strict=False):
-        best = next(one for one in before if one["params"]["optim.lr"] == 0.01)
-        assert found == {f"{table.folder(best['id'])}/head.safetensors"}
+    best = next(one for one in waves[0] if one["params"]["optim.lr"] == 0.01)
+    assert heads == [{None}, *[{f"{table.folder(best['id'])}/{HEAD}"}] * 3]
+
+
+def test_probes_without_a_head_are_no_start(tmp_path: Path) -> None:
+    """Those of a search that was begun without `search.deepen`."""
+    sampler, table = opened(deepening(tmp_path, DEPTHS))
+    waves = drive(sampler, table, lambda p: 0.5)
+    assert {json.loads(one["tree"])["model"]["head"] for wave in waves for one in wave} == {None}
 
 
 def test_a_depth_that_came_to_less_ends_the_descent(tmp_path: Path) -> None:
@@ -68,7 +86,9 @@ def test_a_depth_that_came_to_less_ends_the_descent(tmp_path: Path) -> None:
     assert [wave[0]["params"]["model.freeze"] for wave in waves] == ["all", 0.6]
     left = [row for row in table.rows.values() if row["status"] == RULED_OUT]
     assert {row["params"]["model.freeze"] for row in left} == {2, 0} and len(left) == 4
-    assert all("freeze depth 3 came to accuracy 0.6, 5 to 0.7" in row["reason"] for row in left)
+    assert all(
+        "after 1 epochs freeze depth 3 had come to accuracy 0.6, 5 to 0.7" in r["reason"] for r in left
+    )
     # Run again, the search has nothing to do; without deepening the depths are run after all.
     again, _ = opened(config)
     assert again.num_left == 0 and again.wave() == []
@@ -76,16 +96,64 @@ def test_a_depth_that_came_to_less_ends_the_descent(tmp_path: Path) -> None:
     assert {one["params"]["model.freeze"] for one in wanted.wave()} == {2, 0}
 
 
+def test_depths_are_compared_after_as_many_epochs_and_as_many_tries(tmp_path: Path) -> None:
+    config = deepening(tmp_path, DEPTHS)
+    _, table = opened(config)
+    deeper = {"model.freeze": 0, "optim.lr": 0.1}
+
+    def tell(freeze: Any, lr: float, *values: float) -> str | None:
+        params = {"model.freeze": freeze, "optim.lr": lr}
+        table.start(trial_id(params), params)
+        for epoch, value in enumerate(values, start=1):
+            table.epoch(trial_id(params), {"epoch": epoch, "goal": value, "seconds": 1.0})
+        table.end(trial_id(params), "stopped")
+        return Deepening(config, table).ruled_out(deeper)
+
+    assert tell("all", 0.1, 0.3, 0.5, 0.6) is None
+    assert tell("all", 0.01, 0.2) is None
+    assert tell(0.6, 0.1, 0.2) is None  # one try against two
+    assert "after 1 epochs freeze depth 3 had come to accuracy 0.2, 5 to 0.3" in str(tell(0.6, 0.01, 0.1))
+    assert tell(0.6, 0.01, 0.4, 0.55) is None  # less than 0.6, but ahead after two epochs
+
+
 def test_each_lineage_descends_by_itself(tmp_path: Path) -> None:
     space = {"model.freeze": {"choice": [0, 2, "all"]}, "input.size": {"choice": [32, 64]}}
     sampler, table = opened(deepening(tmp_path, space))
-    worse = lambda p: p["input.size"] == 32 and p["model.freeze"] == 2  # noqa: E731
-    waves = drive(sampler, table, lambda p: 0.1 if worse(p) else 0.5)
+
+    def value(params: dict[str, Any]) -> float:
+        return 0.1 if params["input.size"] == 32 and params["model.freeze"] == 2 else 0.5
+
+    waves = drive(sampler, table, value)
     assert [sorted(one["params"]["input.size"] for one in wave) for wave in waves] == [
         [32, 64],
         [32, 64],
         [64],
     ]
+
+
+def test_in_tunes_hands_deeper_trials_wait(tmp_path: Path) -> None:
+    sampler, table = opened(deepening(tmp_path, {"model.freeze": {"choice": [0, "all"]}, **LR}))
+    first, second = sampler.suggest("a"), sampler.suggest("b")
+    assert {one["params"]["model.freeze"] for one in (first, second)} == {"all"}
+    assert sampler.suggest("c") is None  # both probes run
+    finish(table, [first, second], lambda p: 0.5)
+    sampler.on_trial_complete("a", {SCORE: 0.5})
+    assert sampler.suggest("d") is None
+    sampler.on_trial_complete("b", {SCORE: 0.5})
+    assert [sampler.suggest(name)["params"]["model.freeze"] for name in "ef"] == [0, 0]
+    assert sampler.suggest("g") == Searcher.FINISHED
+
+
+def test_what_tpe_proposes_in_vain_does_not_count(tmp_path: Path) -> None:
+    space = {
+        "model.freeze": {"choice": [0, 2, 0.6, "all"]},
+        "optim.lr": {"low": 1e-4, "high": 1e-1, "log": True},
+    }
+    sampler, table = opened(settings(tmp_path, space, sampler="tpe", deepen=True, num_trials=12))
+    value = {"all": 0.7, 0.6: 0.6, 2: 0.5, 0: 0.4}
+    drive(sampler, table, lambda p: value[p["model.freeze"]])
+    status = [row["status"] for row in table.rows.values()]
+    assert RULED_OUT in status and status.count("finished") == 12
 
 
 def told(*places: tuple[int, float, float | None]) -> list[dict[str, Any]]:
@@ -133,8 +201,6 @@ def test_a_head_is_taken_or_refused(tmp_path: Path) -> None:
     config = Config().override({"model.freeze": "all", "input.size": 32})
     task = tasks.load(config.task)
     given = build_model(config, task, ["a", "b", "c"], None, "")
-    from safetensors.torch import save_file
-
     path = str(tmp_path / "weights.safetensors")
     save_file({k: v.contiguous() for k, v in given.module.state_dict().items()}, path)
     torch.manual_seed(1)
@@ -163,6 +229,7 @@ def test_a_search_goes_deeper_from_its_probe(ray_local: Any, tmp_path: Path, fus
     probes = [row for row in found.trials if row["params"]["model.freeze"] == "all"]
     assert [row["params"]["model.freeze"] for row in found.trials] == ["all", "all", 0, 0]
     best = max(probes, key=lambda row: row["best"])
+    assert best["params"]["optim.lr"] == 0.03
     for row in found.trials[2:]:
         folder = Path(config.run_uri, "trials", row["id"])
         begun = json.loads((folder / "config.json").read_text())["model"]["head"]
@@ -177,4 +244,6 @@ def test_a_search_goes_deeper_from_its_probe(ray_local: Any, tmp_path: Path, fus
         assert [one["depth"] for one in story["scores"]] == [1, 2, 3, 4, 5]
         assert [one["best"] for one in story["scores"]] == [None] * 4 + [best["best"]]
         assert story["correlation"] == {"linear": None, "knn": None, "logme": None}
-    assert GOAL.name == story["goal"]["name"]
+        again = search.tune(config)  # nothing is left to do, and nothing is forgotten
+        assert again.trials == found.trials
+        assert json.loads(Path(config.run_uri, "trials.json").read_text()) == story

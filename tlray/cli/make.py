@@ -204,7 +204,8 @@ def plans_table(plans: list[dict[str, Any]]) -> str:
         lines.append(table(*columns(plan)))
         total = (
             f"each trial alone {duration(plan['naive_s'])}, planned {duration(plan['planned_s'])}: "
-            f"{plan['gain']:.1f} times quicker; no plan can be below {duration(plan['ceiling_s'])}"
+            f"{plan['gain']:.1f} times quicker; with nothing kept from before none can be below "
+            f"{duration(plan['ceiling_s'])}"
         )
         done = f"; took {duration(plan['took_s'])} in all" if "took_s" in plan else ""
         lines.append(f"{total} (without early stopping{done})")

@@ -116,6 +116,11 @@ def explain(config: Config) -> list[dict[str, Any]]:
 
     Raises TlrayError as `run` does.
     """
+    if not _fused(config):
+        raise ConfigError(
+            f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}: trials train "
+            "one by one, and nothing is planned; accepted: true and 1"
+        )
     space, task = spaces.build(config), train.check(config)
     _check_choices(config, space)
     with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:
@@ -144,9 +149,9 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
         "concurrent": room.concurrent, "fused": _fused(config), "epochs": config.train.epochs,
     })  # fmt: skip
     sampler.rule_out = watch.rule_out
-    if config.search.scores and not table.scores:
+    if config.search.scores:
         try:
-            table.scores = scores.measure(config, table.space, room.cpus, room.gpus)
+            table.scores += scores.measure(config, table, room.cpus, room.gpus)
         except DataError as error:  # labels tell no picture from another; trials may learn all the same
             table.notes.append(f"search.scores: {error}")
     if _fused(config):
@@ -158,7 +163,7 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
     else:
         _by_tune(config, sampler, table, watch, from_workers, room)
     if table.scores:
-        table.scores = scores.beside(config, table, Deepening(config, table).depth)
+        table.scores = scores.beside(table, Deepening(config, table).place)
         table.correlation = scores.correlation(table.scores, table.goal.direction)
     table.write()
 

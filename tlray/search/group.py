@@ -38,9 +38,12 @@ class Group:
 
     def __init__(self, threads: int, emit: Emit) -> None:
         self._worker, self._emit = Solo(threads), emit
+        self._loop: Any = None
+        self._epochs: Any = None
 
     def begin(self, trees: Sequence[str]) -> dict[str, Any]:
         """Build these trials or go on with them: ``stories`` so far by name, ``failed``, and the ``plan``."""
+        self._loop = self._epochs = None  # of the group before: its models go before others come
         self._configs = {one.name: one for one in map(_config, trees)}
         plans: list[Plan] = []
 
@@ -62,7 +65,7 @@ class Group:
 
     def epoch(self) -> dict[str, Any]:
         """Train for an epoch: ``records`` by name, reasons of those that ``failed``, and who is ``over``."""
-        records = next(self._epochs, {})
+        records: dict[str, Record] = next(self._epochs, {})
         over = [run.name for run in self._loop.runs if run.over]
         return {"records": records, "failed": self._failed(), "over": over}
 
@@ -79,13 +82,15 @@ class Group:
         return self._failed()
 
     def measured(self) -> dict[str, Any]:
-        """Where the time went, by depth: seconds of training steps, and pictures trained on."""
+        """The group is over: where its time went, by depth: seconds of steps, and pictures trained on."""
+        self._epochs.close()
         spent: dict[int, dict[str, float]] = {}
         for run in self._loop.runs:
             boundary = run.boundary
             row = spent.setdefault(boundary.depth if boundary else 0, {"seconds": 0.0, "pictures": 0})
             row["seconds"] += run.spent["train"]
-            row["pictures"] += run.now.step / run.steps_per_epoch * self._loop.order.num_rows
+            epochs = (run.now.step - run.first_step) / run.steps_per_epoch
+            row["pictures"] += epochs * self._loop.order.num_rows
         return {str(depth): row for depth, row in spent.items()}
 
     def _failed(self) -> dict[str, str]:
@@ -147,9 +152,9 @@ class Watch:
         self.table.rule_out(id_, params, reason)
         self._tell_end(self.table.rows[id_])
 
-    def over(self, id_: str, status: str, reason: str | None = None) -> None:
-        """A trial is over."""
-        self._tell_end(self.table.end(id_, status, reason))
+    def over(self, id_: str, status: str, reason: str | None = None, bundle: bool = True) -> None:
+        """A trial is over; ``bundle``: whether it has left one."""
+        self._tell_end(self.table.end(id_, status, reason, bundle))
 
     def _tell_end(self, row: dict[str, Any]) -> None:
         facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
@@ -278,17 +283,12 @@ def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs:
     ended = [id_ for id_ in team.trials if id_ in stopped or id_ in found["over"]]
     if not ended:
         return
-    best = None if table.best is None else table.best["best"]
-    keep = None
-    for id_ in ended:
-        value = table.rows[id_]["best"]
-        if value is not None and table.goal.better(value, best):
-            best, keep = value, id_
+    keep = table.best_with(ended)
     failed = ray.get(team.actor.end.remote(ended, keep))
     for id_ in ended:
         del team.trials[id_]
         status = "finished" if id_ in found["over"] else "stopped"
-        watch.over(id_, "failed" if id_ in failed else status, failed.get(id_))
+        watch.over(id_, "failed" if id_ in failed else status, failed.get(id_), bundle=id_ == keep)
 
 
 def _beside(team: Team, measured: dict[str, Any]) -> dict[str, Any]:

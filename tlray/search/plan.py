@@ -2,7 +2,7 @@
 
 Two figures are measured for every depth d on a batch of the user's pictures: P_d, seconds a picture from its
 bytes to the boundary (rendering and the frozen stages), and S_d, seconds a picture of a training step behind
-it. With L trials, E epochs, N pictures and V views of each picture
+it (forward, backward, the optimiser). With L trials, E epochs, N pictures and V views of each picture
 
     naive    = sum over d of L * E * N * (P_d + S_d)      every trial for itself
     ceiling  = V * N * P_max + sum over d of L * E * N * S_d     every frozen output computed once
@@ -27,6 +27,7 @@ import torch
 
 from tlray import runtime, stream
 from tlray.backbone import Backbone, Boundary, Features
+from tlray.candidate import Candidate, autocast, copy_model
 from tlray.loop import Loop, Run
 
 SAMPLE = 32  # pictures that are measured with
@@ -61,6 +62,7 @@ class Plan:
     planned_s: float
     ceiling_s: float
     keep: dict[Boundary, str] = field(default_factory=dict)
+    widening: float = 1.0  # bytes in memory (float32) for each in the store
 
     @property
     def gain(self) -> float:
@@ -72,7 +74,8 @@ class Plan:
         rows = []
         for d, decision in zip(self.depths, self.decisions, strict=True):
             naive = d.trials * d.epochs * self.rows * (d.prefix_s + d.suffix_s)
-            kept = 0 if decision == "recompute" else d.bytes * self.rows * self.views
+            factor = {"recompute": 0.0, "store": 1.0, "memory": self.widening}[decision]
+            kept = round(factor * d.bytes * self.rows * self.views)
             shown = {k: v for k, v in asdict(d).items() if k != "boundary"}
             rows.append({**shown, "decision": decision, "naive_s": naive, "kept_bytes": kept})
         totals = {"naive_s": self.naive_s, "planned_s": self.planned_s, "ceiling_s": self.ceiling_s}
@@ -86,11 +89,12 @@ def choose(
     memory_bytes: int,
     store_bytes: int,
     ready: Callable[[Boundary], bool] = lambda boundary: False,
+    widening: float = 1.0,
 ) -> Plan:
     """The quickest of all cuts: depths up to the cut are computed with each batch, deeper ones kept.
 
     ``ready``: whether the store has a boundary already. What fits goes to the store, where it is found again,
-    else to memory; store_bytes = 0: there is no store.
+    else to memory, where it is ``widening`` times as large; store_bytes = 0: there is no store.
     """
     epochs = max(d.epochs for d in depths)
     suffixes = sum(d.trials * d.epochs * rows * d.suffix_s for d in depths)
@@ -100,7 +104,7 @@ def choose(
     for cut in sorted({0, *(d.depth for d in depths)}, reverse=True):
         kept = [d for d in depths if d.boundary is not None and d.depth > cut]
         computed = [d for d in depths if d not in kept]
-        room = {"store": store_bytes, "memory": memory_bytes}
+        room = {"store": store_bytes, "memory": memory_bytes / widening}
         where: dict[Boundary, str] = {}
         for d in sorted(kept, key=lambda d: d.bytes):
             need = d.bytes * rows * views
@@ -119,7 +123,7 @@ def choose(
         options.append((seconds, -cut, where))
     planned, _, where = min(options, key=lambda option: option[:2])
     decisions = [where.get(d.boundary, "recompute") if d.boundary else "recompute" for d in depths]
-    return Plan(list(depths), rows, views, decisions, naive, planned, ceiling, where)
+    return Plan(list(depths), rows, views, decisions, naive, planned, ceiling, where, widening)
 
 
 def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: False) -> Plan:
@@ -138,15 +142,16 @@ def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: Fal
     lead: Any = max(loop.runs, key=lambda run: run.boundary.depth if run.boundary else 0).model.module
     lead.eval()
     behind = [boundary for boundary in by_boundary if boundary is not None]
-    features: dict[Boundary, Features] = lead.backbone.features(x_BCHW, behind)
-    prefix_s = _prefix_seconds(lead.backbone, x_BCHW, max((b.depth for b in behind), default=0))
+    with autocast(x_BCHW.device, config.train.precision):
+        features: dict[Boundary, Features] = lead.backbone.features(x_BCHW, behind)
+        prefix_s = _prefix_seconds(lead.backbone, x_BCHW, max((b.depth for b in behind), default=0))
     depths = []
     for boundary, runs in sorted(by_boundary.items(), key=lambda item: item[0].depth if item[0] else 0):
         given: Any = x_BCHW if boundary is None else features[boundary]
         num_values = 0 if boundary is None else _values(given) // len(x_BCHW)
         depth = boundary.depth if boundary else 0
-        runs[0].candidate.train_mode()
-        suffix_s = _seconds(partial(_step, runs[0], given, targets), loop.worker.device)
+        step = partial(_rehearsal(runs[0], x_BCHW.device).step, given, targets, 0, 1.0)
+        suffix_s = _seconds(step, x_BCHW.device)
         depths.append(
             Depth(
                 depth=depth,
@@ -163,19 +168,16 @@ def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: Fal
     epochs = max(run.config.train.epochs for run in loop.runs)
     views = min(epochs, config.augment.views or epochs)
     store = search.cache_mb * 2**20 if search.cache else 0
-    return choose(depths, loop.order.num_rows, views, search.memory_mb * 2**20, store, ready)
+    memory, widening = search.memory_mb * 2**20, 4 / BYTES[search.cache_dtype]
+    return choose(depths, loop.order.num_rows, views, memory, store, ready, widening)
 
 
-def _step(run: Run, given: Any, targets: Mapping[str, Any]) -> None:
-    """A training step that leaves no trace: batch norm's statistics are put back."""
-    module = run.model.module
-    before = {name: value.clone() for name, value in module.named_buffers()}
-    loss = module(given, targets)
-    loss.backward()
-    for parameter in module.parameters():
-        parameter.grad = None
-    for name, value in module.named_buffers():
-        value.copy_(before[name])
+def _rehearsal(run: Run, device: torch.device) -> Candidate:
+    """A candidate like a run's, to try steps with that leave no trace."""
+    config = run.config.override({"train.compile": False})  # it would take longer than what it saves here
+    made = Candidate(copy_model(run.model, config), config, run.steps_per_epoch, device)
+    made.train_mode()
+    return made
 
 
 @torch.no_grad()

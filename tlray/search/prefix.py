@@ -94,6 +94,7 @@ class Shared(Pixels):
         self.store = Store(uri, config.search.cache_mb) if uri else None
         self.tables: dict[tuple[str, int | None, Boundary], Table] = {}
         self._targets: dict[tuple[int | None, int], tuple[Any, Geometry]] = {}
+        self._room = True  # for features of the validation split
         self._digests: list[str] = []  # of the stages' weights and statistics, as far as they were asked for
 
     def ready(self, boundary: Boundary) -> bool:
@@ -129,7 +130,7 @@ class Shared(Pixels):
         if known and None not in boundaries:
             yield from self._known_features(split, behind)
             return
-        tables = {} if known else {b: Memory(len(self.loop.rows)) for b in behind}
+        tables = {b: Memory(len(self.loop.rows)) for b in behind} if not known and self._room else {}
         geometries: list[Geometry] = []
         for fed in super().validation(boundaries):
             if known:
@@ -137,13 +138,22 @@ class Shared(Pixels):
                 fed.features = {b: self._gather(split, None, b, at) for b in behind}
             else:
                 fed.features = self._features(fed.x_BCHW, behind, "fp32")
+            arrays = {b: to_arrays(fed.features[b]) for b in tables}
+            if tables and not geometries:
+                bytes_a_row = sum(x[0].nbytes for named in arrays.values() for x in named.values())
+                self._room = self._fits(bytes_a_row * len(self.loop.rows))
+                tables = tables if self._room else {}
             for b, table in tables.items():
-                table.add(to_arrays(fed.features[b]))
+                table.add(arrays[b])
             geometries += fed.geometries
             yield fed
         self._geometries = geometries
-        if sum(table.nbytes for table in tables.values()) <= self.config.search.memory_mb * 2**20:
-            self.tables |= {(split, None, b): table for b, table in tables.items()}
+        self.tables |= {(split, None, b): table for b, table in tables.items()}
+
+    def _fits(self, num_bytes: int) -> bool:
+        """Whether so much more may be kept in memory."""
+        held = sum(table.nbytes for table in self.tables.values() if isinstance(table, Memory))
+        return held + num_bytes <= self.config.search.memory_mb * 2**20
 
     def _known_features(self, split: str, boundaries: Collection[Boundary]) -> Iterator[Fed]:
         ours = share(self.loop.num_rows, self.worker.rank, self.worker.world)
@@ -256,7 +266,9 @@ class Shared(Pixels):
             staged = {id(x) for x in (*chain.parameters(), *chain.buffers())}
             digests.append(_digest(x for x in self.backbone.parameters() if id(x) not in staged))
         whole = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        return f"{json.dumps(self.backbone.spec(), sort_keys=True)} {whole}"
+        # Dropout of any kind is off in what is frozen.
+        spec = {k: v for k, v in self.backbone.spec().items() if k not in ("drop_rate", "drop_path_rate")}
+        return f"{json.dumps(spec, sort_keys=True)} {whole}"
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from ray.tune.search.optuna import OptunaSearch
 from tlray.config import Config
 from tlray.search.deepen import Deepening
 from tlray.search.space import Params, Space, trial_id
-from tlray.search.trials import OVER, Table
+from tlray.search.trials import OVER, RULED_OUT, Table
 
+MANY = 10**9  # trials of a space without end
 TRIES = 30  # proposals that were there already, before a trial is taken from the rest of the space
 SCORE = "score"  # the metric under which Tune, its scheduler and the sampler know the goal
 
@@ -29,17 +31,20 @@ class Sampler(Searcher):
         super().__init__(metric=SCORE, mode=table.goal.direction)
         self.config, self.space, self.table = config, space, table
         self.queue: list[Params] = [row["params"] for row in table.waiting()]
-        inside = [row for row in table.rows.values() if not row.get("outside")]
-        wanted = space.size or config.search.num_trials
-        if config.search.sampler != "grid":
-            wanted = min(config.search.num_trials, space.size or config.search.num_trials)
-        self.fresh = max(0, wanted - len(inside))
         self.given = {row["id"] for row in table.rows.values()}
-        self.inner = _optuna(config, space, table) if self.fresh and config.search.sampler != "grid" else None
         self.deepening = Deepening(config, table) if config.search.deepen else None
+        inside = [row for row in table.rows.values() if not row.get("outside")]
+        if config.search.sampler == "grid":
+            self.fresh = (space.size or 0) - len(inside)
+        else:  # what was ruled out has cost nothing
+            num_out = sum(row["status"] == RULED_OUT for row in inside)
+            most = min(config.search.num_trials, (space.size or MANY) - num_out)
+            self.fresh = max(0, most - (len(inside) - num_out))
+        self.inner = _optuna(config, space, table) if self.fresh and config.search.sampler != "grid" else None
         self.rule_out = table.rule_out
-        if self.deepening is not None:
-            self.queue.sort(key=lambda params: -self.deepening.depth(params))  # type: ignore[union-attr]
+        self._held: tuple[str, Params] | None = None  # waits for those that freeze more
+        self._keys = itertools.count()
+        self._given_back = 0
         self._steps: list[list[tuple[str, Params]]] = []  # of the wave under way, with Tune's ids
         self._wave: dict[str, str] = {}  # ids of trials given out by `wave` -> their keys
         self._third = -(-(len(self.queue) + self.fresh) // 3)
@@ -65,11 +70,22 @@ class Sampler(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Settings of the next trial, or the mark that there is none."""
-        while (params := self._next(trial_id)) is not None:
+        while (params := self._held_or_next(trial_id)) is not None:
+            if self.deepening is not None and self.deepening.waits(params, self.running.values()):
+                self._held = (trial_id, params)
+                return None
             self.running[trial_id] = params
             if (settings := self._settings(trial_id, params)) is not None:
                 return settings
         return Searcher.FINISHED
+
+    def _held_or_next(self, tune_id: str) -> Params | None:
+        if self._held is None:
+            return self._next(tune_id)
+        (before, params), self._held = self._held, None
+        if before in self.asked:
+            self.asked[tune_id] = self.asked.pop(before)
+        return params
 
     def _settings(self, tune_id: str, params: Params) -> dict[str, Any] | None:
         """What a Trainable gets; None where the trial is ruled out."""
@@ -80,6 +96,9 @@ class Sampler(Searcher):
             return trial_settings(self.config, params, self.deepening.head(params))
         self.rule_out(trial_id(params), params, reason)
         self.on_trial_complete(tune_id, error=True)
+        if self.inner is not None and self._given_back < TRIES:
+            self._given_back += 1
+            self.fresh += 1
         return None
 
     def wave(self) -> list[dict[str, Any]]:
@@ -122,10 +141,10 @@ class Sampler(Searcher):
         if not self.fresh:
             return None
         self.fresh -= 1
-        for number in range(TRIES):
+        for _ in range(TRIES):
             if self.inner is None:
                 break
-            key = f"{tune_id}-{number}"
+            key = f"{tune_id}-{next(self._keys)}"
             params = self.space.decode(self.inner.suggest(key))
             if trial_id(params) not in self.given:
                 self.given.add(trial_id(params))
@@ -135,10 +154,9 @@ class Sampler(Searcher):
         rest = [p for p in self.space.product() if trial_id(p) not in self.given] if self.space.size else []
         if not rest:
             return None
-        if self.inner is not None:
-            params = self._rng.choice(rest)
-        else:
-            params = rest[0] if self.deepening is None else max(rest, key=self.deepening.depth)
+        if self.inner is None and self.deepening is not None:
+            rest.sort(key=self.deepening.depth, reverse=True)
+        params = rest[0] if self.inner is None else self._rng.choice(rest)
         self.given.add(trial_id(params))
         return params
 
@@ -170,8 +188,9 @@ class Sampler(Searcher):
 def trial_settings(config: Config, params: Params, head: str | None = None) -> dict[str, Any]:
     """What a Trainable gets: the trial's id and its whole configuration, its run folder RUN/trials/ID."""
     id_ = trial_id(params)
-    own = {"name": id_, "runs": f"{config.run_uri}/trials", **({"model.head": head} if head else {})}
-    trial = config.override({**params, **own}, f"trial {id_}")
+    start = {"model.head": head} if head else {}
+    own = {"name": id_, "runs": f"{config.run_uri}/trials"}
+    trial = config.override({**start, **params, **own}, f"trial {id_}")
     return {"id": id_, "params": params, "tree": trial.model_dump_json()}
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tlray.config import Config
 from tlray.search import rank
-from tlray.search.space import Params, Space
+from tlray.search.space import Params
 from tlray.search.trials import Table
 
 NAMES = ("linear", "knn", "logme")
@@ -22,13 +22,15 @@ JUDGE = "linear"  # the one that prunes
 FEWEST = 3  # places (backbone and depth) that a rank correlation is taken over
 
 
-def measure(config: Config, space: Space, cpus: int, gpus: float) -> list[dict[str, Any]]:
-    """Scores of each backbone of the space at each depth, on the cluster.
+def measure(config: Config, table: Table, cpus: int, gpus: float) -> list[dict[str, Any]]:
+    """Scores of each backbone of the space at each depth that the table lacks, on the cluster.
 
     Raises what `rank.rank` does.
     """
-    axis = next((axis for axis in space.axes if axis.key == "model.backbone"), None)
+    axis = next((axis for axis in table.space.axes if axis.key == "model.backbone"), None)
+    known = {one["backbone"] for one in table.scores}
     names = [config.model.backbone] if axis is None else list(axis.values or ())
+    names = [name for name in names if name not in known]
     work: Any = ray.remote(rank.rank)
     work = work.options(num_cpus=cpus, num_gpus=gpus)
     found = ray.get([work.remote(config, [name]) for name in names])
@@ -44,14 +46,17 @@ def measure(config: Config, space: Space, cpus: int, gpus: float) -> list[dict[s
     ]
 
 
-def beside(config: Config, table: Table, depth: Callable[[Params], int]) -> list[dict[str, Any]]:
-    """The table's scores, each with the best value that trials there came to (None: there is none)."""
+def beside(table: Table, place: Callable[[Params], tuple[str, int]]) -> list[dict[str, Any]]:
+    """The table's scores, each with the best value that trials there came to (None: there is none).
+
+    ``place``: a trial's backbone and freeze depth.
+    """
     found: dict[tuple[str, int], float] = {}
     for row in table.rows.values():
         if row["best"] is not None and table.over(row["id"]) and "outside" not in row:
-            place = (row["params"].get("model.backbone", config.model.backbone), depth(row["params"]))
-            if table.goal.better(row["best"], found.get(place)):
-                found[place] = row["best"]
+            where = place(row["params"])
+            if table.goal.better(row["best"], found.get(where)):
+                found[where] = row["best"]
     return [{**one, "best": found.get((one["backbone"], one["depth"]))} for one in table.scores]
 
 

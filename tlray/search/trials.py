@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from tlray import storage
@@ -29,7 +29,7 @@ RULED_OUT = "ruled out"  # before it began, see deepen.py
 OVER = ("finished", "stopped", RULED_OUT)  # never run again; a failed one is, when the search is
 Row = dict[str, Any]
 
-# What may differ when a search goes on: it alters no trial's result.
+# What may differ when a search goes on: it alters no result of a trial that is over.
 FREE = (
     "name", "runs", "models", "search", "serve", "track", "data.uri", "data.cache_mb", "data.test_split",
     "scale.cpus_per_worker", "scale.gpus_per_worker", "scale.max_failures",
@@ -58,6 +58,7 @@ class Table:
             kept = [row for row in stored["trials"] if row["status"] != RULED_OUT or config.search.deepen]
             self.rows = {row["id"]: row for row in kept}
             self.plans, self.scores = stored.get("plans", []), stored.get("scores", [])
+            self.correlation = stored.get("correlation", {})
             self._mark_outside()
         elif storage.exists(storage.join(self.run_uri, "metrics.json")):
             raise ConfigError(f"name = {config.name!r}: {self.run_uri} is a training; accepted: a new name")
@@ -109,9 +110,9 @@ class Table:
 
     def rule_out(self, id_: str, params: Params, reason: str) -> None:
         """A trial is not worth running."""
-        self.start(id_, params)
-        self.rows[id_].update(status=RULED_OUT, reason=reason)
-        self.write()
+        with self.one_write():
+            self.start(id_, params)
+            self.rows[id_].update(status=RULED_OUT, reason=reason)
 
     def epoch(self, id_: str, record: Mapping[str, Any]) -> bool:
         """An epoch of a trial; False where it is known already (Ray started the trial anew)."""
@@ -129,13 +130,14 @@ class Table:
         self.write()
         return True
 
-    def end(self, id_: str, status: str, reason: str | None = None) -> Row:
-        """A trial is over; what it no longer needs on disk goes."""
+    def end(self, id_: str, status: str, reason: str | None = None, bundle: bool = True) -> Row:
+        """A trial is over and has left a bundle or not; what it no longer needs on disk goes."""
         row = self.rows[id_]
         row["status"] = status
         if reason is not None:
             row["reason"] = reason
-        row["bundle"] = storage.join(self.folder(id_), BEST) if row["best"] is not None else None
+        left = bundle and row["best"] is not None
+        row["bundle"] = storage.join(self.folder(id_), BEST) if left else None
         lines = [json.dumps({"trial_id": id_, "training_iteration": p["epoch"], **p}) for p in row["curve"]]
         with contextlib.suppress(StorageError):  # of a trial that failed because it cannot write there
             storage.write_bytes(
@@ -155,6 +157,12 @@ class Table:
     def best(self) -> Row | None:
         """The best trial that is over; of equals the earlier one."""
         return self.best_of(row for row in self.rows.values() if row["status"] in OVER and row["bundle"])
+
+    def best_with(self, ending: Collection[str]) -> str | None:
+        """Which of the trials that end now will be `best`, and has to leave a bundle; None: none of them."""
+        rows = [r for r in self.rows.values() if r["id"] in ending or (r["status"] in OVER and r["bundle"])]
+        best = self.best_of(rows)
+        return best["id"] if best is not None and best["id"] in ending else None
 
     def best_of(self, rows: Iterable[Row]) -> Row | None:
         """The best of some trials; of equals the earlier one, None where none came to anything."""
