@@ -117,10 +117,8 @@ def explain(config: Config) -> list[dict[str, Any]]:
     Raises TlrayError as `run` does.
     """
     if not _fused(config):
-        raise ConfigError(
-            f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}: trials train "
-            "one by one, and nothing is planned; accepted: true and 1"
-        )
+        given = f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}"
+        raise ConfigError(f"{given}: trials train one by one, and nothing is planned; accepted: true and 1")
     space, task = spaces.build(config), train.check(config)
     _check_choices(config, space)
     with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:
