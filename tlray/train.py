@@ -14,13 +14,13 @@ import torch.distributed
 from ray.train.torch import TorchTrainer
 
 from tlray import errors, runtime, storage, tasks
+from tlray.bundle import Model
 from tlray.candidate import build_model
 from tlray.config import Config, parse
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, RunError, TlrayError
 from tlray.loop import METRICS, epochs
 from tlray.order import Order
-from tlray.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,11 @@ class Member:
         return values
 
 
-def check(config: Config) -> Task:
-    """Everything that can be wrong before training starts, found on the driver. Raises TlrayError."""
+def check(config: Config) -> Model:
+    """Everything that can be wrong before training starts, found on the driver; the model as it would begin.
+
+    Raises TlrayError.
+    """
     if not config.data.uri:
         raise ConfigError(
             "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
@@ -63,8 +66,7 @@ def check(config: Config) -> Task:
         config.scale.num_workers,
     )
     counts = tasks.counts(task, data, config.data.train_split)
-    build_model(config, task, labels, counts, data.fingerprint)
-    return task
+    return build_model(config, task, labels, counts, data.fingerprint)
 
 
 def fit(config: Config, emit: Emit | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:

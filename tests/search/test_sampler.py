@@ -114,6 +114,22 @@ def test_only_the_best_keeps_its_bundle_and_no_nan_wins(tmp_path: Path) -> None:
     assert [row["bundle"] is not None for row in table.rows.values()] == [False, False, True, False]
 
 
+def test_of_equal_results_one_bundle_is_left(tmp_path: Path) -> None:
+    """Who stands first in the table wins, also where it ends last; so it has to leave its bundle."""
+    sampler, table = opened(settings(tmp_path, sampler="grid"))
+    first, second, third = (sampler.suggest(name) for name in "abc")
+    for one in (first, second, third):
+        table.start(one["id"], one["params"])
+        table.epoch(one["id"], {"epoch": 1, "goal": 0.1 if one is third else 0.9, "seconds": 1.0})
+    for one, leaves in ((second, True), (first, True), (third, False)):
+        assert (table.best_with([one["id"]]) == one["id"]) == leaves
+        if leaves:
+            storage.write_json(storage.join(table.folder(one["id"]), "best", "manifest.json"), {})
+        table.end(one["id"], "finished", bundle=leaves)
+        assert table.best is not None and storage.exists(storage.join(table.best["bundle"], "manifest.json"))
+    assert table.best["id"] == first["id"]
+
+
 def test_the_rungs_of_a_search_that_goes_on_are_filled(tmp_path: Path) -> None:
     config = settings(tmp_path, grace_epochs=1, reduction_factor=2, sampler="grid")
     sampler, table = opened(config)
@@ -134,11 +150,12 @@ def test_ray_tune_users_find_what_they_know(tmp_path: Path) -> None:
     sampler, table = opened(settings(tmp_path, sampler="grid"))
     for n in range(6):
         run(sampler, table, f"t{n}", 0.1 * n)
+    table.rule_out("t0", {"optim.lr": 0.5, "model.freeze": 0}, "not worth it")  # has no metrics
     grid = result_grid(table.run_uri)
     best = grid.get_best_result()
-    assert len(grid) == 6 and best.metrics["best"] == 0.5
+    assert len(grid) == 7 and best.metrics["best"] == 0.5
     assert best.config == {"optim.lr": 0.001, "model.freeze": 0}
     assert best.path.endswith(f"trials/{best.metrics['trial_id']}")
     told = grid.get_dataframe()
-    assert sorted(told["best"]) == pytest.approx([0.1 * n for n in range(6)])
+    assert sorted(told["best"].dropna()) == pytest.approx([0.1 * n for n in range(6)])
     assert list(grid.get_best_result().metrics_dataframe["val_accuracy"]) == [0.5, 0.5]

@@ -22,6 +22,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from tlray import runtime, train
+from tlray.bundle import Model
+from tlray.candidate import copy_model, kind
 from tlray.config import Choice, Config
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError
@@ -80,8 +82,9 @@ def run(config: Config, emit: Emit | None = None) -> SearchResult:
     tell = emit or _silent
     config = runtime.placed(config)
     space = spaces.build(config)
-    task = train.check(config)
-    _check_choices(config, space)
+    model = train.check(config)
+    task = model.task
+    _check_choices(config, space, model)
     table = Table(config, space, task.goal, Dataset.open(config.data.uri).fingerprint)
     for note in table.notes:
         log.warning("%s", note)
@@ -119,11 +122,11 @@ def explain(config: Config) -> list[dict[str, Any]]:
     if not _fused(config):
         given = f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}"
         raise ConfigError(f"{given}: trials train one by one, and nothing is planned; accepted: true and 1")
-    space, task = spaces.build(config), train.check(config)
-    _check_choices(config, space)
+    space, model = spaces.build(config), train.check(config)
+    _check_choices(config, space, model)
     with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:
         config = config.override({"runs": folder, "track.tensorboard": False, "track.mlflow": None})
-        table = Table(config, space, task.goal, Dataset.open(config.data.uri).fingerprint)
+        table = Table(config, space, model.task.goal, Dataset.open(config.data.uri).fingerprint)
         plans = []
         for step in Sampler(config, space, table).steps():
             trials = [trial_settings(config, params) for _, params in step]
@@ -324,14 +327,18 @@ def fit_in(config: Config) -> Room:
     return Room(per_cpu, per_gpu, auto if wanted == "auto" else wanted)
 
 
-def _check_choices(config: Config, space: spaces.Space) -> None:
-    """Each choice that decides how the model is built, tried once, the rest as it stands."""
+def _check_choices(config: Config, space: spaces.Space, model: Model) -> None:
+    """Each choice that decides how the model is built, tried once, the rest as it stands: as in ``model``."""
     for axis in space.axes:
         if axis.values is None or not axis.key.startswith(BUILT):
             continue
         for value in axis.values:
             try:
-                train.check(config.override({axis.key: value}))
+                tried = config.override({axis.key: value})
+                if kind(tried) == kind(config):
+                    copy_model(model, tried)
+                else:
+                    train.check(tried)
             except ConfigError as error:
                 raise ConfigError(f"search.space.{axis.key}: {value!r}: {error}") from None
 
