@@ -246,4 +246,5 @@ def test_a_search_goes_deeper_from_its_probe(ray_local: Any, tmp_path: Path, fus
         assert story["correlation"] == {"linear": None, "knn": None, "logme": None}
         again = search.tune(config)  # nothing is left to do, and nothing is forgotten
         assert again.trials == found.trials
-        assert json.loads(Path(config.run_uri, "trials.json").read_text()) == story
+        kept = json.loads(Path(config.run_uri, "trials.json").read_text())
+        assert all(kept[name] == story[name] for name in ("trials", "best", "plans", "scores", "correlation"))
