@@ -146,15 +146,13 @@ def bundle(dataset: str, tmp_path: Path) -> str:
     """An untrained model: what a verb does with it is the same."""
     from tlray import bundle, config
     from tlray import train as training
-    from tlray.candidate import build_model
     from tlray.dataset import Dataset
 
     made = config.Config().override({"data.uri": dataset, "input.size": 32, "runs": str(tmp_path / "runs")})
-    task, data = training.check(made), Dataset.open(dataset)
-    model = build_model(made, task, data.labels(), None, data.fingerprint)
+    model = training.check(made)
     model.module.eval()
     uri = str(tmp_path / "bundle")
-    golden = [p["bytes"] for p in data.rows("train", [0])["image"].to_pylist()]
+    golden = [p["bytes"] for p in Dataset.open(dataset).rows("train", [0])["image"].to_pylist()]
     bundle.save(uri, model, {"accuracy": 0.5}, made.model_dump(mode="json"), golden)
     return uri
 

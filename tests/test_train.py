@@ -43,7 +43,7 @@ def weights(folder):
 @pytest.mark.parametrize("depth", [2, "all"])
 def test_frozen_stages_stay_bit_for_bit(ray_local, uri, tmp_path, depth):
     settings = make(uri, tmp_path, **{"model.freeze": depth, "train.epochs": 1})
-    model = train.build_model(settings, train.check(settings), ["a", "b", "c"], None, "")
+    model = train.check(settings)
     frozen = {n for n, p in model.module.backbone.named_parameters() if not p.requires_grad}
     before = {k: v.clone() for k, v in model.module.backbone.state_dict().items()}
     run(settings)
