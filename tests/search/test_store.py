@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,8 +130,16 @@ def nearest_bf16(x: np.ndarray) -> np.ndarray:
     return np.where(up, above, below).astype(np.uint32).view(np.float32)
 
 
+@pytest.fixture(params=[False, True], ids=["", "flushed"])
+def denormals(request: pytest.FixtureRequest) -> Any:
+    """As they are, and flushed to 0 as training has them."""
+    torch.set_flush_denormal(request.param)
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_rounding_is_to_nearest_and_its_error_is_stated(tmp_path: Path, dtype: str) -> None:
+def test_rounding_is_to_nearest_and_its_error_is_stated(denormals: None, tmp_path: Path, dtype: str) -> None:
     store, rows = Store(str(tmp_path)), outputs(30)
     # Ties, to even in both directions; subnormals of fp16; zeros; the largest.
     rows["pooled"][0] = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 1e-7, -6e-8, -0.0, 65504]

@@ -471,12 +471,17 @@ def _decode(stored: Any, kind: str, out: Any) -> Any:
     elif kind == "bf16":
         np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
     else:
-        # Exponent and mantissa move to fp32's places, the sign stays; then the exponents' bias is mended,
-        # which turns subnormals into what they mean, too. (No infinities: the writer refuses them.)
+        # Exponent and mantissa move to fp32's places, the sign stays; then the exponents' bias is mended.
+        # (No infinities: the writer refuses them.)
         bits = out.view(np.int32)
         np.left_shift(stored, 13, out=bits, dtype=np.int32)
         np.bitwise_and(bits, np.int32(-0x70000001), out=bits)
         np.multiply(out, np.float32(2.0**112), out=out)
+        # Subnormals of fp16 pass through those of fp32, which are 0 where training flushes them (loop.py).
+        size = stored & 0x7FFF
+        small = (size > 0) & (size < 0x400)
+        if small.any():
+            out[small] = stored[small].view(np.float16)
     return out
 
 
