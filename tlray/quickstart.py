@@ -35,7 +35,7 @@ def recipe(work: str, data: str, name: str) -> Config:
                     "model.freeze": {"choice": ["all", 0.6, 0]},
                     "optim.lr": {"choice": [0.003, 0.001]},
                 },
-                "grace_epochs": 1,
+                "grace_epochs": 2,
             },
             "serve": {"port": 0},
         },
