@@ -66,9 +66,9 @@ def kind(config: Config) -> str:
 
 
 def copy_model(built: Model, config: Config) -> Model:
-    """What `build_model` gives for other settings of the same `kind`.
+    """A model's copy for other settings of the same `kind`; of an untrained one, what `build_model` gives.
 
-    ``built`` is untrained, and never trains; the copies share with it what is frozen in them.
+    The copy shares with ``built`` what is frozen in it, so that must not train there.
     Raises ConfigError for a depth that the backbone does not have.
     """
     held = cast(Backbone, built.module.backbone).held(config.model.freeze)

@@ -354,7 +354,8 @@ class Loop:
 
     def model(self, config: Config) -> bundle.Model:
         """A candidate's model as it begins. Of many that begin alike one is built, and theirs are copies."""
-        built = self._built.get(kind(config))
+        alike = kind(config)
+        built = self._built.get(alike)
         if built is None:
             task = tasks.load(config.task)
             counts = tasks.counts(task, self.data, config.data.train_split)
@@ -363,7 +364,7 @@ class Loop:
             if not self._many:
                 return built
             built.module.to(self.worker.device)  # else each copy would take statistics there for itself
-            self._built[kind(config)] = built
+            self._built[alike] = built
         return copy_model(built, config)
 
     def epochs(self) -> Generator[dict[str, Record]]:

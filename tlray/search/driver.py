@@ -164,7 +164,8 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
     else:
         _by_tune(config, sampler, table, watch, from_workers, room)
     if table.scores:
-        table.scores = scores.beside(table, Deepening(config, table).place)
+        deepening = sampler.deepening or Deepening(config, table)
+        table.scores = scores.beside(table, deepening.place)
         table.correlation = scores.correlation(table.scores, table.goal.direction)
     table.write()
 
