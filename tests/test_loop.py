@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import dataset
-from tlray import loop, storage, weights
+from tlray import checkpoint, loop, storage, weights
 from tlray.config import Config
 from tlray.loop import Loop, Solo
 
@@ -50,13 +50,18 @@ def test_one_that_cannot_be_built_is_refused_alone(tmp_path: Path) -> None:
     assert [run.name for run in made.runs] == ["a"] and "99" in str(made.refused["b"])
 
 
-def test_one_that_was_saved_later_waits_for_the_others(tmp_path: Path) -> None:
-    """A kill between two checkpoints: both end as if it had not been."""
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_one_that_was_saved_later_waits_for_the_others(
+    optimizer: str, channels_last: bool, tmp_path: Path
+) -> None:
+    """A kill between two checkpoints: both end as if it had not been, however weights lie in memory."""
     uri = dataset(tmp_path / "data", train=20, validation=9)
-    whole = trials(uri, tmp_path / "whole")
+    more = {"optim.optimizer": optimizer, "train.channels_last": channels_last}
+    whole = trials(uri, tmp_path / "whole", **more)
     for config in whole:
         list(loop.epochs(config, Solo(1), silent))
-    broken = trials(uri, tmp_path / "broken")
+    broken = trials(uri, tmp_path / "broken", **more)
     for _ in loop.epochs(broken[1], Solo(1), silent):
         break  # b has an epoch behind it, a has none
     made = Loop(broken, Solo(1), silent)
@@ -64,8 +69,11 @@ def test_one_that_was_saved_later_waits_for_the_others(tmp_path: Path) -> None:
     records = list(made.epochs())
     assert [sorted(one) for one in records] == [["a"], ["a", "b"]]
     for one, other in zip(whole, broken, strict=True):
-        weights = [load_file(Path(c.run_uri, "best", "weights.safetensors")) for c in (one, other)]
-        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+        assert checkpoint.listing(one.run_uri) == checkpoint.listing(other.run_uri)
+        last = Path("checkpoints", checkpoint.listing(one.run_uri)[-1])
+        for file in ("best/weights.safetensors", last / "weights.safetensors", last / checkpoint.OPTIMIZER):
+            ours, theirs = (load_file(Path(c.run_uri, file)) for c in (one, other))
+            assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), file
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -161,7 +161,11 @@ class Candidate:
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """The optimiser's state as flat tensors ``<parameter number>.<name>``, for safetensors."""
         state = self.optimizer.state_dict()["state"]
-        return {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
+        return {
+            f"{i}.{k}": torch.as_tensor(v).contiguous()
+            for i, values in state.items()
+            for k, v in values.items()
+        }
 
     def load_optimizer_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """The inverse of `optimizer_tensors`."""
@@ -171,6 +175,11 @@ class Candidate:
             state.setdefault(int(number), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape:
+                    # A fused step goes through memory: all must lie there in one order (channels last, say).
+                    values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def schedule(step: int, num_steps: int, warmup_steps: int, final_ratio: float) -> float:
@@ -200,8 +209,9 @@ def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
         )
         if chosen
     ]
+    # Fused: one pass over the weights, a third of the time of the default's many; on a CPU, too.
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
+            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
         )
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
