@@ -21,6 +21,8 @@ alone, Ray being up and its rendering processes warm.
 
 ``of_ceiling`` is the gain reached / the gain that the plan of the same run holds for possible (naive_s /
 ceiling_s: from P_d and S_d, see tlray/search/plan.py); of all grids, the worst one's stands in the last line.
+``gain_once_started``: without the seconds until the first process that trains has loaded its code, which
+both sides spend once, whatever the number of pictures.
 In every grid all trials must come to the same validation accuracy on both sides, give or take TOLERANCE
 pictures; otherwise the exit code is 1. Memory: ``trainer_mb`` is the peak RSS of the largest process that
 trained, ``peak_mb`` the peak of the sum over all worker processes of this Ray session (training, rendering,
@@ -333,6 +335,10 @@ def compare(arm: str, done: dict[str, list[Figures]], validation_rows: int) -> F
             name: statistics.median([one["laps"].get(name, 0.0) for one in found]) for name in names
         }
         figures[f"{kind}_runs_as"] = {k: found[0][k] for k in ("threads", "processes", "concurrent")}
+    figures["gain_once_started"] = spread([
+        (peer["seconds"] - peer["laps"]["start"]) / (mine["seconds"] - mine["laps"]["start"])
+        for mine, peer in pairs
+    ])  # fmt: skip
     if "template" in done:
         gains = [t["seconds"] / m["seconds"] for t, m in zip(done["template"], ours, strict=True)]
         figures["gain_template"] = spread(gains)
@@ -370,6 +376,7 @@ def show(arms: dict[str, Figures], total: Figures, console: Console) -> None:
             f"{peak['peer']['max']:.0f} / {peak['tlray']['max']:.0f}",
             f"{found['stored_mb']['tlray']['max']:.0f}",
         )  # fmt: skip
+        line("  once a process has started", None, found["gain_once_started"])
         if "gain_template" in found:
             took = f"{s['template']['median']:.1f}"
             line("  without reused actors", None, found["gain_template"], "", took)

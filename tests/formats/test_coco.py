@@ -104,6 +104,8 @@ def changed(part: str, number: int, **values: Any) -> dict[str, Any]:
             changed("annotations", 1, category_id=5),
             r"labels.json: annotations\[1\]: category_id = 5; accepted",
         ),
+        (changed("images", 0, id=[1]), r"images\[0\]: id = \[1\]; accepted: a number or text"),
+        (changed("annotations", 0, image_id=[1]), r"annotations\[0\]: image_id = \[1\]; accepted: an id"),
         (changed("annotations", 0, image_id=5), r"annotations\[0\]: image_id = 5"),
         (changed("annotations", 0, bbox=[1, 2, 3]), r"annotations\[0\]: bbox = \[1, 2, 3\]; accepted: x, y"),
         (changed("annotations", 0, bbox=None), r"annotations\[0\]: bbox = None"),

@@ -98,6 +98,8 @@ def _read(where: str, data: bytes) -> dict[str, list[dict[str, Any]]]:
         for number, item in enumerate(tree[name]):
             if lacking := [key for key in keys if key not in item]:
                 raise DataError(f"{where}: {name}[{number}]: no {lacking[0]!r}; accepted: {', '.join(keys)}")
+            if not isinstance(item["id"], int | str):
+                raise DataError(f"{where}: {name}[{number}]: id = {item['id']!r}; accepted: a number or text")
     return tree  # type: ignore[no-any-return]
 
 
@@ -114,8 +116,9 @@ def _boxes(
             crowds += 1
             continue
         for key, known in (("image_id", found), ("category_id", names)):
-            if item.get(key) not in known:
-                raise DataError(f"{here}: {key} = {item.get(key)!r}; accepted: an id that the file holds")
+            id_ = item.get(key)
+            if not isinstance(id_, int | str) or id_ not in known:
+                raise DataError(f"{here}: {key} = {id_!r}; accepted: an id that the file holds")
         box = item.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
             raise DataError(f"{here}: bbox = {box!r}; accepted: x, y, width, height in px")

@@ -45,23 +45,14 @@ class Group:
         """Build these trials or go on with them: ``stories`` so far by name, ``failed``, and the ``plan``."""
         self._loop = self._epochs = None  # of the group before: its models go before others come
         self._configs = {one.name: one for one in map(_config, trees)}
-        plans: list[Plan] = []
-
-        def feed(made: Loop) -> Shared:
-            found = Shared(made)
-            plans.append(measure(made, found.ready))
-            found.keep = plans[0].keep
-            return found
-
-        configs = list(self._configs.values())
-        self._loop = Loop(configs, self._worker, self._tell, feed, sparing=True)
+        self._loop, plan = _planned(list(self._configs.values()), self._worker, self._tell)
         self._epochs = self._loop.epochs()
         for run in self._loop.runs:
             with self._loop.alone(run):
                 tree = run.config.model_dump(mode="json")
                 storage.write_json(storage.join(run.uri, "config.json"), tree)
         stories = {run.name: run.now.history for run in self._loop.runs}
-        return {"stories": stories, "failed": self._failed(), "plan": plans[0].to_dict()}
+        return {"stories": stories, "failed": self._failed(), "plan": plan.to_dict()}
 
     def epoch(self) -> dict[str, Any]:
         """Train for an epoch: ``records`` by name, reasons of those that ``failed``, and who is ``over``."""
@@ -105,15 +96,20 @@ class Group:
 
 def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> Plan:
     """What these trials would cost side by side."""
+    return _planned([_config(one["tree"]) for one in trials], worker, lambda event: None)[1]
+
+
+def _planned(configs: Sequence[Config], worker: Worker, tell: Emit) -> tuple[Loop, Plan]:
+    """A loop over these trials whose batches are made as its plan says, and the plan."""
     plans: list[Plan] = []
 
     def feed(made: Loop) -> Shared:
         found = Shared(made)
         plans.append(measure(made, found.ready))
+        found.keep = plans[0].keep
         return found
 
-    Loop([_config(one["tree"]) for one in trials], worker, lambda event: None, feed, sparing=True)
-    return plans[0]
+    return Loop(configs, worker, tell, feed, sparing=True), plans[0]
 
 
 def _config(tree: str) -> Config:

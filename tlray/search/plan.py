@@ -182,14 +182,17 @@ def _rehearsal(run: Run, device: torch.device) -> Candidate:
 
 @torch.no_grad()
 def _prefix_seconds(backbone: Backbone, x_BCHW: torch.Tensor, depth: int) -> list[float]:
-    """Seconds of the first 0, 1, ... ``depth`` stages on a batch: the least of two runs, once warm."""
+    """Seconds of the first 0, 1, ... ``depth`` stages, once warm, on a batch: the least of a few runs."""
     stages = list(backbone.prefix(depth).stages)
     least = [math.inf] * depth
-    for _ in range(2):
+    began = time.perf_counter()
+    for _ in range(REPEAT):
         x = x_BCHW
         for i, stage in enumerate(stages):
             seconds, x = _timed(partial(stage, x), x.device)
             least[i] = min(least[i], seconds)
+        if time.perf_counter() - began > BUDGET_S:
+            break
     return [0.0, *itertools.accumulate(least)]
 
 
