@@ -311,6 +311,26 @@ def test_s3_publish_cleans_up_after_a_fault(s3_uri: str, monkeypatch: pytest.Mon
         assert contents(uri) == {"m": "old"}
 
 
+def test_s3_two_writers_of_one_fresh_target(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second takes nothing away that the first has there already."""
+    uri, real, calls = f"{s3_uri}/x", storage._upload, list[list[str]]()
+
+    def upload(folder: Path, files: list[str], target: str) -> None:
+        calls.append(files)
+        if len(calls) == 2:
+            assert contents(uri).keys() >= {"a", "b"}
+        real(folder, files, target)
+        if len(calls) == 1:
+            with storage.publish(uri, "m") as other:
+                fill(other, a="1", b="2", m="1")
+
+    monkeypatch.setattr(storage, "_upload", upload)
+    with storage.publish(uri, "m") as folder:
+        fill(folder, a="1", b="2", m="1")
+    assert calls == [["a", "b"], ["a", "b"], ["m"], ["m"]]
+    assert contents(uri) == {"a": "1", "b": "2", "m": "1"}
+
+
 def test_s3_publish_goes_over_what_a_killed_one_left(s3_uri: str) -> None:
     uri = f"{s3_uri}/x"
     storage.write_bytes(f"{uri}/.unfinished", b"")

@@ -443,11 +443,18 @@ class Loop:
 
     def _end_epoch(self, learning: Sequence[Run]) -> dict[str, Record]:
         learning = [run for run in learning if not run.ended]
+        if not learning:
+            return {}
+        mark = time.perf_counter()
         for run in learning:
             run.sum_up()
+        # A GPU may still be at the steps, whosever they are.
+        seconds = (time.perf_counter() - mark) / len(learning)
+        for run in learning:
+            run.spent["train"] += seconds
         mark, records = time.perf_counter(), {}
         judges = self.validate(learning)
-        seconds = (time.perf_counter() - mark) / max(1, len(learning))
+        seconds = (time.perf_counter() - mark) / len(learning)
         for run in learning:
             run.spent["validate"] += seconds
             if run.error:

@@ -30,8 +30,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     # A worker group that cannot be placed is tried anew after this; Ray waits 60 s.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
-    # 0 GPUs means 0 GPUs to a worker; without it Ray warns that this will become so.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # 0 GPUs means 0 GPUs to a worker; otherwise Ray shows all to those that got none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 QUIET = {
     "PYTHONWARNINGS": "ignore",

@@ -646,8 +646,9 @@ def _publish_s3(staging: Path, uri: str, marker: str, old: bool) -> None:
             touched = True
             if old:
                 _s3().rm_file(f"{path}/{marker}")
-            stale = [key for key in _s3().find(path) if not key.endswith(f"/{_UNFINISHED}")]
-            _delete_s3(stale)
+            # Another writer of the same fresh target may be at work: what both have is left to the last.
+            stay = {_UNFINISHED, *(() if old else files)}
+            _delete_s3([key for key in _s3().find(path) if key.removeprefix(f"{path}/") not in stay])
             if old:
                 _copy_s3(_split(aside)[1], files, path)
         if not old:

@@ -208,6 +208,10 @@ class Held:
             yield batch
         self._kept = kept
 
+    def forget(self) -> None:
+        """Give the memory back; whoever asks again has the batches rendered again."""
+        self._kept = None
+
 
 def to_device(
     batch: Batch, device: torch.device, channels_last: bool = False

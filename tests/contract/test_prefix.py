@@ -18,6 +18,7 @@ from tlray.backbone import Backbone, Boundary, Features
 from tlray.config import Config
 from tlray.loop import Loop, Solo
 from tlray.search.prefix import Shared, from_arrays, to_arrays
+from tlray.search.store import Store
 
 TRIALS = ((0, 1e-3), (2, 1e-3), (2, 4e-3), (0.6, 1e-3), ("all", 1e-3), ("all", 4e-3))  # depth, rate
 
@@ -51,14 +52,17 @@ def grid(uri: str, folder: Path, task: str, **more: Any) -> list[Config]:
     ]
 
 
-def train(configs: list[Config], keep: str | None = None) -> dict[str, list[dict[str, Any]]]:
+def train(
+    configs: list[Config], keep: str | None = None, told: list[dict[str, Any]] | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """Stories of these trials, side by side; ``keep``: where features behind pixels are kept."""
+    told = [] if told is None else told
 
     def feed(made: Loop) -> Shared:
         boundaries = {run.boundary for run in made.runs} - {None}
         return Shared(made, dict.fromkeys(boundaries, keep) if keep else {})
 
-    made = Loop(configs, Solo(1), lambda event: None, feed, sparing=True)
+    made = Loop(configs, Solo(1), told.append, feed, sparing=True)
     stories: dict[str, list[dict[str, Any]]] = {one.name: [] for one in configs}
     for records in made.epochs():
         for name, record in records.items():
@@ -115,6 +119,28 @@ def test_without_trials_at_the_pixels_too(tmp_path: Path) -> None:
     stories, found = train(computed), train(kept, "store")
     for one, other in zip(computed, kept, strict=True):
         same(one, other, (stories[one.name], found[other.name]))
+
+
+@pytest.mark.parametrize("fault", ["cannot be written", "removed at once"])
+def test_a_store_that_keeps_nothing_changes_nothing(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features are computed with each batch then, and the user is told."""
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    more = {"augment.views": 1}
+    computed, kept = (grid(uri, tmp_path / n, "classification", **more)[1:4] for n in ("computed", "kept"))
+    told: list[dict[str, Any]] = []
+    stories = train(computed)
+    if fault == "cannot be written":
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept" / "cache").touch()
+    else:
+        monkeypatch.setattr(Store, "find", lambda self, key: None)
+    found = train(kept, "store", told)
+    for one, other in zip(computed, kept, strict=True):
+        same(one, other, (stories[one.name], found[other.name]))
+    notes = [event["text"] for event in told if event["kind"] == "note"]
+    assert len(notes) == 1 and "features are not kept, and computed with each batch" in notes[0], notes
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("fp16", 2e-3), ("bf16", 2e-2)])

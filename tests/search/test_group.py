@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import torch
 
 from tests.search.test_tune import draw, settings
 from tlray import search
-from tlray.config import Config
-from tlray.search.group import _spread, together
+from tlray.config import Config, parse
+from tlray.errors import RunError
+from tlray.loop import Run, Solo
+from tlray.search import plan
+from tlray.search.driver import fit_in
+from tlray.search.group import Group, _spread, together
+from tlray.search.group import plan as search_plan
 from tlray.search.sampler import trial_settings
 from tlray.search.store import Store
 
@@ -47,6 +54,50 @@ def test_depths_part_where_there_are_more_workers(data: str, tmp_path: Path) -> 
         found = [{json.loads(one["tree"])["model"]["freeze"] for one in group} for group in groups]
         assert sorted(map(len, found)) == depths
         assert sorted(one["id"] for group in groups for one in group) == sorted(t["id"] for t in trials)
+
+
+def test_a_depth_that_cannot_train_leaves_the_others_alone(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory for the steps of one depth shows while the plan is made."""
+    config = settings(data, tmp_path)
+    trials = given(config, *({"optim.lr": v, "model.freeze": d} for d in (0, "all") for v in (0.1, 0.2)))
+    plain = plan._step_seconds
+
+    def breaks(run: Run, *args: Any) -> float:
+        if run.model.freeze_depth == 0 or everywhere:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(run, *args)
+
+    monkeypatch.setattr(plan, "_step_seconds", breaks)
+    everywhere = False
+    group = Group(1, lambda event: None)
+    begun = group.begin([one["tree"] for one in trials])
+    assert sorted(begun["failed"]) == sorted(one["id"] for one in trials[:2])
+    assert all("does not fit into GPU memory" in reason for reason in begun["failed"].values())
+    (row,) = begun["plan"]["depths"]
+    assert (row["depth"], row["trials"]) == (5, 2)
+    group.end([one["id"] for one in trials], keep=None)
+    group.epoch()
+    everywhere = True
+    with pytest.raises(RunError, match="does not fit into GPU memory; accepted: a smaller batch"):
+        search_plan(trials, Solo(1))
+
+
+def test_as_many_trials_at_once_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's parts lie on one GPU, and more than fit would wait for ever."""
+
+    def at_once(nodes: list[tuple[int, int]], scale: dict[str, Any], wanted: Any = "auto") -> int:
+        found = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in nodes]
+        monkeypatch.setattr(ray, "nodes", lambda: found)
+        tree = {"name": "t", "data": {"uri": "/d"}, "scale": scale, "search": {"max_concurrent": wanted}}
+        return fit_in(parse(tree, "test")).concurrent
+
+    assert at_once([(4, 0)], {}) == 1 == at_once([(4, 0)], {}, 2)
+    assert at_once([(32, 4)], {}) == 4 == at_once([(32, 4)], {}, 9)
+    assert at_once([(32, 4)], {}, 2) == 2
+    assert at_once([(32, 2)], {"gpus_per_worker": 0.4}) == 4
+    assert at_once([(32, 3), (32, 3)], {"gpus_per_worker": 2}) == 2
 
 
 def test_explain_trains_nothing_and_leaves_nothing(data: str, tmp_path: Path) -> None:

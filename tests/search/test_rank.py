@@ -9,7 +9,7 @@ import pytest
 
 from tests.toys import dataset, scenes_dataset
 from tlray import config, tasks
-from tlray.errors import ConfigError
+from tlray.errors import ConfigError, DataError
 from tlray.search.rank import judge, logme, rank
 
 RNG = np.random.default_rng(0)
@@ -27,6 +27,16 @@ def test_more_signal_scores_higher_and_noise_scores_chance() -> None:
         assert scores[0][measure] < scores[1][measure] < scores[2][measure]
     assert abs(scores[0][0] - 0.25) < 0.12 and abs(scores[0][1] - 0.25) < 0.12
     assert scores[2][0] > 0.95 and scores[2][1] > 0.95
+
+
+def test_labels_with_too_few_pictures_are_told() -> None:
+    y = np.zeros((60, 3), bool)
+    y[:30, 0], y[30:59, 1], y[59, 2] = True, True, True
+    with pytest.raises(DataError, match="too few pictures of some labels"):
+        judge(features(1.0)[:60], y)
+    one = Y.copy()
+    one[4:, 3], one[4:, 0] = False, one[4:, 0] | one[4:, 3]
+    assert judge(features(3.0), one)[1] > 0.9
 
 
 def test_several_classes_a_picture() -> None:

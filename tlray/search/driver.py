@@ -97,8 +97,13 @@ def run(config: Config, emit: Emit | None = None) -> SearchResult:
             _search(config, sampler, table, tell, from_workers)
     best = table.best
     if best is None:
-        reason = next((row["reason"] for row in table.rows.values() if "reason" in row), "none was run")
-        raise RunError(f"{config.run_uri}: all {len(table.rows)} trials failed; the first: {reason}")
+        reasons = [row["reason"] for row in table.rows.values() if row["status"] == "failed"]
+        if not reasons or len(reasons) < len(table.rows):
+            raise RunError(
+                f"{config.run_uri}: no trial came to a value of {task.goal.name}, and {len(reasons)} of "
+                f"{len(table.rows)} failed; does the validation split hold labels to compare?"
+            )
+        raise RunError(f"{config.run_uri}: all {len(reasons)} trials failed; the first: {reasons[0]}")
     bundle = table.publish(best)
     return SearchResult(
         run=config.run_uri,
@@ -311,10 +316,11 @@ def fit_in(config: Config) -> Room:
     need = runtime.resources(scale)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
-    gpus = sum(float(node.get("GPU", 0)) for node in nodes)
     largest = max(int(node.get("CPU", 0)) for node in nodes)
     per_gpu = need.gpus_per_worker
-    by_gpu = max(1, int(gpus / (per_gpu * workers))) if per_gpu else None
+    by_gpu = (
+        max(1, sum(_places(node.get("GPU", 0), per_gpu) for node in nodes) // workers) if per_gpu else None
+    )
     if scale.cpus_per_worker != "auto":
         per_cpu = need.cpus_per_worker
     elif by_gpu:
@@ -325,7 +331,12 @@ def fit_in(config: Config) -> Room:
     by_cpu = max(1, cpus // 2 // (per_cpu * workers))
     auto = min(by_gpu, by_cpu) if by_gpu else by_cpu
     wanted = config.search.max_concurrent
-    return Room(per_cpu, per_gpu, auto if wanted == "auto" else wanted)
+    return Room(per_cpu, per_gpu, auto if wanted == "auto" else min(auto, wanted))
+
+
+def _places(gpus: float, each: float) -> int:
+    """Workers that a node has GPUs for; parts of a GPU are parts of one."""
+    return int(gpus) * int(1 / each) if each < 1 else int(gpus // each)
 
 
 def _check_choices(config: Config, space: spaces.Space, model: Model) -> None:

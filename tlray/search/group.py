@@ -18,14 +18,14 @@ import ray
 
 from tlray import storage
 from tlray.config import Config, parse
-from tlray.errors import RunError
+from tlray.errors import RunError, TlrayError
 from tlray.loop import Loop, Record, Solo, Worker
 from tlray.search.plan import Plan, measure
 from tlray.search.prefix import Shared
 from tlray.search.rungs import Rungs
 from tlray.search.sampler import Sampler
 from tlray.search.space import lineage
-from tlray.search.trial import one_line
+from tlray.search.trial import free_memory, one_line
 from tlray.search.trials import Table, flat
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Group:
     def begin(self, trees: Sequence[str]) -> dict[str, Any]:
         """Build these trials or go on with them: ``stories`` so far by name, ``failed``, and the ``plan``."""
         self._loop = self._epochs = None  # of the group before: its models go before others come
+        free_memory()
         self._configs = {one.name: one for one in map(_config, trees)}
         self._loop, plan = _planned(list(self._configs.values()), self._worker, self._tell)
         self._epochs = self._loop.epochs()
@@ -92,11 +93,19 @@ class Group:
         if event["kind"] == "step":
             id_ = storage.name(event["run"])
             self._emit({**event, "kind": "trial_step", "id": id_})
+        elif event["kind"] == "note":
+            self._emit(event)
 
 
 def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> Plan:
-    """What these trials would cost side by side."""
-    return _planned([_config(one["tree"]) for one in trials], worker, lambda event: None)[1]
+    """What these trials would cost side by side. Raises TlrayError."""
+    configs = [_config(one["tree"]) for one in trials]
+    try:
+        return _planned(configs, worker, lambda event: None)[1]
+    except TlrayError:
+        raise
+    except Exception as error:
+        raise RunError(one_line(error, configs[0])) from error
 
 
 def _planned(configs: Sequence[Config], worker: Worker, tell: Emit) -> tuple[Loop, Plan]:
@@ -174,6 +183,7 @@ class Team:
         self.trials: dict[str, dict[str, Any]] = {}
         self.plan: dict[str, Any] = {}
         self.failures = 0
+        self.up = False  # whether the process has answered
 
     def begin(self, trials: Sequence[dict[str, Any]]) -> Any:
         """Start a group; a reference to what `Group.begin` gives."""
@@ -182,7 +192,7 @@ class Team:
 
     def again(self) -> Any:
         """Start what is left of the group in a new process."""
-        self.failures += 1
+        self.failures, self.up = self.failures + 1, False
         ray.kill(self.actor)
         self.actor = self._made()
         return self.begin(list(self.trials.values()))
@@ -221,12 +231,25 @@ def search(
                 for one in group:
                     watch.start(one["id"], one["params"])
                 under_way[team.begin(group)] = team
+            if not all(team.up for team in under_way.values()):  # one may wait for what idle ones hold
+                for team in [team for team in teams if team not in under_way.values()]:
+                    teams.remove(team)
+                    ray.kill(team.actor)
             ready = ray.wait(list(under_way), num_returns=1)[0][0]
             team = under_way.pop(ready)
             try:
                 found = ray.get(ready)
+                team.up = True
                 _take(found, team, table, watch, rungs)
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayTaskError as error:
+                for id_, trial in team.trials.items():
+                    reason = one_line(error.cause or error, _config(trial["tree"]))
+                    watch.over(id_, "failed", reason, bundle=False)
+                teams.remove(team)
+                ray.kill(team.actor)
+                continue
+            except ray.exceptions.RayError as error:
+                # The process is gone: killed, for want of memory perhaps, or with its node.
                 if team.failures >= config.scale.max_failures:
                     raise RunError(
                         f"{config.run_uri}: the process of {len(team.trials)} trials died more than "
@@ -235,17 +258,10 @@ def search(
                     ) from error
                 under_way[team.again()] = team
                 continue
-            except ray.exceptions.RayTaskError as error:
-                reason = str(error.cause or error).strip().splitlines()[-1][:300]
-                for id_ in team.trials:
-                    watch.over(id_, "failed", reason)
-                teams.remove(team)
-                ray.kill(team.actor)
-                continue
             if team.trials:
                 under_way[team.actor.epoch.remote()] = team
             else:
-                plans.append(_beside(team, ray.get(team.actor.measured.remote())))
+                plans.append(_beside(team))
     finally:
         for team in teams:
             ray.kill(team.actor)
@@ -274,7 +290,7 @@ def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs:
             by_epoch.setdefault(record["epoch"], {})[id_] = record["best"]
     for id_, reason in found["failed"].items():
         if team.trials.pop(id_, None):
-            watch.over(id_, "failed", reason)
+            watch.over(id_, "failed", reason, bundle=False)
     stopped = {id_ for epoch, best in by_epoch.items() for id_ in rungs.tell(epoch, best)}
     ended = [id_ for id_ in team.trials if id_ in stopped or id_ in found["over"]]
     if not ended:
@@ -287,8 +303,12 @@ def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs:
         watch.over(id_, "failed" if id_ in failed else status, failed.get(id_), bundle=id_ == keep)
 
 
-def _beside(team: Team, measured: dict[str, Any]) -> dict[str, Any]:
+def _beside(team: Team) -> dict[str, Any]:
     """A group's plan with what was measured beside what was predicted."""
+    try:
+        measured: dict[str, Any] = ray.get(team.actor.measured.remote())
+    except ray.exceptions.RayActorError:  # lost with its node; the trials are over all the same
+        measured = {}
     plan = {**team.plan, "took_s": time.perf_counter() - team.began}
     for depth in plan["depths"]:
         found = measured.get(str(depth["depth"]), {"seconds": 0.0, "pictures": 0})

@@ -150,14 +150,20 @@ def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: Fal
         given: Any = x_BCHW if boundary is None else features[boundary]
         num_values = 0 if boundary is None else _values(given) // len(x_BCHW)
         depth = boundary.depth if boundary else 0
-        step = partial(_rehearsal(runs[0], x_BCHW.device).step, given, targets, 0, 1.0)
-        suffix_s = _seconds(step, x_BCHW.device)
+        suffix_s: float | None = None
+        for run in runs:
+            with loop.alone(run):
+                suffix_s = _step_seconds(run, given, targets)
+            if suffix_s is not None:
+                break
+        if suffix_s is None:
+            continue  # none of them can train
         depths.append(
             Depth(
                 depth=depth,
                 stage=lead.backbone.stages[depth - 1] if depth else "pixels",
-                trials=len(runs),
-                epochs=float(np.mean([run.config.train.epochs for run in runs])),
+                trials=sum(not run.error for run in runs),
+                epochs=float(np.mean([run.config.train.epochs for run in runs if not run.error])),
                 prefix_s=render_s + prefix_s[depth] / len(x_BCHW),
                 suffix_s=suffix_s / len(x_BCHW),
                 read_s=0.0 if boundary is None else _read_seconds(given) / len(x_BCHW),
@@ -165,6 +171,8 @@ def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: Fal
                 boundary=boundary,
             )
         )
+    if not depths and loop.runs[0].error:
+        raise loop.runs[0].error
     epochs = max(run.config.train.epochs for run in loop.runs)
     views = min(epochs, config.augment.views or epochs)
     store = search.cache_mb * 2**20 if search.cache else 0
@@ -172,12 +180,13 @@ def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: Fal
     return choose(depths, loop.order.num_rows, views, memory, store, ready, widening)
 
 
-def _rehearsal(run: Run, device: torch.device) -> Candidate:
-    """A candidate like a run's, to try steps with that leave no trace."""
+def _step_seconds(run: Run, given: Any, targets: dict[str, Any]) -> float:
+    """Of a training step on a batch: of a candidate like the run's, which leaves no trace."""
+    device = run.worker.device
     config = run.config.override({"train.compile": False})  # it would take longer than what it saves here
     made = Candidate(copy_model(run.model, config), config, run.steps_per_epoch, device)
     made.train_mode()
-    return made
+    return _seconds(partial(made.step, given, targets, 0, 1.0), device)
 
 
 @torch.no_grad()

@@ -19,13 +19,13 @@ import torch
 from tlray import stream
 from tlray.backbone import Backbone, Boundary, Features
 from tlray.candidate import autocast
+from tlray.errors import StorageError
 from tlray.image import Augment, Geometry
 from tlray.loop import Fed, Loop, Pixels
 from tlray.order import Indices, share
 from tlray.search.store import Key, Store
 
 POOLED = "pooled"
-TARGETS_KEPT = 1_000_000  # rows whose encoded annotation is kept
 
 
 class Table(Protocol):
@@ -94,20 +94,21 @@ class Shared(Pixels):
         self.store = Store(uri, config.search.cache_mb) if uri else None
         self.tables: dict[tuple[str, int | None, Boundary], Table] = {}
         self._targets: dict[tuple[int | None, int], tuple[Any, Geometry]] = {}
+        self._targets_bytes = 0
+        epochs = max(run.config.train.epochs for run in loop.runs)
+        self.views = {Augment.view(self.source.augment, epoch) for epoch in range(epochs)}
         self._room = True  # for features of the validation split
         self._digests: list[str] = []  # of the stages' weights and statistics, as far as they were asked for
 
     def ready(self, boundary: Boundary) -> bool:
         """Whether the store has a boundary for all views of the training split."""
-        settings = self.source.augment
-        epochs = range(self.config.train.epochs)
-        views = {Augment.view(settings, epoch) for epoch in epochs}
-        return self.store is not None and all(self.key(v, boundary) in self.store for v in views)
+        return self.store is not None and all(self.key(v, boundary) in self.store for v in self.views)
 
     def train(self, first: int, last: int) -> Iterator[Fed | None]:
         """As `Pixels.train`; pictures are not even opened while every candidate begins at a kept boundary."""
         step, pixels = first, None
         while step < last:
+            self._prepare(step)
             if any(b is None or b not in self.keep for b in self._boundaries()):
                 pixels = pixels or super().train(step, last)
                 fed = next(pixels)
@@ -128,6 +129,7 @@ class Shared(Pixels):
         split, behind = self.loop.validation_split, {b for b in boundaries if b is not None}
         known = all((split, None, b) in self.tables for b in behind)
         if known and None not in boundaries:
+            self._held.forget()  # nobody begins at the pixels any more
             yield from self._known_features(split, behind)
             return
         tables = {b: Memory(len(self.loop.rows)) for b in behind} if not known and self._room else {}
@@ -151,8 +153,11 @@ class Shared(Pixels):
         self.tables |= {(split, None, b): table for b, table in tables.items()}
 
     def _fits(self, num_bytes: int) -> bool:
-        """Whether so much more may be kept in memory."""
-        held = sum(table.nbytes for table in self.tables.values() if isinstance(table, Memory))
+        """Whether so much more may be kept in memory, beside what the plan keeps there of all views."""
+        kept = {key: table.nbytes for key, table in self.tables.items() if isinstance(table, Memory)}
+        train = {b: size for (split, _, b), size in kept.items() if split == self.loop.split}
+        others = sum(size for (split, _, _), size in kept.items() if split != self.loop.split)
+        held = len(self.views) * sum(train.values()) + others + self._targets_bytes
         return held + num_bytes <= self.config.search.memory_mb * 2**20
 
     def _known_features(self, split: str, boundaries: Collection[Boundary]) -> Iterator[Fed]:
@@ -180,12 +185,25 @@ class Shared(Pixels):
             fed.features |= self._stored(step, fed.rows).features
         return fed
 
+    def _prepare(self, step: int) -> None:
+        """See to the tables of a step. What cannot be kept is computed with each batch from here on."""
+        epoch = step // self.order.steps_per_epoch
+        view, split = Augment.view(self.source.augment, epoch), self.loop.split
+        wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
+        missing = {b for b in wanted if (split, view, b) not in self.tables}
+        try:
+            self._fill(view, epoch, set(missing))
+        except StorageError as error:
+            text = f"features are not kept, and computed with each batch: {error}"
+            self.loop.emit({"kind": "note", "run": self.config.run_uri, "text": text})
+            self.keep = {b: place for b, place in self.keep.items() if b not in missing}
+            self.tables = {key: table for key, table in self.tables.items() if key[2] not in missing}
+
     def _stored(self, step: int, rows: Indices) -> Fed:
         """A training batch from tables alone."""
         epoch = step // self.order.steps_per_epoch
         view, split = Augment.view(self.source.augment, epoch), self.loop.split
         wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
-        self._fill(view, epoch, {b for b in wanted if (split, view, b) not in self.tables})
         twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as stream.to_device does
         features = {b: self._gather(split, view, b, twice) for b in wanted}
         found = [self._target(view, epoch, int(row)) for row in twice]
@@ -195,9 +213,11 @@ class Shared(Pixels):
     def _target(self, view: int | None, epoch: int, row: int) -> tuple[Any, Geometry]:
         if (view, row) not in self._targets:
             found = stream.annotation(self.source, self._fingerprint, epoch, row)
-            if len(self._targets) >= TARGETS_KEPT:
+            num_bytes = sum(np.asarray(value).nbytes for value in found[0].values())
+            if not self._fits(num_bytes):
                 return found
             self._targets[view, row] = found
+            self._targets_bytes += num_bytes
         return self._targets[view, row]
 
     def _gather(self, split: str, view: int | None, boundary: Any, rows: Indices) -> Features:
@@ -233,7 +253,8 @@ class Shared(Pixels):
         for b in missing:
             if self.keep[b] == "store" and self.store:
                 found = self.store.find(keys[b])
-                assert found is not None, "what was just written is there"
+                if found is None:
+                    raise StorageError(f"{self.store.uri}: {keys[b].digest} was removed as it was written")
                 self.tables[split, view, b] = found
 
     def key(self, view: int | None, boundary: Boundary) -> Key:
@@ -245,6 +266,7 @@ class Shared(Pixels):
             "seed": None if view is None else self.source.seed,
             "view": view,
             "precision": self.config.train.precision,
+            "device": self.worker.device.type,  # GPUs round otherwise
         }
         reads = POOLED if boundary.reads is None else ",".join(map(str, boundary.reads))
         return Key(

@@ -13,6 +13,7 @@ average precision over classes. They say what a linear probe would come to; fine
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -147,7 +148,15 @@ def judge(x_ND: np.ndarray, y_NC: np.ndarray) -> tuple[float, float]:
     folds = KFold(FOLDS, shuffle=True, random_state=0)
     one_each = bool((y_NC.sum(1) == 1).all())
     truth = y_NC.argmax(1) if one_each else y_NC.astype(int)
-    said_NC = cross_val_predict(ridge, x_ND, truth, cv=folds, method="decision_function")
+    try:
+        with warnings.catch_warnings():  # a fold without one of many labels scores it as low as can be
+            warnings.simplefilter("ignore", RuntimeWarning)
+            said_NC = cross_val_predict(ridge, x_ND, truth, cv=folds, method="decision_function")
+    except ValueError as error:  # a fold without a label leaves nothing to tell apart
+        raise DataError(
+            f"too few pictures of some labels to compare features by ({str(error).splitlines()[0][:160]}); "
+            f"accepted: a few of each, for {FOLDS} folds"
+        ) from None
     if not one_each:
         return tuple(float(average_precision_score(y_NC, s, average="macro")) for s in (votes_NC, said_NC))  # type: ignore[return-value]
     guess_N = (said_NC > 0).astype(int) if said_NC.ndim == 1 else said_NC.argmax(1)

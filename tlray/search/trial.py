@@ -75,9 +75,7 @@ class Trial(tune.Trainable):
         if close is not None:
             close()
         del records, close
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _tell(self, event: dict[str, Any]) -> None:
         """Progress inside an epoch; epochs themselves go through Tune."""
@@ -197,6 +195,13 @@ def story(run_uri: str) -> list[Record]:
         except (StorageError, ValueError, KeyError):
             continue  # damaged: training passes it over, too
     return []
+
+
+def free_memory() -> None:
+    """Give back now what finished training held: loops and their runs know each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def one_line(error: BaseException, config: Config) -> str:
