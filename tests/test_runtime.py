@@ -39,8 +39,10 @@ def test_resources_fill_in_what_is_auto(ray_local: Any) -> None:
 
 
 def test_resources_that_the_cluster_lacks_are_refused(ray_local: Any) -> None:
-    with pytest.raises(ConfigError, match=r"num_workers = 9 .* at most the cluster's 4 CPUs"):
+    with pytest.raises(ConfigError, match=r"num_workers = 9 .* at most 4 of the cluster's 4 CPUs"):
         runtime.resources(Scale(num_workers=9))
+    with pytest.raises(ConfigError, match=r"with 4 CPUs each: accepted: at most 3 of the cluster's 4 CPUs"):
+        runtime.resources(Scale(cpus_per_worker=4))
     with pytest.raises(ConfigError, match=r"1 GPUs each.* at most the cluster's 0 GPUs"):
         runtime.resources(Scale(gpus_per_worker=1))
 

@@ -179,10 +179,12 @@ def resources(scale: Scale) -> Resources:
     auto_gpu, auto_cpu = 1.0 if gpus >= workers else 0.0, max(1, largest // (2 * on_one_node))
     per_gpu = auto_gpu if scale.gpus_per_worker == "auto" else float(scale.gpus_per_worker)
     per_cpu = auto_cpu if scale.cpus_per_worker == "auto" else int(scale.cpus_per_worker)
-    if workers * per_cpu > cpus:
+    # Tasks that render need one, and workers that hold them all would wait for pixels for ever.
+    most = cpus if scale.cpus_per_worker == "auto" else cpus - 1
+    if workers * per_cpu > most:
         raise ConfigError(
             f"scale.num_workers = {workers} with {per_cpu} CPUs each: "
-            f"accepted: at most the cluster's {cpus} CPUs"
+            f"accepted: at most {most} of the cluster's {cpus} CPUs"
         )
     if workers * per_gpu > gpus:
         raise ConfigError(

@@ -20,7 +20,7 @@ from tlray import schema
 from tlray.config import Config, parse
 from tlray.errors import ConfigError, RunError
 from tlray.sample import picture
-from tlray.search import tune
+from tlray.search import driver, tune
 from tlray.search.space import trial_id
 
 NAMES = ["a", "b", "c", "d"]
@@ -157,6 +157,22 @@ def test_a_trial_that_fails_does_not_end_the_search(
     block(only)
     with pytest.raises(RunError, match="all 1 trials failed"):
         tune(only)
+
+
+def test_a_search_whose_goal_has_no_value_says_so(
+    ray_local: Any, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(data, tmp_path, space={"optim.lr": {"choice": [0.03, 0.01]}})
+
+    def nothing(config: Config, sampler: Any, table: Any, *rest: Any) -> None:
+        for params in ({"optim.lr": 0.03}, {"optim.lr": 0.01}):
+            table.start(trial_id(params), params)
+            table.epoch(trial_id(params), {"epoch": 1, "goal": float("nan"), "seconds": 0.0})
+            table.end(trial_id(params), "finished")
+
+    monkeypatch.setattr(driver, "_search", nothing)
+    with pytest.raises(RunError, match="no trial came to a value of accuracy, and 0 of 2 failed"):
+        tune(config)
 
 
 CHILD = """
