@@ -47,14 +47,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from tlray import config, loop, runtime, search, storage
+from tlray import config, loop, runtime, search, storage, stream, tasks
 from tlray.config import Config
 from tlray.dataset import Dataset
 from tlray.evaluate import evaluate
+from tlray.image import Preprocess
 from tlray.ingest import ingest
 from tlray.search import driver, group, prefix, trial
 
@@ -221,12 +223,22 @@ def side(kind: str) -> Iterator[None]:
         driver.Trial, driver.REUSE, group.Group = before  # type: ignore[misc]
 
 
+def warm(chosen: Config) -> None:
+    """Have rendering processes load their code: those that a trial of Tune's had end with it."""
+    data, task = Dataset.open(chosen.data.uri), tasks.load(chosen.task)
+    pre = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    source = stream.Source(chosen.data.uri, "train", task, tuple(tasks.labels_of(task, data)), pre)
+    for _ in stream.pipeline(source, [(0, np.arange(8))] * 4):
+        pass
+
+
 def once(arm: str, data: str, kind: str, epochs: int | None = None) -> Figures:
     """One search by one side."""
     runs = tempfile.mkdtemp(prefix="tlray-bench-")
     heard: list[Figures] = []
     try:
         chosen = settings(arm, data, runs, kind, epochs)
+        warm(chosen)
         with side(kind), Memory() as memory:
             since, began = time.time(), time.perf_counter()
 
@@ -428,7 +440,6 @@ def main() -> None:
             full = subset(args.folder, Path(place, "full"), args.rows_full)
         elif FULL in args.arm:
             full = whole(args.folder, Path(place, "full", "data"))
-        once("builtin", few or full, "tlray", epochs=1)  # rendering processes load their code
         for arm in args.arm:
             data = full if arm == FULL else few
             done: dict[str, list[Figures]] = {kind: [] for kind in kinds}
