@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Before Ray is imported: it reads these then, and its processes inherit them.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# 0 GPUs means 0 GPUs to the workers; without it Ray warns that this will become so.
+# 0 GPUs means 0 GPUs to the workers; otherwise Ray shows all to those that got none.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 # Workers import tlray and the test modules, whose functions are sent by name.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -114,7 +114,7 @@ def _planned(configs: Sequence[Config], worker: Worker, tell: Emit) -> tuple[Loo
 
     def feed(made: Loop) -> Shared:
         found = Shared(made)
-        plans.append(measure(made, found.ready))
+        plans.append(measure(made, len(found.views), found.ready))
         found.keep = plans[0].keep
         return found
 
@@ -232,9 +232,9 @@ def search(
                     watch.start(one["id"], one["params"])
                 under_way[team.begin(group)] = team
             if not all(team.up for team in under_way.values()):  # one may wait for what idle ones hold
-                for team in [team for team in teams if team not in under_way.values()]:
-                    teams.remove(team)
-                    ray.kill(team.actor)
+                for idle in [team for team in teams if team not in under_way.values()]:
+                    teams.remove(idle)
+                    ray.kill(idle.actor)
             ready = ray.wait(list(under_way), num_returns=1)[0][0]
             team = under_way.pop(ready)
             try:

@@ -126,8 +126,8 @@ def choose(
     return Plan(list(depths), rows, views, decisions, naive, planned, ceiling, where, widening)
 
 
-def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: False) -> Plan:
-    """Time the group's depths on a batch, and choose. Leaves the candidates as they were."""
+def measure(loop: Loop, views: int, ready: Callable[[Boundary], bool]) -> Plan:
+    """Time the group's depths on a batch, and choose; see `choose`. Leaves the candidates as they were."""
     search, config = loop.runs[0].config.search, loop.runs[0].config
     rows = np.arange(min(SAMPLE, loop.order.num_rows, config.train.batch_size), dtype=np.int64)
     stream.make_batch(loop.source, loop.data.fingerprint, 0, rows[:1])  # opens files
@@ -173,8 +173,6 @@ def measure(loop: Loop, ready: Callable[[Boundary], bool] = lambda boundary: Fal
         )
     if not depths and loop.runs[0].error:
         raise loop.runs[0].error
-    epochs = max(run.config.train.epochs for run in loop.runs)
-    views = min(epochs, config.augment.views or epochs)
     store = search.cache_mb * 2**20 if search.cache else 0
     memory, widening = search.memory_mb * 2**20, 4 / BYTES[search.cache_dtype]
     return choose(depths, loop.order.num_rows, views, memory, store, ready, widening)

@@ -187,10 +187,10 @@ class Shared(Pixels):
 
     def _prepare(self, step: int) -> None:
         """See to the tables of a step. What cannot be kept is computed with each batch from here on."""
-        epoch = step // self.order.steps_per_epoch
-        view, split = Augment.view(self.source.augment, epoch), self.loop.split
-        wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
-        missing = {b for b in wanted if (split, view, b) not in self.tables}
+        epoch, view, wanted = self._tables_of(step)
+        missing = {b for b in wanted if (self.loop.split, view, b) not in self.tables}
+        if not missing:
+            return
         try:
             self._fill(view, epoch, set(missing))
         except StorageError as error:
@@ -199,13 +199,17 @@ class Shared(Pixels):
             self.keep = {b: place for b, place in self.keep.items() if b not in missing}
             self.tables = {key: table for key, table in self.tables.items() if key[2] not in missing}
 
+    def _tables_of(self, step: int) -> tuple[int, int | None, set[Boundary]]:
+        """Epoch and view of a step, and the kept boundaries at which candidates begin in it."""
+        epoch = step // self.order.steps_per_epoch
+        wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
+        return epoch, Augment.view(self.source.augment, epoch), wanted
+
     def _stored(self, step: int, rows: Indices) -> Fed:
         """A training batch from tables alone."""
-        epoch = step // self.order.steps_per_epoch
-        view, split = Augment.view(self.source.augment, epoch), self.loop.split
-        wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
+        epoch, view, wanted = self._tables_of(step)
         twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as stream.to_device does
-        features = {b: self._gather(split, view, b, twice) for b in wanted}
+        features = {b: self._gather(self.loop.split, view, b, twice) for b in wanted}
         found = [self._target(view, epoch, int(row)) for row in twice]
         targets = stream.on_device(stream.collate([target for target, _ in found]), self.worker.device)
         return Fed(None, features, targets, rows, [geometry for _, geometry in found[: len(rows)]])
