@@ -78,7 +78,19 @@ def test_unknown_keys_name_the_nearest_at_every_depth() -> None:
         ("name=../elsewhere", "name = '../elsewhere'"),
         ("input.size=3", "input.size = 3"),
         ("seed=-1", "seed = -1"),
-        ("optim=3", "optim = 3"),
+        ("optim=3", "optim = 3 (command line): accepted: keys of its own below it"),
+        ("task=detection", "task = 'detection' (command line): accepted: keys of its own"),
+        ("scale.gpus_per_worker=-1", "accepted: greater than or equal to 0 or 'auto'"),
+        ("scale.gpus_per_worker=true", "scale.gpus_per_worker = True (command line): accepted: a number"),
+        ("model.freeze=true", "model.freeze = True (command line): accepted: a whole number"),
+        ("optim.lr=true", "optim.lr = True (command line): accepted: a number"),
+        ("train.epochs=1:30", "train.epochs = '1:30'"),
+        ("augment.scale=[true, 1]", "augment.scale.0 = True"),
+        ("input.size=false", "input.size = False"),
+        ("track.tensorboard=1", "track.tensorboard = 1 (command line): accepted: true or false"),
+        ("name=true", "name = True (command line): accepted: text (in quotes"),
+        ("name=12", "name = 12 (command line): accepted: text (in quotes"),
+        ("search.space.optim.lr={low: true, high: 3}", "search.space.optim.lr.low = True"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_accepted(override: str, said: str) -> None:
@@ -87,7 +99,59 @@ def test_a_value_out_of_range_is_named_with_what_is_accepted(override: str, said
     assert text.startswith(override.partition("=")[0])
 
 
+def test_each_value_is_blamed_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("name: x\noptim: {lr: -1}\n")
+    assert refusal(path=str(path)) == f"optim.lr = -1 ({path}): accepted: greater than 0"
+    assert refusal("name=y", path=str(path)) == f"optim.lr = -1 ({path}): accepted: greater than 0"
+    assert refusal("optim.lr=-2", path=str(path)) == "optim.lr = -2 (command line): accepted: greater than 0"
+    assert "optim.lr = -3 (command line)" in refusal("optim={lr: -3}", path=str(path))
+    with pytest.raises(ConfigError, match=r"serve\.port = 99999 \(--port\)"):
+        Config().override(
+            {"serve.port": 99999, "serve.host": "h"}, {"serve.port": "--port", "serve.host": "-"}
+        )
+
+
+def test_keys_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for text, line, key in (
+        ("name: a\noptim: {lr: 1}\nname: b\n", 3, "name"),
+        ("optim:\n  lr: 1\n  lr: 2\n", 3, "lr"),
+        ("input: {mean: [0, 0, 0]}\nsearch: {space: {a: {choice: [{b: 1, b: 2}]}}}\n", 2, "b"),
+    ):
+        path.write_text(text)
+        assert refusal(path=str(path)) == (
+            f"{path} line {line}: {key!r} stands there twice; accepted: each key once"
+        )
+    assert "'lr' stands there twice" in refusal("optim={lr: 1, lr: 2}")
+    path.write_text("optim: &o {lr: 1, momentum: 0.5}\ndata: {uri: d}\n")
+    assert load(str(path)).optim.momentum == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("no", "no"), ("on", "on"), ("1:30", "1:30"), ("2024-01-01", "2024-01-01"), ("1_000", "1_000")],
+)
+def test_what_yaml_1_1_would_turn_into_something_else_stays_text(text: str, value: str) -> None:
+    assert load(None, [f"data.uri={text}"]).data.uri == value
+
+
+def test_words_for_yes_and_no_are_truth_values_where_those_belong() -> None:
+    assert [load(None, [f"track.tensorboard={w}"]).track.tensorboard for w in ("no", "yes", "false")] == [
+        False, True, False,
+    ]  # fmt: skip
+
+
+def test_a_file_that_is_not_there_says_what_its_name_may_mean(tmp_path: Path) -> None:
+    (tmp_path / "my recipe.yaml").write_text("name: x\n")
+    assert "did you mean" in refusal(path=f"{tmp_path}/my%20recipe.yaml")
+    assert "a drive of Windows" in refusal(path="C:\\recipes\\a.yaml")
+    assert "backslashes are no separators" in refusal(path="recipes\\a.yaml")
+
+
 def test_overrides_that_are_none() -> None:
+    assert "no valid YAML" in refusal("search.space.optim.lr={choice: &a [*a]}")
+    assert "no valid YAML" in refusal(f"optim.lr={'[' * 5000}")
     assert "accepted: key=value" in refusal("optim.lr")
     assert "no valid YAML" in refusal("optim.lr=[1")
 

@@ -7,17 +7,16 @@ under ``task:`` beside its name; they are checked there, when the task is made.
 
 from __future__ import annotations
 
-import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
-from tlray.errors import ConfigError, nearest
+from tlray import recipe
+from tlray.errors import ConfigError, misspelt, nearest
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -25,8 +24,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound=BaseModel)
 
-# YAML 1.1 reads 1e-3, a number to everybody else, as text.
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+COMMAND_LINE = "command line"
 
 
 class Strict(BaseModel):
@@ -128,12 +126,6 @@ class Choice(Strict):
     """One of these values."""
 
     choice: Annotated[list[Any], Field(min_length=1)]
-
-    @field_validator("choice")
-    @classmethod
-    def numbers(cls, values: list[Any]) -> list[Any]:
-        # Where a field's type says so pydantic reads 1e-3 as a number; these have no type.
-        return [float(v) if isinstance(v, str) and _EXPONENT.fullmatch(v) else v for v in values]
 
 
 class Uniform(Strict):
@@ -240,45 +232,45 @@ class Config(Strict):
         """Folder of this run."""
         return f"{self.runs.rstrip('/')}/{self.name}"
 
-    def override(self, changes: dict[str, Any], origin: str = "override") -> Config:
-        """A new tree with dotted keys set; raises ConfigError as `load` does."""
+    def override(self, changes: Mapping[str, Any], origin: str | Mapping[str, str] = "override") -> Config:
+        """A new tree with dotted keys set; ``origin``: where they come from, all of them or each.
+
+        Raises ConfigError as `load` does.
+        """
         tree = self.model_dump(mode="json")
+        origins = dict.fromkeys(changes, origin) if isinstance(origin, str) else dict(origin)
         for key, value in changes.items():
-            _set(tree, key, value, origin)
-        return parse(tree, origin)
+            _set(tree, key, value, origins[key])
+        return validate(Config, tree, "configuration", origins=origins)
 
 
 def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (None: all defaults) and apply ``key=value`` overrides, values in YAML syntax.
 
-    Raises ConfigError, one line, for a missing or unreadable file, an unknown key (with the nearest
-    one) or a value out of range.
+    Raises ConfigError, one line, for a missing or unreadable file, a key that stands there twice, an unknown
+    key (with the nearest one) or a value out of range.
     """
     tree: Any = {}
     if path is not None:
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ConfigError(f"{path}: cannot be read ({why}); accepted: a YAML file") from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" line {mark.line + 1}" if mark else ""
-            raise ConfigError(f"{path}{line}: no valid YAML; accepted: a mapping of keys") from None
+            raise ConfigError(
+                f"{path}: cannot be read ({why}); accepted: a YAML file{misspelt(path)}"
+            ) from None
+        tree = recipe.read(text, path)
         tree = {} if tree is None else tree
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: holds a {type(tree).__name__}; accepted: a mapping of keys")
-    origin = path or "command line"
+    origins = {}
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign:
-            raise ConfigError(f"{item!r} (command line): accepted: key=value, as in optim.lr=0.01")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{item!r} (command line): the value is no valid YAML") from None
-        _set(tree, key, value, "command line")
-    return parse(tree, origin)
+            raise ConfigError(f"{item!r} ({COMMAND_LINE}): accepted: key=value, as in optim.lr=0.01")
+        _set(tree, key, recipe.read_value(text, f"{item!r} ({COMMAND_LINE})"), COMMAND_LINE)
+        origins[key] = COMMAND_LINE
+    return validate(Config, tree, path or COMMAND_LINE, origins=origins)
 
 
 def parse(tree: dict[str, Any], origin: str) -> Config:
@@ -286,20 +278,84 @@ def parse(tree: dict[str, Any], origin: str) -> Config:
     return validate(Config, tree, origin)
 
 
-def validate(model: type[S], tree: Any, origin: str, prefix: str = "") -> S:
-    """Build any settings object from plain values; the first mistake is raised as one ConfigError."""
+def validate(
+    model: type[S], tree: Any, origin: str, prefix: str = "", origins: Mapping[str, str] | None = None
+) -> S:
+    """Build any settings object from plain values; the first mistake is raised as one ConfigError.
+
+    ``origins``: of dotted keys that come from somewhere else than ``origin``.
+    """
+
+    def where(key: str) -> str:
+        for name, other in (origins or {}).items():
+            if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}."):
+                return other
+        return origin
+
     try:
-        return model.model_validate(tree)
+        made = model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
+        path = _path(tree, first["loc"])
         key = prefix + ".".join(path)
         if first["type"] == "extra_forbidden":
             hint = nearest(path[-1], _fields(model, path[:-1]))
-            raise ConfigError(f"{key} ({origin}): unknown key; {hint}") from None
+            raise ConfigError(f"{key} ({where(key)}): unknown key; {hint}") from None
+        if first["type"] == "invalid_key":
+            raise ConfigError(f"{first['input']!r} ({where(key)}): no key; accepted: text") from None
         value = first["input"] if first["type"] != "missing" else "nothing"
-        said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise ConfigError(f"{key} = {value!r} ({origin}): accepted: {said}") from None
+        # Of a value that may be one of several kinds pydantic says a mistake for each.
+        said = [_said(e) for e in error.errors() if _path(tree, e["loc"]) == path]
+        raise ConfigError(f"{key} = {value!r} ({where(key)}): accepted: {' or '.join(said)}") from None
+    for keys, value, built in _leaves(tree, made):
+        # Pydantic takes true for 1 and 1 for true, which nobody means.
+        if isinstance(value, bool) and not isinstance(built, bool):
+            kind = {int: "a whole number", float: "a number"}.get(type(built), "a number or text")
+            key = prefix + ".".join(keys)
+            raise ConfigError(f"{key} = {value!r} ({where(key)}): accepted: {kind}")
+        if isinstance(built, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+            key = prefix + ".".join(keys)
+            raise ConfigError(f"{key} = {value!r} ({where(key)}): accepted: true or false")
+    return made
+
+
+def _said(error: Any) -> str:
+    """What pydantic accepts, in our words."""
+    if error["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return "keys of its own below it"
+    if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
+        return "text (in quotes: '\"...\"')"
+    return str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+
+
+def _path(tree: Any, loc: Sequence[int | str]) -> list[str]:
+    """The keys that lead to a mistake; pydantic puts names of a union's members between them."""
+    path, here = [], tree
+    for number, part in enumerate(loc):
+        if isinstance(here, BaseModel):
+            here = dict(here)
+        there = isinstance(here, dict) and part in here
+        there |= isinstance(here, list | tuple) and isinstance(part, int) and part < len(here)
+        if there:
+            here = here[part]
+        elif number < len(loc) - 1 or not isinstance(here, dict):
+            continue
+        path.append(str(part))
+    return path
+
+
+def _leaves(tree: Any, made: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Plain values that were given beside what became of them, with their keys."""
+    if isinstance(tree, dict) and isinstance(made, BaseModel | dict):
+        built = dict(made)
+        for key, value in tree.items():
+            if key in built:
+                yield from _leaves(value, built[key], (*path, str(key)))
+    elif isinstance(tree, list | tuple) and isinstance(made, list | tuple):
+        for number, (value, one) in enumerate(zip(tree, made, strict=False)):
+            yield from _leaves(value, one, (*path, str(number)))
+    else:
+        yield path, tree, made
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -16,8 +16,11 @@ A message says the value, where it stood, and what is accepted:
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from typing import ClassVar
+from urllib.parse import unquote
 
 
 class TlrayError(Exception):
@@ -77,3 +80,23 @@ def nearest(value: str, accepted: Iterable[str], show: int = 8) -> str:
         return f"did you mean {close[0]!r}?"
     more = f", ... ({len(names)} in all)" if len(names) > show else ""
     return "accepted: " + ", ".join(names[:show]) + more
+
+
+def misspelt(place: str) -> str:
+    """What may be wrong with the spelling of a place that is not there, for the end of a message: "" where
+    nothing is. Looks for nearby spellings on this machine."""
+    place = str(place)
+    unquoted = unquote(place)
+    if re.match(r"[A-Za-z]:[\\/]", place):
+        return f"; {place[:2]} is a drive of Windows: accepted here: a path as /data/pictures"
+    for other, why in (
+        (place.replace("\\", "/"), "backslashes are no separators here"),
+        (unquoted, "%20 and the like stand for other characters in web addresses only"),
+        (unquoted.removeprefix("file://"), "it is a web address"),
+        (place.strip(), "blanks stand around it"),
+        (place.strip("'\""), "quotes stand around it"),
+    ):
+        if other and other != place:
+            meant = f"; did you mean {other!r}?" if os.path.lexists(os.path.expanduser(other)) else ""
+            return f"; {why}{meant or f', as in {other!r}'}"
+    return ""
