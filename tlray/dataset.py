@@ -30,8 +30,7 @@ import pyarrow.compute as pc
 from tlray import schema as columns_of
 from tlray import shards, storage
 from tlray.errors import DataError
-from tlray.formats import SPLITS
-from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT
+from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT, SPLITS
 
 MANIFEST = "dataset.json"
 _LAYOUTS = "a data set of `tlray ingest`, Parquet files, or a folder of datasets' save_to_disk"

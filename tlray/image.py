@@ -232,6 +232,16 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> PictureInfo:
     return PictureInfo(kind, width, height, mode, orientation, getattr(picture, "n_frames", 1))
 
 
+def header(data: bytes) -> PictureInfo:
+    """What a picture's first bytes say of it; nothing is decoded, and the rest may be missing.
+
+    Raises PictureError as `probe` does.
+    """
+    picture, orientation = _open(data, MAX_PIXELS)
+    width, height = _oriented(picture.size, orientation)
+    return PictureInfo(picture.format or "", width, height, picture.mode, orientation, 1)
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Encoded bytes -> upright RGB picture; transparency over white, first frame of several.
 

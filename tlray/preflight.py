@@ -4,8 +4,7 @@
 of them; ``examine`` turns the table of what was seen into a `Report`, which is written beside the data
 as JSON and as text. Nothing here touches the pictures or imports Ray.
 
-Severity: error = figures measured on this data would mislead; warning = training suffers, or data was
-left out; info = good to know. Under ``strict`` errors and warnings are fatal.
+Under ``strict`` errors and warnings are fatal.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ import pyarrow as pa
 
 from tlray import image
 from tlray.errors import DataError, PictureError
+from tlray.findings import SHOWN, Finding, Severity
 
 TINY_SIDE = 32  # px
 FEW_ROWS = 10  # training pictures of a class below which nothing can be learned well
@@ -37,9 +37,6 @@ _WHY = {
     "truncated": "truncated or damaged",
     UNKNOWN_CLASS: "their class is not in train",
 }
-_SHOWN = 20  # examples kept of each finding, quarantined files shown in the text
-
-Severity = Literal["error", "warning", "info"]
 Hashes = npt.NDArray[np.uint64]
 Groups = npt.NDArray[np.int64]
 Classes = Sequence[Sequence[str]]  # names of the classes in each row
@@ -174,17 +171,6 @@ def _root(parent: npt.NDArray[np.int64], n: int) -> int:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing found: ``count`` pictures (or classes), and up to 20 examples as text."""
-
-    severity: Severity
-    kind: str
-    count: int
-    message: str
-    examples: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Report:
     """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
     show it (one may show several), ``quarantined`` path, kind, reason."""
@@ -232,9 +218,9 @@ class Report:
                 lines.append("           - ... (more in preflight.json)")
         if self.quarantined:
             lines += ["", f"Left out (the files themselves are untouched): {len(self.quarantined)}"]
-            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:_SHOWN]]
-            if len(self.quarantined) > _SHOWN:
-                lines.append(f"  ... {len(self.quarantined) - _SHOWN} more in preflight.json")
+            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:SHOWN]]
+            if len(self.quarantined) > SHOWN:
+                lines.append(f"  ... {len(self.quarantined) - SHOWN} more in preflight.json")
         return "\n".join(lines) + "\n"
 
 
@@ -282,7 +268,7 @@ def examine(
         listed = list(examples)
         number = len(listed) if count is None else count
         if number:
-            found.append(Finding(severity, kind, number, message.format(n=number), listed[:_SHOWN]))
+            found.append(Finding(severity, kind, number, message.format(n=number), listed[:SHOWN]))
 
     path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
     quarantined = [
