@@ -262,11 +262,11 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
         picture.alpha_composite(layer)
     rgb = picture.convert("RGB")
     if orientation > 1:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
+        rgb = rgb.transpose(TRANSPOSE[orientation])
     return rgb
 
 
-_TRANSPOSE = {
+TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -275,6 +275,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""What turns a picture as stored upright, by its EXIF orientation."""
 
 
 def source_size(data: bytes, max_pixels: int = MAX_PIXELS) -> Size:
@@ -310,6 +311,13 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
     x_HWC = np.asarray(upright)
     rows, columns = (slice(None, None, -1 if flip else 1) for flip in (geometry.vflip, geometry.hflip))
     return np.ascontiguousarray(x_HWC[rows, columns].transpose(2, 0, 1)), geometry
+
+
+def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture decoded as it is stored: not turned, its mode kept. Raises PictureError as `probe` does."""
+    picture, _ = _open(data, max_pixels)
+    _load(picture)
+    return picture
 
 
 def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import image
+from tlray import image, masks
 from tlray.errors import DataError, PictureError
 from tlray.findings import SHOWN, Finding, Severity
 
@@ -60,7 +60,19 @@ SEEN = pa.schema(
 """One picture as `inspect` saw it."""
 
 MASK_SEEN = pa.schema(
-    [("mask_width", pa.int32()), ("mask_height", pa.int32()), ("mask_values", pa.list_(pa.int32()))]
+    [
+        ("mask_width", pa.int32()),
+        ("mask_height", pa.int32()),
+        ("mask_values", pa.list_(pa.int32())),  # as stored, later class ids (see `tlray.mask_code.decide`)
+        ("mask_counts", pa.list_(pa.int64())),  # pixels of each value
+        ("mask_colours", pa.list_(pa.int32())),  # 0xRRGGBB of each value
+        ("mask_distinct", pa.int32()),  # different values, of which the most frequent are kept
+        ("mask_form", pa.string()),  # grey, palette, colour, outlines
+        ("mask_format", pa.string()),
+        ("mask_between", pa.int64()),  # of the steps between unequal pixels, those within a ramp
+        ("mask_steps", pa.int64()),
+        ("mask_reason", pa.string()),  # why it cannot be read
+    ]
 )
 """A picture's mask as `inspect_mask` saw it; nulls where it cannot be read."""
 
@@ -96,17 +108,14 @@ def inspect(data: bytes) -> dict[str, Any]:
     }
 
 
-def inspect_mask(data: bytes) -> dict[str, Any]:
+def inspect_mask(
+    files: Sequence[bytes], shapes: str | None, code: masks.MaskCode, size: image.Size
+) -> dict[str, Any]:
     """One mask -> a row of `MASK_SEEN`; never raises for what the bytes are."""
     try:
-        mask_HW = image.decode_mask(data)
-    except PictureError:
-        return dict.fromkeys(MASK_SEEN.names)
-    return {
-        "mask_width": mask_HW.shape[1],
-        "mask_height": mask_HW.shape[0],
-        "mask_values": np.unique(mask_HW).tolist(),
-    }
+        return masks.seen(files, shapes, code, size)
+    except PictureError as error:
+        return {**dict.fromkeys(MASK_SEEN.names), "mask_reason": str(error)}
 
 
 def unusable(kind: str, reason: str) -> dict[str, Any]:
