@@ -25,8 +25,10 @@ import pyarrow as pa
 from tlray import preflight, schema, storage
 from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
-from tlray.ingest import plan, shards
+from tlray.ingest import plan, preview, shards
 from tlray.ingest.survey import survey
+
+PREVIEW = "preview.html"  # in the data set's folder
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages "list", "inspect", "write"."""
@@ -122,6 +124,13 @@ def ingest(
         fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         storage.write_json(storage.join(stage, "preflight.json"), report.to_dict())
         storage.write_bytes(storage.join(stage, "preflight.txt"), report.to_text().encode())
+        first = {shard["split"]: storage.join(stage, shard["name"]) for shard in reversed(planned)}
+        about = f"Layout: {found.format} ({found.look.summary}); task: {found.task.name}"
+        page = preview.render(
+            {split: first[split] for split in report.taken if split in first},
+            found.task, kinds, names, report, about,
+        )  # fmt: skip
+        storage.write_bytes(storage.join(stage, PREVIEW), page)
         manifest = {
             "format": 1,
             "task": found.task.name,
@@ -162,7 +171,7 @@ def _check(
         and not storage.unfinished(target)
     ):
         others = set(storage.listdir(target)) if storage.is_dir(target) else {""}
-        if others - {"preflight.json", "preflight.txt"}:
+        if others - {"preflight.json", "preflight.txt", PREVIEW}:
             raise DataError(
                 f"{target}: is there and no data set; accepted: a new place, or a data set to replace"
             )
