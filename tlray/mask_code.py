@@ -18,7 +18,9 @@ from tlray.errors import DataError
 from tlray.findings import SHOWN, Finding
 from tlray.masks import AS_STORED, UNKNOWN, MaskCode, ids_of
 
-TABLES = "classes.txt (`value name` a line), labelmap.txt, class_dict.csv or label_colors.txt (name and r, g, b)"
+TABLES = (
+    "classes.txt (`value name` a line), labelmap.txt, class_dict.csv or label_colors.txt (name and r, g, b)"
+)
 """Tables beside the masks that say which class a value or a colour is."""
 
 _SENTINELS = {-1: UNKNOWN, 65535: UNKNOWN}  # how "no class" is written where a value has more than 8 bits
@@ -61,7 +63,9 @@ class _Masks:
     def leave_out(self, row: int, kind: str, reason: str) -> None:
         self.kinds[row], self.reasons[row] = kind, reason
 
-    def note(self, severity: Any, kind: str, message: str, examples: Sequence[str] = (), count: int = 1) -> None:
+    def note(
+        self, severity: Any, kind: str, message: str, examples: Sequence[str] = (), count: int = 1
+    ) -> None:
         self.findings.append(Finding(severity, kind, count, message, list(examples)[:SHOWN]))
 
     def pixels(self, column: str = "mask_values") -> Counter[int]:
@@ -150,7 +154,8 @@ def _of_colours(masks: _Masks, code: MaskCode) -> MaskCode:
             lossy = " (JPEG changes colours: store masks as PNG)" if _any_jpeg(masks) else ""
             raise DataError(
                 f"{masks.source}: {share:.1%} of the masks' pixels have a colour that the table of colours "
-                f"does not list: {', '.join(seen)}{lossy}; accepted: {', '.join(_rgb(c) for c in list(table)[1:6])} ..."
+                f"does not list: {', '.join(seen)}{lossy}; accepted: "
+                f"{', '.join(_rgb(c) for c in list(table)[1:6])} ..."
             )
         masks.note(
             "warning", "mask_colours",
@@ -192,9 +197,9 @@ def _same_palettes(masks: _Masks) -> None:
             first = colour_at.setdefault(position, (colour, row["path"]))
             if first[0] != colour:
                 raise DataError(
-                    f"{masks.source}: palettes differ between masks: position {position} is {_rgb(first[0])} "
-                    f"in that of {first[1]} and {_rgb(colour)} in that of {row['path']}; accepted: one palette, "
-                    f"or a table of colours: {TABLES}"
+                    f"{masks.source}: palettes differ between masks: position {position} is "
+                    f"{_rgb(first[0])} in that of {first[1]} and {_rgb(colour)} in that of {row['path']}; "
+                    f"accepted: one palette, or a table of colours: {TABLES}"
                 )
 
 
@@ -220,24 +225,24 @@ def _smoothed(masks: _Masks) -> MaskCode | None:
     if two and 250 <= max(pixels) <= 255 and near >= _NEAR_POLES * total and not level:
         masks.note(
             "warning", "mask_smoothed",
-            f"{len(smooth)} masks of black and white have smoothed edges ({len(pixels)} grey values, by a resize "
-            "or by JPEG): from 128 on a pixel is the object",
+            f"{len(smooth)} masks of black and white have smoothed edges ({len(pixels)} grey values, by a "
+            "resize or by JPEG): from 128 on a pixel is the object",
             [masks.rows[i]["path"] for i in smooth], len(smooth),
         )  # fmt: skip
         return MaskCode(threshold=128)
     rare = sum(1 for n in pixels.values() if n <= 0.05 * total)
     raise DataError(
-        f"{masks.source}: {len(smooth)} of {len(usable)} masks hold grey values along their edges that are no "
-        f"classes: {len(pixels)} values from {min(pixels)} to {max(pixels)}, {rare} of them rare, as a resize with "
-        "smoothing or JPEG leaves them; accepted: PNG of class ids, resized by nearest neighbour only"
+        f"{masks.source}: {len(smooth)} of {len(usable)} masks hold grey values along their edges that are "
+        f"no classes: {len(pixels)} values from {min(pixels)} to {max(pixels)}, {rare} of them rare, as a "
+        "resize with smoothing or JPEG leaves them; accepted: PNG of class ids, resized by nearest neighbour"
     )
 
 
 def _is_smooth(row: Mapping[str, Any]) -> bool:
     values = row["mask_values"]
     sparse = row["mask_distinct"] < (max(values) - min(values)) / 2
-    ramps = row["mask_between"] >= _RAMPS * row["mask_steps"]
-    return ramps and row["mask_distinct"] >= _FEW and (sparse or row["mask_distinct"] > 32)
+    ramps: bool = row["mask_between"] >= _RAMPS * row["mask_steps"]
+    return ramps and row["mask_distinct"] >= _FEW and bool(sparse or row["mask_distinct"] > 32)
 
 
 def _smoothing(row: Mapping[str, Any]) -> str:
@@ -283,16 +288,22 @@ def _leave_out_large(masks: _Masks, sentinels: Mapping[int, int]) -> None:
     for i in masks.usable():
         odd = [v for v in masks.rows[i]["mask_values"] if not 0 <= v <= 255 and v not in sentinels]
         if odd:
-            masks.leave_out(i, "mask_values", f"value {odd[0]} in its mask; accepted: class ids from 0 to 255")
+            masks.leave_out(
+                i, "mask_values", f"value {odd[0]} in its mask; accepted: class ids from 0 to 255"
+            )
 
 
 def _listed_values(masks: _Masks, table: Mapping[int, int], sentinels: Mapping[int, int]) -> MaskCode:
     """A table of values holds for all; other values than 255 leave their mask out."""
     for i in masks.usable():
-        odd = [v for v in masks.rows[i]["mask_values"] if v not in table and v != UNKNOWN and v not in sentinels]
+        odd = [
+            v for v in masks.rows[i]["mask_values"] if v not in table and v != UNKNOWN and v not in sentinels
+        ]
         if odd:
             seen = ", ".join(map(str, sorted(table)[:8]))
-            masks.leave_out(i, "mask_values", f"value {odd[0]} in its mask, in no table; accepted: {seen}, 255")
+            masks.leave_out(
+                i, "mask_values", f"value {odd[0]} in its mask, in no table; accepted: {seen}, 255"
+            )
     if all(value == number for value, number in table.items()) and not sentinels:
         return AS_STORED
     return MaskCode(values={UNKNOWN: UNKNOWN, **sentinels, **table})
@@ -320,8 +331,8 @@ def _mixed_habits(masks: _Masks, values: set[int]) -> None:
     if with_one and with_unknown and not set(with_one) & set(with_unknown):
         one, other = masks.rows[with_one[0]]["path"], masks.rows[with_unknown[0]]["path"]
         raise DataError(
-            f"{masks.source}: {len(with_one)} masks hold 0 and 1 (that of {one}), {len(with_unknown)} others 0 and "
-            f"255 (that of {other}): 255 is the object or unknown; accepted: one habit in all masks"
+            f"{masks.source}: {len(with_one)} masks hold 0 and 1 (that of {one}), {len(with_unknown)} others "
+            f"0 and 255 (that of {other}): 255 is the object or unknown; accepted: the same values in all masks"
         )
 
 
@@ -341,8 +352,9 @@ def _grey_levels(masks: _Masks, values: set[int]) -> tuple[dict[int, int], list[
         total = sum(masks.pixels().values())
         seen = ", ".join(f"{v} ({masks.pixels()[v] / total:.1%})" for v in everything)
         raise DataError(
-            f"{masks.source}: masks hold the grey values {seen}, which are no class ids, and 255 may be a class or "
-            f"unknown; accepted: ids 0, 1, 2, ... with 255 for unknown, or a table beside the masks: {TABLES}"
+            f"{masks.source}: masks hold the grey values {seen}, which are no class ids, and 255 may be a "
+            "class or unknown; accepted: ids 0, 1, 2, ... with 255 for unknown, or a table beside the masks: "
+            f"{TABLES}"
         )
     names = [str(value) for value in known]
     _say_levels(masks, known, names)
@@ -353,8 +365,8 @@ def _say_levels(masks: _Masks, levels: Sequence[int], names: Sequence[str]) -> N
     pairs = [f"{value}: {name}" for value, name in zip(levels, names, strict=True)]
     masks.note(
         "warning", "mask_levels",
-        f"masks hold {len(levels)} grey values far apart, taken as {len(levels)} classes in that order", pairs,
-        len(levels),
+        f"masks hold {len(levels)} grey values far apart, taken as {len(levels)} classes in that order",
+        pairs, len(levels),
     )  # fmt: skip
 
 
@@ -368,7 +380,9 @@ def _no_jpeg(masks: _Masks, binary: bool) -> None:
         return
     for i in masks.usable():
         if masks.rows[i]["mask_format"] == "JPEG":
-            masks.leave_out(i, "mask_jpeg", "its mask is a JPEG, which does not keep class ids; accepted: PNG")
+            masks.leave_out(
+                i, "mask_jpeg", "its mask is a JPEG, which does not keep class ids; accepted: PNG"
+            )
 
 
 def _rgb(colour: int) -> str:
@@ -409,7 +423,11 @@ def _ids(masks: _Masks, code: MaskCode, names: Sequence[str]) -> dict[int, dict[
             pixels[number] += count
         odd = sorted(number for number in pixels if number != UNKNOWN and not 0 <= number < len(names))
         if odd:
-            first = f"; accepted: 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), 255 for unknown" if names else ""
+            first = (
+                f"; accepted: 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), 255 for unknown"
+                if names
+                else ""
+            )
             masks.leave_out(i, "mask_values", f"id {odd[0]} in its mask, of {len(names)} class names{first}")
         found[i] = dict(sorted(pixels.items()))
     return found
@@ -435,8 +453,8 @@ def _check_classes(masks: _Masks, ids: Mapping[int, Mapping[int, int]], names: S
         raw = ", ".join(str(value) for value in sorted(masks.pixels())[:4])
         form = "value" if len(masks.pixels()) == 1 else "values"
         raise DataError(
-            f"{masks.source}: masks show fewer than two classes: {only} in {len(masks.usable())} masks ({form} {raw}); "
-            "accepted: two classes or more, the background being one"
+            f"{masks.source}: masks show fewer than two classes: {only} in {len(masks.usable())} masks "
+            f"({form} {raw}); accepted: two classes or more, the background being one"
         )
 
 

@@ -152,7 +152,9 @@ def _ids(mask: Raw, code: MaskCode) -> Pixels:
     ids = ids_of(values, mask.colours_of(values), mask.form, code)
     if (ids < 0).any():
         odd = int(values[ids < 0][0])
-        raise PictureError("not_a_mask", f"value {odd} in a mask: accepted: one class id from 0 to 255 a pixel")
+        raise PictureError(
+            "not_a_mask", f"value {odd} in a mask: accepted: one class id from 0 to 255 a pixel"
+        )
     return ids[inverse].astype(np.uint8).reshape(mask.values_HW.shape)
 
 
@@ -198,7 +200,9 @@ def painted(shapes: str, size: Size) -> Pixels:
     out_HW = np.zeros((height, width), np.uint8)
     for number, shape in enumerate(json.loads(shapes)):
         if not 0 <= int(shape["id"]) <= 255:
-            raise PictureError("not_a_mask", f"outline {number + 1}: class id {shape['id']}: accepted: 0 to 255")
+            raise PictureError(
+                "not_a_mask", f"outline {number + 1}: class id {shape['id']}: accepted: 0 to 255"
+            )
         try:
             inside_HW = _inside(shape, width, height)
         except (ValueError, TypeError, RuntimeError, KeyError) as error:
