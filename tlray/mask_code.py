@@ -241,6 +241,8 @@ def _smoothed(masks: _Masks) -> MaskCode | None:
 def _is_smooth(row: Mapping[str, Any]) -> bool:
     values = row["mask_values"]
     sparse = row["mask_distinct"] < (max(values) - min(values)) / 2
+    if row["mask_format"] == "JPEG" and row["mask_distinct"] > 2 and sparse:
+        return True
     ramps: bool = row["mask_between"] >= _RAMPS * row["mask_steps"]
     return ramps and row["mask_distinct"] >= _FEW and bool(sparse or row["mask_distinct"] > 32)
 
@@ -332,7 +334,7 @@ def _mixed_habits(masks: _Masks, values: set[int]) -> None:
         one, other = masks.rows[with_one[0]]["path"], masks.rows[with_unknown[0]]["path"]
         raise DataError(
             f"{masks.source}: {len(with_one)} masks hold 0 and 1 (that of {one}), {len(with_unknown)} others "
-            f"0 and 255 (that of {other}): 255 is the object or unknown; accepted: the same values in all masks"
+            f"0 and 255 (that of {other}): 255 is the object or unknown; accepted: the same in all masks"
         )
 
 

@@ -43,6 +43,7 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
     ready = {name: look for name, look in looks.items() if not look.lacks}
     if not ready:
         raise DataError(_refusal(listing, looks, columns))
+    ready = _without_masks_as_pictures(ready)
     most = max(len(look.pictures) for look in ready.values())
     best = [name for name, look in ready.items() if len(look.pictures) >= _CLOSE * most]
     # Of two that read the same label files one is a special case of the other: more files, more evidence.
@@ -52,6 +53,16 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
         return alone[0], ready[alone[0]]
     seen = " or ".join(f"{name} ({ready[name].summary})" for name in best)
     raise DataError(f"{listing.root}: may be {seen}; accepted: one of them as --format")
+
+
+def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
+    """Looks without label files that take many of another's for pictures are wrong: those are masks."""
+    labels = set().union(*(look.labels for look in ready.values()))
+    return {
+        name: look
+        for name, look in ready.items()
+        if look.labels or sum(path in labels for path in look.pictures) <= (1 - _CLOSE) * len(look.pictures)
+    }
 
 
 def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str]) -> str:

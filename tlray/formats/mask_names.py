@@ -63,8 +63,8 @@ def read(listing: Listing, files: Sequence[str]) -> Names | None:
         elif (one.code is None) == (best.code is None):
             if (one.names, one.code) != (best.names, best.code):
                 raise DataError(
-                    f"{listing.where(path)}: says other classes than {best.files[0]}; accepted: one table, or "
-                    "equal ones"
+                    f"{listing.where(path)}: says other classes than {best.files[0]}; accepted: one table, "
+                    "or equal ones"
                 )
             best = Names(best.names, best.code, [*best.files, path])
     return best

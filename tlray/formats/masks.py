@@ -36,19 +36,16 @@ _MASK_WORDS = frozenset((
     "groundtruth", "segmentation", "segmentations", "seg", "segs", "segm", "semantic", "trimap",
     "trimaps", "target", "targets", "matte", "mattes", "labelids", "labeltrainids", "manual",
 ))  # fmt: skip
-)
 _IMAGE_WORDS = frozenset((
     "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos", "input",
     "inputs", "original", "originals", "frame", "frames", "rgb", "raw", "jpegimages",
 ))  # fmt: skip
-)
 # Words that say nothing of which pictures a folder holds.
 _FILLERS = frozenset((
     "png", "jpg", "jpeg", "tif", "tiff", "bmp", "class", "raw", "aug", "binary", "bin", "fine",
     "coarse", "files", "all", "ground", "truth", "left", "bit", "8", "full", "stills", "approved", "my",
     "project", "name", "fold", "data", "dataset", "output", "outputs", "out",
 ))  # fmt: skip
-)
 _OBJECTS = frozenset(("segmentationobject", "instances", "instance_masks", "panoptic"))  # not a class a pixel
 _AFFIX = (
     "masks?|msk|gt|ground_?truth|label(?:train)?ids|labels?|lbl|segmentations?|segm?|annotations?|annot|trimap|"
@@ -269,6 +266,8 @@ def _words(name: str, names: frozenset[str]) -> tuple[list[str], str]:
     if joined and (joined[1] in SPLITS or joined[1] in names) and joined[1].isalnum():
         return [joined[1]], "mask" if joined[2] in _MASK_WORDS else "picture"
     words = [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+", name)]
+    if {"ground", "truth"} <= set(words):
+        words.append("groundtruth")
     role = "mask" if _MASK_WORDS & set(words) else "picture" if _IMAGE_WORDS & set(words) else ""
     if not role:
         return [lower], ""
