@@ -4,8 +4,7 @@
 of them; ``examine`` turns the table of what was seen into a `Report`, which is written beside the data
 as JSON and as text. Nothing here touches the pictures or imports Ray.
 
-Severity: error = figures measured on this data would mislead; warning = training suffers, or data was
-left out; info = good to know. Under ``strict`` errors and warnings are fatal.
+Under ``strict`` errors and warnings are fatal.
 """
 
 from __future__ import annotations
@@ -14,17 +13,19 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import image
+from tlray import image, masks
 from tlray.errors import DataError, PictureError
+from tlray.findings import SHOWN, Finding, Severity
 
 TINY_SIDE = 32  # px
+FLAT = 2  # of 255: a picture whose pixels differ by no more shows nothing
 FEW_ROWS = 10  # training pictures of a class below which nothing can be learned well
 IMBALANCE = 10.0  # largest class / smallest class
 HASH_DISTANCE = 6  # of 64 bits
@@ -37,9 +38,6 @@ _WHY = {
     "truncated": "truncated or damaged",
     UNKNOWN_CLASS: "their class is not in train",
 }
-_SHOWN = 20  # examples kept of each finding, quarantined files shown in the text
-
-Severity = Literal["error", "warning", "info"]
 Hashes = npt.NDArray[np.uint64]
 Groups = npt.NDArray[np.int64]
 Classes = Sequence[Sequence[str]]  # names of the classes in each row
@@ -58,12 +56,27 @@ SEEN = pa.schema(
         ("frames", pa.int32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("depth", pa.string()),  # how values beyond 8 bits are read; "" = 8 bits or fewer
+        ("darkest", pa.int32()),  # 0 to 255, of all channels of a small copy
+        ("brightest", pa.int32()),
     ]
 )
 """One picture as `inspect` saw it."""
 
 MASK_SEEN = pa.schema(
-    [("mask_width", pa.int32()), ("mask_height", pa.int32()), ("mask_values", pa.list_(pa.int32()))]
+    [
+        ("mask_width", pa.int32()),
+        ("mask_height", pa.int32()),
+        ("mask_values", pa.list_(pa.int32())),  # as stored, later class ids (see `tlray.mask_code.decide`)
+        ("mask_counts", pa.list_(pa.int64())),  # pixels of each value
+        ("mask_colours", pa.list_(pa.int32())),  # 0xRRGGBB of each value
+        ("mask_distinct", pa.int32()),  # different values, of which the most frequent are kept
+        ("mask_form", pa.string()),  # grey, palette, colour, outlines
+        ("mask_format", pa.string()),
+        ("mask_between", pa.int64()),  # of the steps between unequal pixels, those within a ramp
+        ("mask_steps", pa.int64()),
+        ("mask_reason", pa.string()),  # why it cannot be read
+    ]
 )
 """A picture's mask as `inspect_mask` saw it; nulls where it cannot be read."""
 
@@ -78,6 +91,9 @@ def inspect(data: bytes) -> dict[str, Any]:
         thumb_CHW = image.render(data, _THUMB)[0]
     except PictureError as error:
         return {**unusable(error.kind, str(error)), "num_bytes": len(data)}
+    except Exception as error:  # whatever a decoder raises, the other pictures go on
+        reason = f"cannot be handled ({type(error).__name__}: {str(error)[:200]})"
+        return {**unusable("not_handled", reason), "num_bytes": len(data)}
     # pHash (Zauner 2010): signs of the low frequencies against their median, on luma.
     luma = np.tensordot(np.array([0.299, 0.587, 0.114]), thumb_CHW.astype(np.float64), 1)
     waves = (_DCT @ luma @ _DCT.T).ravel()
@@ -96,20 +112,20 @@ def inspect(data: bytes) -> dict[str, Any]:
         "frames": info.frames,
         "width": info.width,
         "height": info.height,
+        "depth": info.depth,
+        "darkest": int(thumb_CHW.min()),
+        "brightest": int(thumb_CHW.max()),
     }
 
 
-def inspect_mask(data: bytes) -> dict[str, Any]:
+def inspect_mask(
+    files: Sequence[bytes], shapes: str | None, code: masks.MaskCode, size: image.Size
+) -> dict[str, Any]:
     """One mask -> a row of `MASK_SEEN`; never raises for what the bytes are."""
     try:
-        mask_HW = image.decode_mask(data)
-    except PictureError:
-        return dict.fromkeys(MASK_SEEN.names)
-    return {
-        "mask_width": mask_HW.shape[1],
-        "mask_height": mask_HW.shape[0],
-        "mask_values": np.unique(mask_HW).tolist(),
-    }
+        return masks.seen(files, shapes, code, size)
+    except PictureError as error:
+        return {**dict.fromkeys(MASK_SEEN.names), "mask_reason": str(error)}
 
 
 def unusable(kind: str, reason: str) -> dict[str, Any]:
@@ -174,17 +190,6 @@ def _root(parent: npt.NDArray[np.int64], n: int) -> int:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing found: ``count`` pictures (or classes), and up to 20 examples as text."""
-
-    severity: Severity
-    kind: str
-    count: int
-    message: str
-    examples: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Report:
     """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
     show it (one may show several), ``quarantined`` path, kind, reason."""
@@ -232,9 +237,9 @@ class Report:
                 lines.append("           - ... (more in preflight.json)")
         if self.quarantined:
             lines += ["", f"Left out (the files themselves are untouched): {len(self.quarantined)}"]
-            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:_SHOWN]]
-            if len(self.quarantined) > _SHOWN:
-                lines.append(f"  ... {len(self.quarantined) - _SHOWN} more in preflight.json")
+            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:SHOWN]]
+            if len(self.quarantined) > SHOWN:
+                lines.append(f"  ... {len(self.quarantined) - SHOWN} more in preflight.json")
         return "\n".join(lines) + "\n"
 
 
@@ -282,7 +287,7 @@ def examine(
         listed = list(examples)
         number = len(listed) if count is None else count
         if number:
-            found.append(Finding(severity, kind, number, message.format(n=number), listed[:_SHOWN]))
+            found.append(Finding(severity, kind, number, message.format(n=number), listed[:SHOWN]))
 
     path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
     quarantined = [
@@ -304,6 +309,18 @@ def examine(
     note("warning", "tiny", sized, f"{{n}} pictures with a side below {TINY_SIDE} px")
     turned = np.flatnonzero(rows["orientation"].to_numpy() > 1)
     note("info", "exif_orientation", (path[i] for i in turned), "{n} pictures turned by EXIF (it is applied)")
+    dark, bright = rows["darkest"].to_numpy(), rows["brightest"].to_numpy()
+    flat = np.flatnonzero(bright - dark <= FLAT)
+    shades = (f"{path[i]} ({_shade(int(dark[i]), int(bright[i]))})" for i in flat)
+    note("warning", "constant", shades, "{n} pictures are of a single shade when read")
+    depths = Counter(depth for depth in rows["depth"].to_pylist() if depth)
+    note(
+        "info",
+        "depth",
+        (f"{depth}: {number}" for depth, number in sorted(depths.items())),
+        "{n} pictures with values of more than 8 bits (brought to 8; the range is told by the brightest pixel)",
+        sum(depths.values()),
+    )
     moving = np.flatnonzero(rows["frames"].to_numpy() > 1)
     note("info", "frames", (path[i] for i in moving), "{n} files with several frames (the first is taken)")
     modes = Counter(mode for mode in rows["mode"].to_pylist() if mode != "RGB")
@@ -320,6 +337,10 @@ def examine(
     found.sort(key=lambda finding: rank[finding.severity])
     taken = {part: split.count(part) for part in counts}
     return Report(source, rows.num_rows + bad.num_rows, taken, counts, found, quarantined)
+
+
+def _shade(darkest: int, brightest: int) -> str:
+    return "black" if brightest <= FLAT else "white" if darkest >= 255 - FLAT else "grey or one colour"
 
 
 def _duplicates(

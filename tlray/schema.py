@@ -22,6 +22,21 @@ LABELS = "labels"  # list of such: a picture of several classes
 OBJECTS = "objects"  # lists of equal length: bbox (x, y, width, height) in source px, and category
 MASK = "mask"  # an encoded picture of the same size whose pixel values are class ids
 
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "trn": "train",
+    "validation": "validation",
+    "validate": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "tst": "test",
+}
+"""How people call a split -> its name here."""
+
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float32(), 4))), ("category", pa.list_(pa.int64()))])
 Kind = Literal["class", "identity", "classes", "objects", "mask"]

@@ -282,6 +282,64 @@ def _walk_s3(path: str) -> list[FileInfo]:
     return found
 
 
+@dataclass(frozen=True)
+class Tree:
+    """Files and folders below a URI, paths relative to it, sorted; and what could not be listed."""
+
+    files: list[str]
+    folders: list[str]
+    broken: list[str]  # links that lead nowhere
+    loops: list[str]  # links that lead back to a folder that holds them
+    unnamed: list[str]  # names that are no UTF-8, as far as they can be shown
+
+
+def tree(uri: str) -> Tree:
+    """All files and folders below a folder, hidden ones too; links are followed. Sizes are not asked for.
+
+    One name or link that cannot be used does not stop the rest: it is listed apart. Raises StorageError.
+    """
+    scheme, path = _split(uri)
+    with faults(uri):
+        if scheme == "file":
+            return _tree_local(path)
+        files = [file.path for file in _walk_s3(path)]
+    return Tree(sorted(files), [], [], [], [])
+
+
+def _tree_local(root: str) -> Tree:
+    seen = Tree([], [], [], [], [])
+    pending = [("", frozenset({os.path.realpath(root)}))]  # a folder, and the real places of those above
+    while pending:
+        folder, above = pending.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                path = os.path.join(folder, entry.name)
+                try:
+                    path.encode()
+                except UnicodeEncodeError:
+                    seen.unnamed.append(os.fsencode(path).decode(errors="replace"))
+                    continue
+                try:
+                    is_folder = entry.is_dir()
+                    if not is_folder:
+                        entry.stat()
+                except OSError:  # of a link that leads nowhere, or to itself
+                    seen.broken.append(path)
+                    continue
+                if not is_folder:
+                    seen.files.append(path)
+                    continue
+                real = os.path.realpath(entry.path)
+                if real in above:
+                    seen.loops.append(path)
+                    continue
+                seen.folders.append(path)
+                pending.append((path, above | {real}))
+    for paths in (seen.files, seen.folders, seen.broken, seen.loops, seen.unnamed):
+        paths.sort()
+    return seen
+
+
 def unfinished(uri: str) -> bool:
     """Whether `publish` is writing there now, or died while it did (s3 only; locally that cannot be seen)."""
     return not is_local(uri) and exists(join(uri, _UNFINISHED))
@@ -295,6 +353,22 @@ def read_bytes(uri: str) -> bytes:
     scheme, path = _split(uri)
     with faults(uri):
         return Path(path).read_bytes() if scheme == "file" else bytes(_s3().cat_file(path))
+
+
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """Bytes of a file from ``start`` on, ``length`` of them or as many as there are."""
+    scheme, path = _split(uri)
+    with faults(uri):
+        if scheme == "s3":
+            return bytes(_s3().cat_file(path, start=start, end=start + length))
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+
+def read_head(uri: str, length: int) -> bytes:
+    """The first bytes of a file, fewer where it is shorter."""
+    return read_range(uri, 0, length)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -1,133 +1,84 @@
-"""On-disk layouts of labelled pictures, one file each; found by the file's name.
+"""Layouts of labelled pictures, one file each; found by the file's name, so a new layout is a new file.
 
-A format module offers ``fits(fs, root) -> int`` (how sure it is that this is its layout, 0 = not at
-all) and ``index(fs, root, **options) -> pyarrow.Table`` with the columns path (relative to the folder
-of the data), split (null where the layout has none) and its label columns, classes as text, sorted by
-path. The table's schema metadata may carry, under ``ignored``, a JSON object of files left aside by kind.
+`find` chooses by evidence: every format says which pictures of a listing its label files speak of, and
+the one that explains most of them is read. Nothing is read by default: class folders are taken only where
+no label file and no name speaks against them (`tlray.formats.folder`).
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
-import posixpath
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, cast
+from collections.abc import Collection
+from typing import cast
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import fs as pafs
-
-from tlray import schema
 from tlray.errors import ConfigError, DataError, nearest
-from tlray.image import EXTENSIONS
+from tlray.formats.base import Format, Look
+from tlray.formats.listing import Listing, counts_by_ending
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}  # how a split may be called -> its name
-OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
-Boxes = Sequence[tuple[str, Sequence[float]]]  # class, (x, y, width, height)
-
-
-class Format(Protocol):
-    """What a module in this package offers."""
-
-    def fits(self, fs: pafs.FileSystem, root: str) -> int: ...
-
-    def index(self, fs: pafs.FileSystem, root: str) -> pa.Table: ...
+_PARTS = ("base", "listing", "evidence", "mask_names")  # modules here that are no formats
+_CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
 
 
 def names() -> list[str]:
     """Formats that exist."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS)
 
 
 def load(name: str) -> Format:
     """The format of that name. Raises ConfigError."""
     if name not in names():
-        raise ConfigError(f"format = {name!r}: unknown format; {nearest(name, ['auto', *names()])}")
+        raise ConfigError(f"--format {name}: unknown format; {nearest(name, ['auto', *names()])}")
     return cast(Format, importlib.import_module(f"tlray.formats.{name}"))
 
 
-def find(fs: pafs.FileSystem, root: str) -> str:
-    """Name of the format that fits best what lies at ``root``. Raises DataError where none or two do."""
-    sure = {name: load(name).fits(fs, root) for name in names()}
-    best = max(sure.values())
-    found = [name for name, value in sure.items() if value == best]
-    if best == 0:
-        raise DataError(
-            f"{root}: no layout of labelled pictures found; accepted formats: {', '.join(names())}"
+def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
+    """Name of the format that explains most of a listing, and what it explains.
+
+    ``columns``: label columns one of which is wanted; none = any. Raises DataError, which says what was
+    seen and the nearest layout, where no format explains it or two do.
+    """
+    wanted = [n for n in names() if not columns or set(load(n).GIVES) & set(columns)]
+    looks = {name: look for name in wanted if (look := load(name).look(listing)) is not None}
+    ready = {name: look for name, look in looks.items() if not look.lacks}
+    if not ready:
+        raise DataError(_refusal(listing, looks, columns))
+    ready = _without_masks_as_pictures(ready)
+    most = max(len(look.pictures) for look in ready.values())
+    best = [name for name, look in ready.items() if len(look.pictures) >= _CLOSE * most]
+    # Of two that read the same label files one is a special case of the other: more files, more evidence.
+    widest = max(len(ready[name].labels) for name in best)
+    alone = [n for n in best if all(set(ready[m].labels) <= set(ready[n].labels) for m in best)]
+    if len(alone) == 1 and (len(best) == 1 or widest > 0):
+        return alone[0], ready[alone[0]]
+    seen = " or ".join(f"{name} ({ready[name].summary})" for name in best)
+    raise DataError(f"{listing.root}: may be {seen}; accepted: one of them as --format")
+
+
+def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
+    """Looks without label files that take many of another's for pictures are wrong: those are masks."""
+    labels = set().union(*(look.labels for look in ready.values()))
+    return {
+        name: look
+        for name, look in ready.items()
+        if look.labels or sum(path in labels for path in look.pictures) <= (1 - _CLOSE) * len(look.pictures)
+    }
+
+
+def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str]) -> str:
+    """One line: what was seen, the nearest layout and what it lacks, and how to say a layout by force."""
+    there = counts_by_ending(listing.files)
+    force = f"--format {'|'.join(names())}"
+    if not listing.files:
+        return f"{listing.root}: holds no files; accepted: labelled pictures"
+    if looks:
+        name, look = max(looks.items(), key=lambda item: (len(item[1].pictures), len(item[1].labels)))
+        return (
+            f"{listing.root}: holds {there}; nearest layout: {name} ({look.summary}), but {look.lacks}; "
+            f"another can be said by {force}"
         )
-    if len(found) > 1:
-        raise DataError(f"{root}: may be {' or '.join(found)}; accepted: one of them as --format")
-    return found[0]
-
-
-def objects_table(
-    rows: Sequence[tuple[str, str | None, Boxes]], ignored: Mapping[str, int], relative: bool = False
-) -> pa.Table:
-    """Table of (path, split, objects) with its metadata, sorted by path; ``relative``: boxes in shares."""
-    objects = [
-        {"bbox": [box for _, box in boxes], "category": [name for name, _ in boxes]} for *_, boxes in rows
-    ]
-    table = pa.table(
-        {
-            "path": pa.array([path for path, *_ in rows], pa.string()),
-            "split": pa.array([split for _, split, _ in rows], pa.string()),
-            schema.OBJECTS: pa.array(objects, OBJECTS_TYPE),
-        }
+    labels = f" for {', '.join(sorted(columns))}" if columns else ""
+    return (
+        f"{listing.root}: holds {there}, no layout of labelled pictures{labels} found; accepted: label "
+        f"files or class folders, see README; a layout can be said by {force}"
     )
-    told = {"ignored": json.dumps({k: n for k, n in ignored.items() if n}, sort_keys=True)}
-    order = pc.sort_indices(table["path"])
-    return table.take(order).replace_schema_metadata(told | ({"relative_boxes": "1"} if relative else {}))
-
-
-def split_in(name: str) -> str | None:
-    """The split that a file's or folder's name speaks of (instances_train2017, valid), if any."""
-    words = re.findall("[a-z]+", name.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
-
-
-def walk(fs: pafs.FileSystem, root: str) -> list[str]:
-    """Files below ``root``, relative to it and sorted; hidden ones are passed over."""
-    try:
-        found = fs.get_file_info(pafs.FileSelector(root, recursive=True))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    start = len(root.rstrip("/")) + 1
-    paths = [info.path[start:].strip("/") for info in found if info.type == pafs.FileType.File]
-    return sorted(p for p in paths if not any(x.startswith(".") or x == "__MACOSX" for x in p.split("/")))
-
-
-def read_all(fs: pafs.FileSystem, paths: Sequence[str]) -> Iterator[bytes]:
-    """The contents of many small files, in order; object storage is all waiting."""
-
-    def one(path: str) -> bytes:
-        with fs.open_input_stream(path) as stream:
-            return bytes(stream.read())
-
-    with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(one, paths)
-
-
-def text_of(where: str, data: bytes) -> str:
-    """A small file's text, without a byte order mark. Raises DataError where it is not UTF-8."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{where} line {line}: no text in UTF-8; accepted: UTF-8") from None
-
-
-def is_picture(path: str) -> bool:
-    return posixpath.splitext(path)[1].lower() in EXTENSIONS

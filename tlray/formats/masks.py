@@ -1,88 +1,444 @@
-"""Pictures and masks of class ids: ``[<split>/]images/*`` beside ``[<split>/]masks/*.png``, or the other
-way round (``images/<split>``), matched by stem. ``classes.txt`` (one name a line) names the ids."""
+"""Pictures and masks of the same name: a class for every pixel.
+
+    images/a.jpg + masks/a.png             any of their names in any case, splits above or below
+    train/a.jpg + trainannot/a.png         a folder's name and the same with a word for masks
+    a.jpg + a_mask.png                     _gt, _label, _seg, _L ..., mask_a; in one folder or two
+    JPEGImages/ + SegmentationClass/       with ImageSets/Segmentation/train.txt (Pascal VOC, CVAT)
+    leftImg8bit/ + gtFine/*_labelIds.png   Cityscapes
+    id/images/a.png + id/masks/*.png       one mask an object, several for a picture
+
+Which class a value or a colour is may stand in a table (`tlray.formats.mask_names`); what the values mean
+is decided from all masks when they are read (`tlray.mask_code`).
+"""
 
 from __future__ import annotations
 
-import json
-import posixpath
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import pyarrow as pa
-from pyarrow import fs as pafs
+from tlray import masks, schema
+from tlray.errors import DataError, PictureError, StorageError
+from tlray.findings import finding
+from tlray.formats import evidence, mask_names
+from tlray.formats.base import Index, Look, table
+from tlray.formats.listing import Listing, lines_of, stem
+from tlray.schema import SPLITS
 
-from tlray.errors import DataError, PictureError
-from tlray.formats import SPLITS, is_picture, read_all, text_of, walk
-from tlray.image import decode_mask
+GIVES: tuple[str, ...] = (schema.MASK,)
 
-_MASKS = ("masks", "annotations", "labels", "segmentations")
-_SAMPLE = 4  # masks that are opened to know the layout
-Key = tuple[str | None, str]  # split, stem
+_MASK_WORDS = frozenset((
+    "mask", "masks", "msk", "msks", "label", "labels", "labeled", "labelled", "lbl", "lbls",
+    "annotation", "annotations", "annot", "annots", "ann", "anns", "anno", "annos", "gt", "gts",
+    "groundtruth", "segmentation", "segmentations", "seg", "segs", "segm", "semantic", "trimap",
+    "trimaps", "target", "targets", "matte", "mattes", "labelids", "labeltrainids", "manual",
+))  # fmt: skip
+_IMAGE_WORDS = frozenset((
+    "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos", "input",
+    "inputs", "original", "originals", "frame", "frames", "rgb", "raw", "jpegimages",
+))  # fmt: skip
+# Words that say nothing of which pictures a folder holds.
+_FILLERS = frozenset((
+    "png", "jpg", "jpeg", "tif", "tiff", "bmp", "class", "raw", "aug", "binary", "bin", "fine",
+    "coarse", "files", "all", "ground", "truth", "left", "bit", "8", "full", "stills", "approved", "my",
+    "project", "name", "fold", "data", "dataset", "output", "outputs", "out",
+))  # fmt: skip
+_OBJECTS = frozenset(("segmentationobject", "instances", "instance_masks", "panoptic"))  # not a class a pixel
+_AFFIX = (
+    "masks?|msk|gt|ground_?truth|label(?:train)?ids|labels?|lbl|segmentations?|segm?|annotations?|annot|trimap|"
+    "matte|manual"
+)
+_SUFFIX = re.compile(
+    rf"(?:[_\-. ]+(?:gtfine|gtcoarse|bin|binary))?[_\-. ]+(?:{_AFFIX}|l)(?P<number>[_\-. ]*\d{{0,3}})$"
+)
+_PREFIX = re.compile(rf"^(?:{_AFFIX})(?:[_\-. ]+|(?=\d))")
+_PICTURE_SUFFIX = re.compile(r"[_\-. ]+(?:image|img|im|rgb|sat|orig|original|raw|leftimg8bit|0000)$")
+_PICTURE_PREFIX = re.compile(r"^(?:images?|img|im|pic|picture|photo|frame)(?:[_\-. ]+|(?=\d))")
+_OTHER_VIEWS = re.compile(r"(?:colou?rs?|instanceids?|instances?|overlay|vis|viz|polygons?)$")
+_TRAIN_IDS = re.compile(r"labeltrainids$")
+_SAMPLE = 4  # masks that are opened to know them from photographs
+_FEW_COLOURS = 64  # values of a mask; a photograph has more
+_SURE = 0.5  # of the masks must have a picture: one name in three is chance
+_SHOWN_ROUTES = 20  # folders up to which pairs of folders are compared by their pictures' headers
+
+Key = tuple[str, tuple[str, ...], str]  # split ("" = none), what is left of the folders, stem
 
 
-def fits(fs: pafs.FileSystem, root: str) -> int:
-    """3 (surer than class folders and tables) where most masks have a picture of the same stem and those
-    that are looked at hold ids, no colours."""
-    pictures, masks = _pairs(walk(fs, root))
-    both = sorted(pictures.keys() & masks.keys(), key=lambda key: masks[key])
-    if not both or 2 * len(both) < len(masks):
-        return 0
-    some = [masks[key][0] for key in both[:: max(1, len(both) // _SAMPLE)][:_SAMPLE]]
-    return 3 * any(map(_is_mask, read_all(fs, [posixpath.join(root, path) for path in some])))
+@dataclass
+class _File:
+    """A picture file: where it stands in the layout, apart from words for masks, pictures and splits."""
+
+    path: str
+    role: str  # mask, picture, other (a view of masks that is not read), "" = not said by its folder
+    split: str
+    rest: tuple[str, ...]
+    name: str  # stem in lower case
+
+    @property
+    def key(self) -> Key:
+        return self.split, self.rest, self.name
 
 
-def index(fs: pafs.FileSystem, root: str) -> pa.Table:
-    """Table of (path, split, mask), sorted by path; what has no partner is counted as ignored.
+@dataclass
+class _Pairs:
+    masks_of: dict[str, list[str]] = field(default_factory=dict)  # picture -> its masks
+    split_of: dict[str, str] = field(default_factory=dict)
+    pictures_alone: list[str] = field(default_factory=list)
+    masks_alone: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    objects: bool = False
+    by_words: bool = False  # folders are called by a word for masks
+    doubts: list[str] = field(default_factory=list)  # which of two files is meant
 
-    Raises DataError where no picture has a mask, two files have one stem, or classes.txt is no text.
-    """
-    files = walk(fs, root)
-    pictures, masks = _pairs(files)
-    for paths in (*pictures.values(), *masks.values()):
-        if len(paths) > 1:
-            raise DataError(f"{root}: {paths[0]} and {paths[1]}: one stem; accepted: one file of each")
-    both = sorted(pictures.keys() & masks.keys(), key=lambda key: pictures[key])
-    if not both:
-        raise DataError(f"{root}: no picture has a mask; accepted: images/a.jpg beside masks/a.png")
-    table = pa.table(
+
+def look(listing: Listing) -> Look | None:
+    """Pictures that have a mask; a few masks are opened to tell them from photographs."""
+    if listing.named and listing.named not in mask_names.tables(listing):
+        return None
+    pairs = _pairs(listing)
+    num_masks = sum(map(len, pairs.masks_of.values())) + len(pairs.masks_alone)
+    if not num_masks or not (pairs.masks_of or (pairs.by_words and pairs.pictures_alone)):
+        return None
+    used = [path for paths in pairs.masks_of.values() for path in paths]
+    files = [*used, *pairs.masks_alone, *mask_names.tables(listing), *_lists(listing)]
+    summary = f"{len(pairs.masks_of)} pictures with masks"
+    lacks = ""
+    if len(used) < _SURE * num_masks:
+        lacks = (
+            f"only {len(used)} of {num_masks} masks have a picture of the same name, as images/a.jpg beside "
+            "masks/a.png or masks/a_mask.png"
+        )
+    elif not _are_masks(listing, used):
+        lacks = f"its masks, as {used[0]}, look like photographs or cannot be read"
+    if lacks and not pairs.by_words:
+        return None
+    return Look(summary, list(pairs.masks_of), files, lacks)
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, mask). Raises DataError where no picture has a mask, or one has two."""
+    pairs = _pairs(listing)
+    if pairs.doubts:
+        raise DataError(f"{listing.root}: {pairs.doubts[0]}")
+    if not pairs.masks_of:
+        raise DataError(
+            f"{listing.root}: no picture has a mask; accepted: images/a.jpg beside masks/a.png, or a.jpg "
+            "beside a_mask.png"
+        )
+    splits, unlisted = _splits(listing, pairs)
+    rows: list[dict[str, Any]] = [
         {
-            "path": pa.array([pictures[k][0] for k in both], pa.string()),
-            "split": pa.array([k[0] for k in both], pa.string()),
-            "mask": pa.array([masks[k][0] for k in both], pa.string()),
+            "path": path,
+            "split": splits.get(path) or None,
+            schema.MASK: {"paths": sorted(paths), "shapes": None},
         }
-    )
-    alone = {
-        "picture without mask": len(pictures) - len(both),
-        "mask without picture": len(masks) - len(both),
-    }
-    told = {"ignored": json.dumps({kind: n for kind, n in alone.items() if n})}
-    if "classes.txt" in files:
-        listing = posixpath.join(root, "classes.txt")
-        lines = text_of(listing, next(read_all(fs, [listing]))).splitlines()
-        told["names"] = json.dumps({"mask": [line.strip() for line in lines if line.strip()]})
-    return table.replace_schema_metadata(told)
+        for path, paths in pairs.masks_of.items()
+        if path not in unlisted
+    ]
+    named = mask_names.read(listing, mask_names.tables(listing))
+    code = named.code if named is not None else None
+    if pairs.objects:
+        code = replace(code or masks.AS_STORED, objects=True)
+    ignored = {"other view of masks": len(pairs.others)} if pairs.others else {}
+    return Index(
+        table(rows, schema.MASK),
+        names={schema.MASK: named.names} if named is not None else {},
+        mask_code=code,
+        ignored=ignored,
+        findings=[
+            *finding("warning", "picture_without_mask", sorted(pairs.pictures_alone),
+                     "{n} pictures without mask (left out)"),
+            *finding("warning", "mask_without_picture", sorted(pairs.masks_alone),
+                     "{n} masks without picture (left out)"),
+            *finding("warning", "picture_in_no_list", sorted(unlisted),
+                     "{n} pictures with masks are in no list of a split (left out)"),
+        ],
+    )  # fmt: skip
 
 
-def _pairs(files: list[str]) -> tuple[dict[Key, list[str]], dict[Key, list[str]]]:
-    """Paths of pictures and of masks, by (split, stem)."""
-    pictures: dict[Key, list[str]] = {}
-    masks: dict[Key, list[str]] = {}
-    for path in files:
-        stem, ending = posixpath.splitext(path)
-        *folders, name = stem.split("/")
-        splits = [SPLITS[f.lower()] for f in folders if f.lower() in SPLITS]
-        kinds = [f.lower() for f in folders if f.lower() not in SPLITS]
-        if len(splits) > 1 or len(kinds) != 1:
+def _are_masks(listing: Listing, paths: Sequence[str]) -> bool:
+    """Whether any of a few masks has few values, as photographs have not."""
+    ordered = sorted(paths)
+    for path in ordered[:: max(1, len(ordered) // _SAMPLE)][:_SAMPLE]:
+        try:
+            one = masks.seen([listing.read(path)], None, masks.AS_STORED, (0, 0))
+        except (PictureError, StorageError):
             continue
-        key = (splits[0] if splits else None, name)
-        if kinds[0] == "images" and is_picture(path):
-            pictures.setdefault(key, []).append(path)
-        elif kinds[0] in _MASKS and ending.lower() == ".png":
-            masks.setdefault(key, []).append(path)
-    return pictures, masks
+        counts = sorted(one["mask_counts"], reverse=True)
+        # A JPEG of a mask has many values, but nearly all pixels have one of a few.
+        main = sum(counts[:16]) >= 0.8 * one["mask_width"] * one["mask_height"]
+        if one["mask_form"] == "palette" or one["mask_distinct"] <= _FEW_COLOURS or main:
+            return True
+    return False
 
 
-def _is_mask(data: bytes) -> bool:
-    try:
-        decode_mask(data)
-    except PictureError:
-        return False
-    return True
+# ---- pairs
+
+
+@functools.lru_cache(maxsize=2)
+def _pairs(listing: Listing) -> _Pairs:
+    """Pictures and their masks: by names, else by folders whose pictures look like masks of another's."""
+    pairs = _matched(_placed(listing, frozenset(), frozenset()))
+    if pairs.masks_of:
+        return pairs
+    beside = _same_stem(listing)
+    if beside.masks_of:
+        return beside
+    if len({path.rpartition("/")[0] for path in listing.pictures}) <= _SHOWN_ROUTES:
+        folders = evidence.parallel_folders(listing)
+        if folders is not None:
+            differ = [
+                (a, b) for a, b in zip(*(f.lower().split("/") for f in folders), strict=False) if a != b
+            ]
+            words = [frozenset(side) for side in zip(*differ, strict=True)] if differ else []
+            if words:
+                return _matched(_placed(listing, words[0], words[1]))
+    return pairs
+
+
+def _same_stem(listing: Listing) -> _Pairs:
+    """a.jpg and its mask a.png in one folder."""
+    pairs = _Pairs()
+    for paths in listing.by_stem.values():
+        photos = [path for path in paths if path.lower().endswith((".jpg", ".jpeg"))]
+        flat = [path for path in paths if path.lower().endswith(".png")]
+        if len(paths) == 2 and len(photos) == len(flat) == 1:
+            pairs.masks_of[photos[0]] = flat
+            pairs.split_of[photos[0]] = SPLITS.get(next(iter(_split_words(photos[0])), ""), "")
+    if len(pairs.masks_of) < 0.9 * len(listing.by_stem):
+        return _Pairs()
+    return pairs
+
+
+def _split_words(path: str) -> list[str]:
+    return [part.lower() for part in path.split("/")[:-1] if part.lower() in SPLITS]
+
+
+def _placed(listing: Listing, image_words: frozenset[str], mask_words: frozenset[str]) -> list[_File]:
+    names = frozenset(part.lower() for folder in listing.folders for part in folder.split("/"))
+    folder = functools.cache(lambda path: _folders(path, names, image_words, mask_words))
+    files = []
+    for path in listing.pictures:
+        above, _, name = path.rpartition("/")
+        role, split, rest = folder(above)
+        files.append(_File(path, role, split, rest, stem(name).lower()))
+    return files
+
+
+def _folders(
+    path: str, names: frozenset[str], image_words: frozenset[str], mask_words: frozenset[str]
+) -> tuple[str, str, tuple[str, ...]]:
+    """(role, split, what is left) of the folders above a file."""
+    role, split, rest = "", "", []
+    for part in path.split("/") if path else []:
+        if part.lower() in mask_words or part.lower() in image_words:
+            role = "mask" if part.lower() in mask_words else "picture"
+            continue
+        words, here = _words(part, names)
+        role = here or role
+        left = []
+        for word in words:
+            if word in SPLITS:
+                split = SPLITS[word]
+            elif word in ("tr", "ts") and here:  # imagesTr, labelsTs
+                split = "train" if word == "tr" else "test"
+            else:
+                left.append(word)
+        if left:
+            rest.append("_".join(left))
+    return role, split, tuple(rest)
+
+
+def _words(name: str, names: frozenset[str]) -> tuple[list[str], str]:
+    """A folder's name in words, those for masks and pictures taken out, and the role that those say."""
+    lower = name.lower()
+    if lower in _OBJECTS:
+        return [], "other"
+    if lower in SPLITS:
+        return [lower], ""
+    # trainannot, defaultannot beside default
+    joined = re.fullmatch(
+        rf"(.+?)({'|'.join(sorted(_MASK_WORDS | _IMAGE_WORDS, key=len, reverse=True))})", lower
+    )
+    if joined and (joined[1] in SPLITS or joined[1] in names) and joined[1].isalnum():
+        return [joined[1]], "mask" if joined[2] in _MASK_WORDS else "picture"
+    words = [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+", name)]
+    if {"ground", "truth"} <= set(words):
+        words.append("groundtruth")
+    role = "mask" if _MASK_WORDS & set(words) else "picture" if _IMAGE_WORDS & set(words) else ""
+    if not role:
+        return [lower], ""
+    return [w for w in words if w not in _MASK_WORDS | _IMAGE_WORDS | _FILLERS | {"jpeg", "jpg"}], role
+
+
+def _matched(files: Sequence[_File]) -> _Pairs:
+    """Masks to pictures: the same folders and stem, then affixes taken off, then the stem alone."""
+    by_role: dict[str, list[_File]] = defaultdict(list)
+    for file in files:
+        by_role[file.role].append(file)
+    pairs = _Pairs(by_words=bool(by_role["mask"]))
+    marked = by_role["mask"]
+    # Beside pictures, in a folder of pictures or of no role: a mask by its affix, if it has a picture.
+    plain = [*by_role["picture"], *by_role[""]]
+    stems = {file.key for file in plain} | {(f.split, f.rest, _picture_core(f.name)) for f in plain}
+    affixed = [
+        file for file in plain
+        if any((file.split, file.rest, core) in stems for core in _cores(file.name))
+    ]  # fmt: skip
+    if affixed and not marked:
+        marked, gone = affixed, {file.path for file in affixed}
+        plain = [file for file in plain if file.path not in gone]
+    for view in [*by_role["other"], *(file for file in marked if _OTHER_VIEWS.search(file.name))]:
+        pairs.others.append(view.path)
+    other = set(pairs.others)
+    marked = [file for file in marked if file.path not in other]
+    found = _Finder(plain)
+    single: dict[str, list[_File]] = defaultdict(list)
+    several: dict[str, list[str]] = defaultdict(list)
+    for mask in marked:
+        picture, is_part = found.picture(mask)
+        if picture is None:
+            pairs.masks_alone.append(mask.path)
+            continue
+        if is_part:
+            several[picture.path].append(mask.path)
+        else:
+            single[picture.path].append(mask)
+        pairs.split_of[picture.path] = picture.split or mask.split
+    pairs.doubts += found.doubts
+    for path, there in single.items():
+        pairs.masks_of[path] = [_one(there).path]
+        doubt = [mask.path for mask in there if not _TRAIN_IDS.search(mask.name)]
+        if len(doubt) > 1:
+            pairs.doubts.append(f"{' and '.join(sorted(doubt)[:2])}: masks of one picture; accepted: one")
+        pairs.others += [mask.path for mask in there if mask.path != pairs.masks_of[path][0]]
+    # BUSI keeps a_mask.png and a_mask_1.png: as soon as one picture has several, all are of objects.
+    for path, parts in several.items():
+        pairs.masks_of.setdefault(path, []).extend(parts)
+    pairs.objects = any(len(paths) > 1 for paths in pairs.masks_of.values())
+    with_mask = pairs.masks_of.keys()
+    pairs.pictures_alone = [file.path for file in plain if file.path not in with_mask]
+    return pairs
+
+
+def _one(there: Sequence[_File]) -> _File:
+    """Of several masks of one picture the one that is meant; the first where that cannot be known."""
+    if len(there) == 1:
+        return there[0]
+    ids = [mask for mask in there if not _TRAIN_IDS.search(mask.name)]  # Cityscapes: all ids before a choice
+    if len(ids) == 1:
+        return ids[0]
+    return min(there, key=lambda mask: mask.path)
+
+
+def _cores(name: str) -> list[str]:
+    """A mask's stem without what says that it is a mask."""
+    found = [_SUFFIX.sub("", name), _PREFIX.sub("", name)]
+    return [core for core in found if core and core != name]
+
+
+def _picture_core(name: str) -> str:
+    return _PICTURE_PREFIX.sub("", _PICTURE_SUFFIX.sub("", name)) or name
+
+
+class _Finder:
+    """The picture that a mask is of."""
+
+    def __init__(self, pictures: Sequence[_File]) -> None:
+        self.doubts: list[str] = []
+        self.exact: dict[Key, list[_File]] = defaultdict(list)
+        self.core: dict[Key, list[_File]] = defaultdict(list)
+        self.by_name: dict[str, list[_File]] = defaultdict(list)
+        self.by_folder: dict[tuple[str, tuple[str, ...]], list[_File]] = defaultdict(list)
+        for file in pictures:
+            self.exact[file.key].append(file)
+            self.core[file.split, file.rest, _picture_core(file.name)].append(file)
+            self.by_name[file.name].append(file)
+            self.by_folder[file.split, file.rest].append(file)
+
+    def picture(self, mask: _File) -> tuple[_File | None, bool]:
+        """The picture of a mask, and whether the mask is one of its objects."""
+        cores = [mask.name, *_cores(mask.name)]
+        numbered = re.compile(r".*(?<![a-z0-9])(?:masks?|segm?|label|gt)[_\-. ]*\d{1,3}$")
+        for known in (self.exact, self.core):
+            for core in cores:
+                there = known.get((mask.split, mask.rest, core), [])
+                if there:
+                    is_part = core != mask.name and bool(numbered.fullmatch(mask.name))
+                    return self._only(there), is_part
+        # masks/a/*.png beside images/a.png
+        if mask.rest and (there := self.exact.get((mask.split, mask.rest[:-1], mask.rest[-1]), [])):
+            return self._only(there), True
+        there = self.by_folder.get((mask.split, mask.rest), [])
+        if len(there) == 1 and mask.rest:  # id/images/a.png + id/masks/*.png
+            return there[0], True
+        for core in cores:  # folders that have other names, or splits on one side only
+            there = [
+                file for file in self.by_name.get(core, [])
+                if not (file.split and mask.split and file.split != mask.split)
+            ]  # fmt: skip
+            if len(there) == 1:
+                return there[0], False
+        return None, False
+
+    def _only(self, there: Sequence[_File]) -> _File:
+        if len(there) > 1:
+            one, other = sorted(file.path for file in there)[:2]
+            self.doubts.append(f"{one} and {other}: one stem; accepted: one file of each")
+        return there[0]
+
+
+# ---- splits
+
+
+def _lists(listing: Listing) -> list[str]:
+    """Text files that are called by a split; those of segmentation alone where there are such."""
+    files = [
+        path for path in listing.labels(".txt")
+        if stem(path.rpartition("/")[2]).lower() in (*SPLITS, "trainval")
+    ]  # fmt: skip
+    own = [path for path in files if "segmentation/" in path.lower()]
+    return own or [path for path in files if "imagesets/" not in path.lower()] or files
+
+
+def _splits(listing: Listing, pairs: _Pairs) -> tuple[dict[str, str], set[str]]:
+    """Picture -> split by folders, else by lists; and the pictures that are in none of the lists."""
+    given = {path: split for path, split in pairs.split_of.items() if split and path in pairs.masks_of}
+    files = {stem(path.rpartition("/")[2]).lower(): path for path in _lists(listing)}
+    if given or not files:
+        return given, set()
+    if "train" in files:
+        files.pop("trainval", None)
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for path in pairs.masks_of:
+        by_name[stem(path.rpartition("/")[2]).lower()].append(path)
+    found: dict[str, str] = {}
+    for name, file in files.items():
+        split = SPLITS.get(name, "train")
+        for number, line in enumerate(lines_of(listing.text(file)), 1):
+            path = _picture_in(line, by_name)
+            if not path:
+                continue
+            if found.setdefault(path, split) != split:
+                raise DataError(
+                    f"{listing.where(file)} line {number}: {path} is in the list of {found[path]}, "
+                    "too; accepted: one"
+                )
+    if not found:
+        return {}, set()
+    return found, set(pairs.masks_of) - found.keys()
+
+
+def _picture_in(line: str, by_name: dict[str, list[str]]) -> str:
+    """The picture that a line of a list names, alone or before its mask, as a path or a stem; "" = none."""
+    for text in (line.strip(), line.split(" ")[0], line.split("\t")[0]):
+        parts = text.strip("\"' ").replace("\\", "/").lower().split("/")
+        there = by_name.get(parts[-1], []) or by_name.get(stem(parts[-1]), [])
+        # Of pictures of one name the one whose folders are in the line, too.
+        near = [path for path in there if stem("/".join(parts)).endswith(stem(path).lower())]
+        if len(near or there) == 1:
+            return (near or there)[0]
+    return ""

@@ -22,10 +22,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray import formats, preflight, schema, storage
+from tlray import mask_code, masks, preflight, schema, storage
 from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
-from tlray.ingest import plan, shards
+from tlray.findings import Finding
+from tlray.formats.base import STATED
+from tlray.ingest import plan, preview, shards
+from tlray.ingest.survey import survey
+
+PREVIEW = "preview.html"  # in the data set's folder
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages "list", "inspect", "write"."""
@@ -87,14 +92,20 @@ def ingest(
         seconds[stage] = round(time.monotonic() - started, 2)
         started = time.monotonic()
 
-    found = _index(source, format, task)
-    index, root, kinds = found.table, found.root, found.task.columns
+    found = survey(source, format, task)
+    index, root, kinds = found.table, found.root, found.kinds
     tell("list", index.num_rows, index.num_rows)
     lap("list")
-    seen = _inspect(root, index, tell)
-    if found.relative_boxes:
+    seen = _inspect(root, index, found.index.mask_code, tell)
+    if found.index.relative:
         seen = plan.absolute_boxes(seen)
-    seen, remarks = found.task.preflight(seen, found.names)
+    given_names, remarks, code = dict(found.index.names), list(found.findings), masks.AS_STORED
+    if schema.MASK in kinds:
+        decided = mask_code.decide(source, seen, given_names.get(schema.MASK), found.index.mask_code)
+        seen, code, given_names[schema.MASK] = decided.rows, decided.code, decided.names
+        remarks += decided.findings
+    seen, of_task = found.task.preflight(seen, given_names)
+    remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:20]) for r in of_task]
     lap("inspect")
     good, bad = plan.part(source, seen, max_bad_share)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
@@ -103,24 +114,30 @@ def ingest(
     good, bad, kept = plan.known_classes(good, bad, kinds)
     exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
     report = preflight.examine(
-        source, good, bad, exact, near, found.ignored, plan.classes(good, kinds),
-        [preflight.Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:20]) for r in remarks],
+        source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), remarks,
         open_set="identity" in kinds.values(),
     )  # fmt: skip
     _fatal(report, strict, target)
-    names = plan.label_names(good, kinds, found.names)
+    names = plan.label_names(good, kinds, given_names)
     columns = {name: (schema.TYPES[kind], schema.feature(kind, names[name])) for name, kind in kinds.items()}
     lap("check")
 
     planned = plan.shards(plan.encoded(good, kinds, names), seed)
     with _staged(target) as stage:
-        files = _write(root, stage, planned, columns, max_side, tell)
+        files = _write(root, stage, planned, columns, max_side, code, tell)
         written = {
             split: sum(s["num_rows"] for s in planned if s["split"] == split) for split in report.counts
         }
         fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         storage.write_json(storage.join(stage, "preflight.json"), report.to_dict())
         storage.write_bytes(storage.join(stage, "preflight.txt"), report.to_text().encode())
+        first = {shard["split"]: storage.join(stage, shard["name"]) for shard in reversed(planned)}
+        about = f"Layout: {found.format} ({found.look.summary}); task: {found.task.name}"
+        page = preview.render(
+            {split: first[split] for split in report.taken if split in first},
+            found.task, kinds, names, report, about,
+        )  # fmt: skip
+        storage.write_bytes(storage.join(stage, PREVIEW), page)
         manifest = {
             "format": 1,
             "task": found.task.name,
@@ -148,8 +165,6 @@ def _check(
         raise ConfigError(
             f"validation + test = {validation + test:g}: accepted: less than 1, the rest is train"
         )
-    if not storage.exists(source):
-        raise DataError(f"{source}: not found; accepted: a folder or table of labelled pictures")
     here, there = (storage.open_fs(uri)[1].rstrip("/") for uri in (source, target))
     if storage.is_local(source) == storage.is_local(target) and f"{there}/".startswith(f"{here}/"):
         raise DataError(f"{target}: lies in the source {source}; accepted: a place outside it")
@@ -163,62 +178,22 @@ def _check(
         and not storage.unfinished(target)
     ):
         others = set(storage.listdir(target)) if storage.is_dir(target) else {""}
-        if others - {"preflight.json", "preflight.txt"}:
+        if others - {"preflight.json", "preflight.txt", PREVIEW}:
             raise DataError(
                 f"{target}: is there and no data set; accepted: a new place, or a data set to replace"
             )
 
 
-@dataclass(frozen=True)
-class _Index:
-    """A source as its format sees it: where its pictures are, and the task that its labels are for."""
-
-    table: pa.Table  # path, split, label columns
-    root: str  # URI that paths are relative to
-    task: Any
-    ignored: dict[str, int]  # files passed over, by kind
-    names: dict[str, list[str]]  # class names by column, where the layout numbers its classes itself
-    relative_boxes: bool  # in shares of the picture's sides
-
-
-def _index(source: str, format: str, task: str) -> _Index:
-    from tlray import tasks  # here, because Ray's workers import this file and need no models
-
-    fs, path = storage.open_fs(source)
-    with storage.faults(source):
-        name = formats.find(fs, path) if format == "auto" else format
-        index = formats.load(name).index(fs, path)
-    fitting = tasks.for_columns(index.column_names)
-    if task == "auto" and not fitting:
-        raise DataError(f"{source}: format {name} gives {', '.join(index.column_names)}: labels of no task")
-    chosen = tasks.load({"name": fitting[0] if task == "auto" else task}, "--task")
-    if chosen.name not in fitting:
-        raise DataError(
-            f"{source}: format {name} gives no labels for --task {task}; "
-            f"accepted: {', '.join(fitting) or 'another format'}"
-        )
-    root = storage.absolute(source)  # workers have working directories of their own
-    told = index.schema.metadata or {}
-    return _Index(
-        index.select(["path", "split", *chosen.columns]).replace_schema_metadata(None),
-        root if storage.is_dir(root) else storage.parent(root),
-        chosen,
-        json.loads(told.get(b"ignored", b"{}")),
-        json.loads(told.get(b"names", b"{}")),
-        b"relative_boxes" in told,
-    )
-
-
-def _inspect(root: str, index: pa.Table, tell: Progress) -> pa.Table:
+def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, tell: Progress) -> pa.Table:
     """First pass: index + `preflight.SEEN`, in the index's order."""
     total = index.num_rows
-    read = [name for name in ("path", schema.MASK) if name in index.column_names]
+    read = [name for name in ("path", schema.MASK, *dict(STATED)) if name in index.column_names]
     numbered = index.select(read).append_column("row", pa.array(np.arange(total)))
     size = min(256, max(16, total // 64))
     blocks = [numbered.slice(n, size).combine_chunks() for n in range(0, total, size)]
     parts, done = [], 0
     tell("inspect", 0, total)
-    for part in _map(blocks, _inspect_block, root=root):
+    for part in _map(blocks, _inspect_block, root=root, code=code or masks.AS_STORED):
         parts.append(part)
         done += part.num_rows
         tell("inspect", done, total)
@@ -250,7 +225,7 @@ def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any)
             logging.getLogger(name).setLevel(level)
 
 
-def _inspect_block(block: pa.Table, root: str) -> pa.Table:
+def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table:
     """Rows of (path, row, perhaps mask) -> rows of `preflight.SEEN`, perhaps `MASK_SEEN`, + row."""
     rows = []
     for data in shards.read(root, block["path"].to_pylist()):
@@ -261,9 +236,13 @@ def _inspect_block(block: pa.Table, root: str) -> pa.Table:
     kinds = preflight.SEEN
     if schema.MASK in block.column_names:
         kinds = pa.schema([*kinds, *preflight.MASK_SEEN])
-        masks = shards.read(root, block[schema.MASK].to_pylist())
-        for row, mask in zip(rows, masks, strict=True):
-            row |= preflight.inspect_mask(b"" if isinstance(mask, StorageError) else mask)
+        sizes = shards.canvases(block, [(row["width"], row["height"]) for row in rows])
+        values = block[schema.MASK].to_pylist()
+        for row, value, size, files in zip(rows, values, sizes, shards.mask_files(root, values), strict=True):
+            if isinstance(files, StorageError):
+                row |= {**dict.fromkeys(preflight.MASK_SEEN.names), "mask_reason": str(files)}
+            elif row["kind"] is None:
+                row |= preflight.inspect_mask(files, value["shapes"], code, size)
     return pa.Table.from_pylist(rows, schema=kinds).append_column("row", block["row"])
 
 
@@ -312,6 +291,7 @@ def _write(
     planned: Sequence[dict[str, Any]],
     columns: dict[str, tuple[pa.DataType, Any]],
     max_side: int | None,
+    code: masks.MaskCode,
     tell: Progress,
 ) -> dict[str, str]:
     """Second pass: write all shards; returns sha256 by file, below the data set."""
@@ -326,7 +306,8 @@ def _write(
     files: dict[str, str] = {}
     done = 0
     tell("write", 0, total)
-    for part in _map(blocks, shards.write_block, root=root, stage=stage, kinds=kinds, max_side=max_side):
+    settings = {"root": root, "stage": stage, "kinds": kinds, "max_side": max_side, "code": code}
+    for part in _map(blocks, shards.write_block, **settings):
         for row in part.to_pylist():
             if row["error"] is not None:
                 raise StorageError(row["error"])

@@ -153,10 +153,6 @@ def label_names(
         if column in given:
             names[column] = list(given[column])
             continue
-        if kind == "mask":  # nobody named the ids: their numbers are their names; 255 means none
-            most = max((v for row in good["mask_values"].to_pylist() for v in row if v < 255), default=-1)
-            names[column] = [str(number) for number in range(most + 1)]
-            continue
         there = classes(good, {column: kind}) or []
         train = {name for row, split in zip(there, splits, strict=True) if split == "train" for name in row}
         rest = {name for row in there for name in row} - train if kind == "identity" else set()
@@ -195,7 +191,7 @@ def absolute_boxes(seen: pa.Table) -> pa.Table:
 
 def shards(good: pa.Table, seed: int) -> list[dict[str, Any]]:
     """What each shard holds, in order: a permutation of each split, cut by rows and bytes."""
-    used = {"num_bytes", "sha256", "width", "height"}
+    used = {"num_bytes", "sha256", "width", "height", "orientation"}
     seen = {*preflight.SEEN.names, *preflight.MASK_SEEN.names} - used
     wanted = [name for name in good.column_names if name not in seen]
     splits = np.array(good["split"].to_pylist(), dtype=object)

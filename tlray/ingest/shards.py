@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import image, schema, storage
-from tlray.errors import StorageError
+from tlray import image, masks, schema, storage
+from tlray.errors import PictureError, StorageError
+from tlray.formats.base import STATED
 from tlray.ingest.plan import GROUP_ROWS
+from tlray.masks import MaskCode
 
 GROUP_BYTES = 256 * 2**20  # encoded pictures in a row group, before any shrinking
 _READERS = 8  # threads that read pictures in one task: object storage is all waiting
@@ -33,14 +35,34 @@ def read(root: str, paths: Sequence[str]) -> Iterator[bytes | StorageError]:
             yield from pool.map(one, paths[start : start + 2 * _READERS])
 
 
-def write_block(block: pa.Table, root: str, stage: str, kinds: pa.Schema, max_side: int | None) -> pa.Table:
+def mask_files(root: str, values: Sequence[Mapping[str, Any]]) -> Iterator[list[bytes] | StorageError]:
+    """The files of each mask (values of `tlray.formats.base.MASK_TYPE`), in order; a fault is handed on."""
+    parts = [mask["paths"] or [] for mask in values]
+    files = read(root, [path for paths in parts for path in paths])
+    for paths in parts:
+        there = [next(files) for _ in paths]
+        faults = [file for file in there if isinstance(file, StorageError)]
+        yield faults[0] if faults else [file for file in there if isinstance(file, bytes)]
+
+
+def canvases(rows: pa.Table, sizes: Sequence[image.Size]) -> list[image.Size]:
+    """Size on which a picture's outlines were drawn: as its label file states it, else the picture's."""
+    if not {name for name, _ in STATED} <= set(rows.column_names):
+        return list(sizes)
+    columns = (rows[name].to_pylist() for name, _ in STATED)
+    return [(w, h) if w and h else size for w, h, size in zip(*columns, sizes, strict=True)]
+
+
+def write_block(
+    block: pa.Table, root: str, stage: str, kinds: pa.Schema, max_side: int | None, code: MaskCode
+) -> pa.Table:
     """Write the shards of a block; a fault is a value here, because Ray would wrap an exception."""
     made = []
     for n, name in enumerate(block["name"].to_pylist()):
         rows = pa.Table.from_struct_array(block["rows"].combine_chunks()[n].values)
         row = {"name": name, "num_rows": rows.num_rows, "sha256": "", "error": None}
         try:
-            row["sha256"] = _write_shard(root, storage.join(stage, name), rows, kinds, max_side)
+            row["sha256"] = _write_shard(root, storage.join(stage, name), rows, kinds, max_side, code)
         except StorageError as error:
             row["error"] = str(error)
         made.append(row)
@@ -63,7 +85,9 @@ class _Hashing(io.RawIOBase):
         return len(data)
 
 
-def _write_shard(root: str, uri: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None) -> str:
+def _write_shard(
+    root: str, uri: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None, code: MaskCode
+) -> str:
     """Write one shard and return its sha256. Raises StorageError, for a changed source too."""
     fs, path = storage.open_fs(uri)
     with storage.faults(uri):
@@ -87,7 +111,7 @@ def _write_shard(root: str, uri: str, rows: pa.Table, kinds: pa.Schema, max_side
             )
             with writer:
                 for start, stop in _groups(rows["num_bytes"].to_pylist()):
-                    group = _pictures(root, rows.slice(start, stop - start), kinds, max_side)
+                    group = _pictures(root, rows.slice(start, stop - start), kinds, max_side, code)
                     writer.write_table(group, row_group_size=stop - start)
     return sink.sha256.hexdigest()
 
@@ -103,7 +127,7 @@ def _groups(num_bytes: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield start, len(num_bytes)
 
 
-def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None) -> pa.Table:
+def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None, code: MaskCode) -> pa.Table:
     """A row group: the pictures read again, shrunk where wanted, beside their columns."""
     encoded, ids, sizes, ratios = [], [], [], []
     told = zip(*(rows[name].to_pylist() for name in ("path", "sha256", "width", "height")), strict=True)
@@ -128,7 +152,7 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None)
     }
     labels = {name: rows[name] for name in kinds.names if name not in common}
     if schema.MASK in labels:
-        labels[schema.MASK] = _masks(root, labels[schema.MASK].to_pylist(), sizes, ratios)
+        labels[schema.MASK] = _masks(root, rows, code, sizes)
     if schema.OBJECTS in labels and set(ratios) != {(1.0, 1.0)}:
         labels[schema.OBJECTS] = pa.array(
             [
@@ -140,15 +164,28 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None)
     return pa.table({name: {**common, **labels}[name] for name in kinds.names}).cast(kinds)
 
 
-def _masks(
-    root: str, paths: list[str], sizes: list[image.Size], ratios: list[tuple[float, float]]
-) -> pa.Array:
-    """The masks beside their pictures, shrunk as those were."""
-    masks = []
-    for data, size, ratio in zip(read(root, paths), sizes, ratios, strict=True):
-        if isinstance(data, StorageError):
-            raise data
-        masks.append(data if ratio == (1.0, 1.0) else image.shrink_mask(data, size))
+def _masks(root: str, rows: pa.Table, code: MaskCode, sizes: Sequence[image.Size]) -> pa.Array:
+    """The masks as PNG of class ids, of their pictures' ``sizes``; bytes unchanged where they are that."""
+    values = rows[schema.MASK].to_pylist()
+    seen = zip(*(rows[name].to_pylist() for name in ("width", "height", "orientation")), strict=True)
+    upright = [((width, height), orientation) for width, height, orientation in seen]
+    canvas = canvases(rows, [size for size, _ in upright])
+    encoded, paths = [], []
+    for n, files in enumerate(mask_files(root, values)):
+        if isinstance(files, StorageError):
+            raise files
+        plain = len(files) == 1 and values[n]["shapes"] is None and code == masks.AS_STORED
+        if plain and masks.is_plain(files[0]) and image.source_size(files[0]) == sizes[n]:
+            encoded.append(files[0])
+        else:
+            try:
+                ids_HW = masks.read(files, values[n]["shapes"], code, canvas[n])
+                ids_HW = masks.fitted(ids_HW, *upright[n])
+            except PictureError as error:
+                path = rows["path"][n]
+                raise StorageError(f"{path}: its mask has changed while it was ingested: {error}") from None
+            encoded.append(image.encode_mask(masks.resized(ids_HW, sizes[n])))
+        paths.append((values[n]["paths"] or [""])[0])
     return pa.StructArray.from_arrays(
-        [pa.array(masks, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
+        [pa.array(encoded, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
     )

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import plots
+from tlray import masks, plots
 from tlray.config import Count, Share, Strict
 from tlray.image import Geometry, Pixels, decode_mask, encode_mask, render_mask
 from tlray.schema import MASK, Kind
@@ -24,7 +24,7 @@ from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
 
-UNKNOWN = 255  # in a mask: no class; in a prediction: outside of what the model was shown
+UNKNOWN = masks.UNKNOWN  # in a mask: no class; in a prediction: outside of what the model was shown
 MOST_LOGITS = 1 << 27  # beyond it classes, not logits, are brought to the source's size
 KEPT_SIDE = 160  # px; of the masks in evaluation.json, which are there to be looked at
 NUM_SHOTS = 12
@@ -53,10 +53,12 @@ class Task(Strict):
     gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
-        """Masks that cannot be read, of another size than their picture or with unknown ids are left out."""
+        """Masks that cannot be read, of another shape than their picture or with unknown ids are left out."""
         known = len(names[MASK]) if MASK in names else UNKNOWN
         kinds, reasons, seen = rows["kind"].to_pylist(), rows["reason"].to_pylist(), set()
-        for i, row in enumerate(rows.select(["width", "height", *_SEEN]).to_pylist()):
+        turns = rows["orientation"].to_pylist() if "orientation" in rows.column_names else [1] * len(kinds)
+        fits: dict[str, list[str]] = {"turn": [], "scale": [], "unclear": []}
+        for i, row in enumerate(rows.select(["path", "width", "height", *_SEEN]).to_pylist()):
             if kinds[i] is not None:
                 continue
             values = row["mask_values"]
@@ -68,23 +70,48 @@ class Task(Strict):
                 continue
             size, theirs = (row["width"], row["height"]), (row["mask_width"], row["mask_height"])
             odd = [v for v in values if v >= known and v not in (UNKNOWN, self.ignore_index)]
-            if size != theirs:
+            how = masks.fits(theirs, size, turns[i])
+            if how is None:
                 kinds[i] = "mask_size"
                 reasons[i] = (
-                    f"{size[0]} x {size[1]} px, its mask {theirs[0]} x {theirs[1]}; accepted: the same"
+                    f"{size[0]} x {size[1]} px, its mask {theirs[0]} x {theirs[1]}; accepted: the same, or "
+                    "another size of the same shape"
                 )
             elif odd:
                 kinds[i], reasons[i] = (
                     "mask_values",
                     f"id {odd[0]} in its mask; accepted: 0 to {known - 1}, 255",
                 )
+            else:
+                text = f"{row['path']} ({size[0]} x {size[1]}, mask {theirs[0]} x {theirs[1]})"
+                for word in how.split():
+                    fits.get(word, []).append(text)
+                if turns[i] > 1 and "turn" not in how and (turns[i] < 5 or theirs[0] == theirs[1]):
+                    fits["unclear"].append(row["path"])
             seen.update(values)
         for column, values in (("kind", kinds), ("reason", reasons)):
             at = rows.column_names.index(column)
             rows = rows.set_column(at, column, pa.array(values, pa.string()))
         never = [name for i, name in enumerate(names.get(MASK, [])) if i not in seen]
-        remark = Remark("warning", "class_nowhere", f"{len(never)} classes are in no mask", never)
-        return rows, [remark] if never else []
+        remarks = [
+            Remark("warning", "class_nowhere", f"{len(never)} classes are in no mask", never),
+            Remark(
+                "warning", "mask_turned",
+                f"{len(fits['turn'])} masks of their picture's size before its EXIF turn (turned with it)",
+                fits["turn"],
+            ),
+            Remark(
+                "warning", "mask_scaled",
+                f"{len(fits['scale'])} masks of another size than their picture (resized, nearest neighbour)",
+                fits["scale"],
+            ),
+            Remark(
+                "warning", "mask_turn_unclear",
+                f"{len(fits['unclear'])} pictures are turned by EXIF and their masks' size does not say "
+                "whether they are, too: taken as drawn on the turned picture", fits["unclear"],
+            ),
+        ]  # fmt: skip
+        return rows, [remark for remark in remarks if remark.examples]
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """Feature pyramid over the backbone, its levels added up (Panoptic FPN, arXiv 1901.02446)."""
@@ -140,26 +167,23 @@ class Task(Strict):
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         """Predicted classes in colours over the picture, borders of the truth in white, a legend."""
         ids_HW = _sized(decode_mask(base64.b64decode(record["prediction"])), picture.size)
-        tint = Image.fromarray(_COLOURS[ids_HW % len(_COLOURS)])
-        seen = Image.fromarray(np.where(ids_HW < len(labels), 140, 0).astype(np.uint8), "L")
-        drawn = Image.composite(tint, picture, seen)
-        pixels = np.asarray(Image.composite(drawn, picture, Image.new("L", picture.size, 255))).copy()
+        drawn = _tinted(picture, ids_HW, len(labels))
         if "truth" in record:
             truth_HW = _sized(decode_mask(base64.b64decode(record["truth"])), picture.size)
             edge = np.zeros(truth_HW.shape, bool)
             edge[1:] |= truth_HW[1:] != truth_HW[:-1]
             edge[:, 1:] |= truth_HW[:, 1:] != truth_HW[:, :-1]
+            pixels = np.asarray(drawn).copy()
             pixels[edge] = 255
-        drawn = Image.fromarray(pixels)
-        pen, y = ImageDraw.Draw(drawn), 2
-        font = ImageFont.load_default(max(9, max(picture.size) / 40))
-        for name in sorted(record["shares"], key=lambda name: -record["shares"][name])[:8]:
-            ground = _COLOURS[labels.index(name) % len(_COLOURS)]
-            x1, y1 = pen.textbbox((4, y), name, font=font)[2:]
-            pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(ground.tolist()))
-            pen.text((4, y), name, fill="black" if ground @ _LUMA > 110 else "white", font=font)
-            y = int(y1) + 2
-        return drawn
+            drawn = Image.fromarray(pixels)
+        return _legend(drawn, record["shares"], labels)
+
+    def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
+        """Classes in colours over the picture, a legend; pixels of no class as they are."""
+        ids_HW = decode_mask(row[MASK]["bytes"])
+        counts = np.bincount(ids_HW.ravel(), minlength=256)
+        shares = {name: counts[i] / ids_HW.size for i, name in enumerate(labels) if counts[i]}
+        return _legend(_tinted(picture, ids_HW, len(labels)), shares, labels)
 
     def summary(self, prediction: Prediction, top: int) -> str:
         ranked = sorted(prediction["shares"].items(), key=lambda item: -item[1])
@@ -193,6 +217,27 @@ class Task(Strict):
 
 
 _SEEN = ("mask_width", "mask_height", "mask_values")
+
+
+def _tinted(picture: Image.Image, ids_HW: Pixels, num_classes: int) -> Image.Image:
+    """The picture under the colours of its classes; ids beyond the classes leave it as it is."""
+    tint = Image.fromarray(_COLOURS[ids_HW % len(_COLOURS)])
+    seen = Image.fromarray(np.where(ids_HW < num_classes, 140, 0).astype(np.uint8), "L")
+    return Image.composite(tint, picture, seen)
+
+
+def _legend(picture: Image.Image, shares: Mapping[str, float], labels: list[str]) -> Image.Image:
+    """Names of the eight largest classes on their colours, in the top left corner."""
+    drawn = picture.copy()
+    pen, y = ImageDraw.Draw(drawn), 2
+    font = ImageFont.load_default(max(9, max(picture.size) / 40))
+    for name in sorted(shares, key=lambda name: -shares[name])[:8]:
+        ground = _COLOURS[labels.index(name) % len(_COLOURS)]
+        x1, y1 = pen.textbbox((4, y), name, font=font)[2:]
+        pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(ground.tolist()))
+        pen.text((4, y), name, fill="black" if ground @ _LUMA > 110 else "white", font=font)
+        y = int(y1) + 2
+    return drawn
 
 
 class Segmenter(nn.Module):
