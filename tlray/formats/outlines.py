@@ -41,7 +41,8 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float = 0) -> P
     for n in range(_SIDES_OF_ROUND):
         a = 2 * math.pi * n / _SIDES_OF_ROUND
         dx, dy = rx * math.cos(a), ry * math.sin(a)
-        polygon += [cx + dx * math.cos(turn) - dy * math.sin(turn), cy + dx * math.sin(turn) + dy * math.cos(turn)]
+        polygon.append(cx + dx * math.cos(turn) - dy * math.sin(turn))
+        polygon.append(cy + dx * math.sin(turn) + dy * math.cos(turn))
     return polygon
 
 
@@ -79,7 +80,7 @@ def around_runs(size: Sequence[int], counts: str | Sequence[int]) -> Box | None:
     for start, end in zip(ends[::2], ends[1::2], strict=False):
         if end > start:
             xs += [start // height, (end - 1) // height]
-            whole = start // height != (end - 1) // height  # a run over the end of a column touches both edges
+            whole = start // height != (end - 1) // height  # over a column's end: it touches both edges
             ys += [0, height - 1] if whole else [start % height, (end - 1) % height]
     if not xs:
         return None

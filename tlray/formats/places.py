@@ -26,7 +26,7 @@ _SHARE_MISSING = 0.5  # of the pictures, beyond which the layout rather than a p
 _KINDS = {
     "path_backslash": "{n} paths with backslashes were taken for paths with /",
     "path_quoted": "{n} paths are URLs or URL-quoted (the file of that name was taken)",
-    "path_other_case": "{n} paths differ from the file's name in upper and lower case or in the form of letters",
+    "path_other_case": "{n} paths differ from the file's name in case or in the form of letters",
     "path_ending": "{n} paths have another ending than the picture, or none (the same name was taken)",
     "path_elsewhere": "{n} paths are of another place (the one picture of that name was taken)",
 }
@@ -85,9 +85,7 @@ class Places:
 
         return find
 
-    def _best_folder(
-        self, where: str, own: str, names: Sequence[str], split: str | None
-    ) -> tuple[str, bool]:
+    def _best_folder(self, where: str, own: str, names: Sequence[str], split: str | None) -> tuple[str, bool]:
         """The folder that stated paths start from, and whether it holds every picture of the sample."""
         sample = names[:: max(1, len(names) // _SAMPLE)]
         votes: Counter[str] = Counter()
@@ -164,7 +162,9 @@ class Places:
         for path, kind in spelled:
             for folder in folders:
                 joined = below(posixpath.join(folder, path)) or ""
-                same = [p for p in self._by_name.get(key(posixpath.basename(path)), ()) if key(p) == key(joined)]
+                same = [
+                    p for p in self._by_name.get(key(posixpath.basename(path)), ()) if key(p) == key(joined)
+                ]
                 if same:
                     return self._only(written, same, here), kind or "path_other_case"
         for path, kind in reversed(spelled):
@@ -177,7 +177,11 @@ class Places:
                 joined = below(posixpath.join(folder, path)) or ""
                 name = key(posixpath.basename(joined))
                 bare = stem(name) if is_picture(name) else name
-                same = [p for p in self._by_stem.get(bare, ()) if posixpath.dirname(p) == posixpath.dirname(joined)]
+                same = [
+                    p
+                    for p in self._by_stem.get(bare, ())
+                    if posixpath.dirname(p) == posixpath.dirname(joined)
+                ]
                 if same:
                     return self._only(written, same, here), "path_ending"
         return None, ""
@@ -247,6 +251,13 @@ class Places:
         split = folder_split(file)
         return Pair([p for p in no_masks if self._agrees(posixpath.dirname(p), split) != 0], 2)
 
+    def named(self, name: str) -> list[str]:
+        """Pictures of that name, in any case and any folder but those of masks."""
+        same = self._by_name.get(key(name), []) or (
+            [] if is_picture(name) else self._by_stem.get(key(name), [])
+        )
+        return [path for path in same if not _is_of_labels(posixpath.dirname(path))]
+
     def absent(self, path: str, where: str) -> str:
         """Note that the picture of a label file is not there, and give its path back."""
         self._missing.append(where)
@@ -295,4 +306,6 @@ def unlabelled(listing: Listing, labelled: Iterable[str], file: str) -> tuple[li
     masks = [path for path in rest if _is_of_labels(posixpath.dirname(path))]
     without = sorted(set(rest) - set(masks))
     text = f"{{n}} pictures have no {file} (left out; they are not taken for pictures that show no object)"
-    return finding("warning", "no_label_file", without, text), ({"pictures of masks": len(masks)} if masks else {})
+    return finding("warning", "no_label_file", without, text), (
+        {"pictures of masks": len(masks)} if masks else {}
+    )
