@@ -3,8 +3,8 @@ Roboflow's train/_annotations.coco.json.
 
 The split stands in the file's name, else in its folder's, else in the picture's folder. Where there are
 instances_*.json other JSON files are passed over. Boxes of crowds are left out; an object without ``bbox``
-has the box around its ``segmentation``. For masks outlines are painted in the file's order, those of crowds, and
-boxes without an outline, as unknown pixels.
+has the box around its ``segmentation``. For masks outlines are painted in the file's order, those of crowds
+and boxes without an outline as unknown pixels.
 """
 
 from __future__ import annotations
@@ -326,8 +326,8 @@ class _Object:
     crowd: bool
 
 
-def _annotations(where: str, tree: Tree, notes: _Notes) -> dict[int | str | None, list[_Object]]:
-    """Objects by the id of their picture."""
+def _images(where: str, tree: Tree) -> dict[int | str, int]:
+    """Position of each image by its id."""
     images: dict[int | str, int] = {}
     for number, item in enumerate(tree["images"]):
         id_ = _known(item["id"])
@@ -338,10 +338,16 @@ def _annotations(where: str, tree: Tree, notes: _Notes) -> dict[int | str | None
                 f"images[{images[id_]}] ({first!r}), too; accepted: an id of its own for every picture"
             )
         images[id_] = number
+    return images
+
+
+def _annotations(where: str, tree: Tree, notes: _Notes) -> dict[int | str | None, list[_Object]]:
+    """Objects by the id of their picture."""
+    images = _images(where, tree)
     classes = _classes(where, tree)
     by_name: dict[str, list[Any]] = defaultdict(list)
-    for category, name in classes.items():
-        by_name[name].append(category)
+    for id_, name in classes.items():
+        by_name[name].append(id_)
     notes.double_names += [
         f"{where}: {name!r}, ids {_listed(ids)}" for name, ids in by_name.items() if len(ids) > 1
     ]
@@ -371,8 +377,8 @@ def _annotations(where: str, tree: Tree, notes: _Notes) -> dict[int | str | None
     if len(unknown) > _UNKNOWN_IMAGES * len(tree["annotations"]):
         raise DataError(f"{unknown[0]}; accepted: an id that the file holds")
     notes.unknown_images += unknown
-    notes.double_ids += [f"{where}: id = {id_!r}, {n} times" for id_, n in seen_ids.items() if n > 1]
-    notes.never += [f"{where}: {name}" for category, name in classes.items() if category not in used]
+    notes.double_ids += [f"{where}: id = {own!r}, {n} times" for own, n in seen_ids.items() if n > 1]
+    notes.never += [f"{where}: {name}" for id_, name in classes.items() if id_ not in used]
     return by_image
 
 

@@ -117,7 +117,7 @@ def _box(here: str, item: Any) -> tuple[str, list[float]]:
     if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
         raise DataError(f"{here}: label = {label!r}; accepted: the name of a class")
     sides = item.get("coordinates")
-    values = [sides.get(side) if isinstance(sides, dict) else None for side in _SIDES]
+    values: list[Any] = [sides.get(side) if isinstance(sides, dict) else None for side in _SIDES]
     for side, value in zip(_SIDES, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise DataError(f"{here}: coordinates.{side} = {value!r}; accepted: {', '.join(_SIDES)} in px")

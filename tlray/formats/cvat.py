@@ -2,8 +2,8 @@
 
 Pictures lie in ``images`` beside it or anywhere below. The split is the ``subset`` of an image, else its
 folder's name. Boxes are those of ``<box>`` (turned ones: the box around), ``<polygon>``, ``<ellipse>`` and
-``<mask>``; ``<points>``, ``<polyline>``, ``<cuboid>``, ``<skeleton>`` and ``<tag>`` are passed over. Masks are
-painted in the order of ``z_order``, boxes as unknown pixels.
+``<mask>``; points, lines, cuboids, skeletons and tags are passed over. Masks are painted in the order of
+``z_order``, boxes as unknown pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree.ElementTree import Element
+
+import numpy as np
 
 from tlray.errors import DataError, StorageError
 from tlray.findings import finding
@@ -27,6 +29,7 @@ GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _LOOKED_INTO = 24
 _ACCEPTED = "CVAT for images 1.1"
 _TRACKS = "is CVAT for video (tracks); accepted: the same task exported as CVAT for images 1.1"
+_Size = tuple[int | None, int | None]
 _LEFT_OUT = ("points", "polyline", "cuboid", "skeleton", "tag")
 
 
@@ -117,8 +120,9 @@ def index(listing: Listing, column: str) -> Index:
         homes[path] = here
         subset = SPLITS.get((item.get("subset") or "").strip().lower())
         value = _mask(shapes, ids, notes) if column == MASK else _objects(shapes)
+        width, height = _side(item.get("width")), _side(item.get("height"))
         rows.append({"path": path, "split": subset or folder_split(path), column: value,
-                     "stated_width": _side(item.get("width")), "stated_height": _side(item.get("height"))})  # fmt: skip
+                     "stated_width": width, "stated_height": height})  # fmt: skip
     places.check(len(rows))
     used = {shape.label for *_, shapes in images for shape in shapes}
     without, masks = unlabelled(listing, homes, "entry in a CVAT file")
@@ -166,6 +170,7 @@ def _side(text: str | None) -> int | None:
 
 
 def _shapes(here: str, image: Element, known: Sequence[str], notes: _Notes) -> Iterator[_Shape]:
+    size = (_side(image.get("width")), _side(image.get("height")))
     items = [item for item in image if item.tag in _READERS or item.tag in _LEFT_OUT]
     # Stable: what lies higher is painted later.
     for item in sorted(items, key=lambda item: int(item.get("z_order") or 0) if _is_int(item) else 0):
@@ -178,7 +183,7 @@ def _shapes(here: str, image: Element, known: Sequence[str], notes: _Notes) -> I
             raise DataError(f"{at}: no label; accepted: the name of a class")
         if known and label not in known:
             raise DataError(f"{at}: label = {label!r}; accepted: {', '.join(known[:20])}")
-        yield _READERS[item.tag](at, item, label, notes)
+        yield _READERS[item.tag](at, item, label, notes, size)
 
 
 def _is_int(item: Element) -> bool:
@@ -204,18 +209,18 @@ def _rotation(at: str, item: Element, notes: _Notes) -> float:
     return degrees
 
 
-def _box(at: str, item: Element, label: str, notes: _Notes) -> _Shape:
+def _box(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
     x0, y0, x1, y1 = _numbers(at, item, "xtl", "ytl", "xbr", "ybr")
     turned = _rotation(at, item, notes)
     return _Shape(label, outlines.rectangle(x0, y0, x1 - x0, y1 - y0, turned), "box")
 
 
-def _ellipse(at: str, item: Element, label: str, notes: _Notes) -> _Shape:
+def _ellipse(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
     cx, cy, rx, ry = _numbers(at, item, "cx", "cy", "rx", "ry")
     return _Shape(label, outlines.ellipse(cx, cy, rx, ry, _rotation(at, item, notes)), "ellipse")
 
 
-def _polygon(at: str, item: Element, label: str, notes: _Notes) -> _Shape:
+def _polygon(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
     text = item.get("points") or ""
     try:
         points = [[float(value) for value in point.split(",")] for point in text.split(";") if point.strip()]
@@ -227,15 +232,19 @@ def _polygon(at: str, item: Element, label: str, notes: _Notes) -> _Shape:
     return _Shape(label, polygon, "polygon")
 
 
-def _painted(at: str, item: Element, label: str, notes: _Notes) -> _Shape:
+def _painted(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
     left, top, width, height = (int(v) for v in _numbers(at, item, "left", "top", "width", "height"))
     try:
         runs = [int(run) for run in (item.get("rle") or "").split(",")]
     except ValueError:
         runs = []
-    if sum(runs) != width * height:
+    if sum(runs) != width * height or min(runs) < 0:
         raise DataError(f"{at}: rle of {sum(runs)} pixels; accepted: {width} x {height}")
-    rle = {"box": [left, top, width, height], "runs": runs}
+    if size[0] is None or size[1] is None:
+        raise DataError(f"{at}: a mask, but no width and height of the image; accepted: both, in px")
+    # CVAT's runs go along the rows of a part of the picture.
+    part_HW = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+    rle = outlines.runs_of(part_HW, left, top, size[0], size[1])
     return _Shape(label, outlines.rectangle(left, top, width, height), "mask", rle)
 
 
@@ -253,22 +262,6 @@ def _mask(shapes: Sequence[_Shape], ids: Mapping[str, int], notes: _Notes) -> di
         if shape.kind == "box":
             id_ = outlines.UNKNOWN
             notes.boxes.append(shape.label)
-        polygons = [shape.outline] if shape.rle is None else _rows(**shape.rle)
-        if polygons:
-            made.append({"id": id_, "polygons": polygons})
+        outline = {"polygons": [shape.outline]} if shape.rle is None else {"rle": shape.rle}
+        made.append({"id": id_, **outline})
     return outlines.mask(made)
-
-
-def _rows(box: Sequence[int], runs: Sequence[int]) -> list[list[float]]:
-    """CVAT's runs, which go along the rows of a part of the picture, as one flat polygon for each piece."""
-    left, top, width, _ = box
-    polygons, at = [], 0
-    for number, run in enumerate(runs):
-        end = at + run
-        while number % 2 and at < end:
-            row, column = divmod(at, width)
-            stop = min(end, (row + 1) * width)
-            polygons.append(outlines.rectangle(left + column, top + row, stop - at, 1))
-            at = stop
-        at = end
-    return polygons

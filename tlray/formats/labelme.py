@@ -1,15 +1,14 @@
 """LabelMe's JSON (also X-AnyLabeling's): one file for each picture, with ``shapes`` of a label and points.
 
-A picture is found by the name of its JSON, else by ``imagePath``. Splits come from the folders' names. A box is
-the box around a shape, or around the shapes of one ``group_id`` and label; masks are painted in the file's order.
-``imageData`` is passed over. Points and lines have no box. The label __ignore__ is unknown pixels, _background_
-the background.
+A picture is found by the name of its JSON, else by ``imagePath``. Splits come from the folders' names. A box
+is the box around a shape, or around the shapes of one ``group_id`` and label; masks are painted in the file's
+order. ``imageData`` is passed over. Points and lines have no box. The label __ignore__ is unknown pixels,
+_background_ the background.
 """
 
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import math
 import posixpath
@@ -18,8 +17,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from tlray import image
 from tlray.errors import DataError, PictureError, StorageError
@@ -86,7 +83,6 @@ class _File:
 @dataclass
 class _Notes:
     ignored: Counter[str] = field(default_factory=Counter)
-    unsized: list[str] = field(default_factory=list)
 
 
 def index(listing: Listing, column: str) -> Index:
@@ -228,18 +224,6 @@ def _mask(where: str, item: _File, ids: Mapping[str, int]) -> dict[str, Any]:
         width, height = item.size
         if width is None or height is None:
             raise DataError(f"{where}: a mask, but no imageWidth and imageHeight; accepted: both, in px")
-        shapes.append({"id": ids[shape.label], "rle": _runs(shape, width, height)})
+        corner = (round(shape.polygon[0]), round(shape.polygon[1]))
+        shapes.append({"id": ids[shape.label], "rle": outlines.runs_of(shape.mask, *corner, width, height)})
     return outlines.mask(shapes)
-
-
-def _runs(shape: _Shape, width: int, height: int) -> dict[str, Any]:
-    """A painted shape as COCO's run lengths in a picture of that size."""
-    x, y = round(shape.polygon[0]), round(shape.polygon[1])
-    whole_HW = np.zeros((height, width), bool)
-    part_HW = shape.mask[max(0, -y) : height - y, max(0, -x) : width - x]
-    if part_HW.size:
-        top, left = max(0, y), max(0, x)
-        whole_HW[top : top + part_HW.shape[0], left : left + part_HW.shape[1]] = part_HW
-    flat = whole_HW.ravel(order="F")
-    runs = [len(list(run)) for _, run in itertools.groupby(flat.tolist())]
-    return {"size": [height, width], "counts": [0, *runs] if flat[0] else runs}

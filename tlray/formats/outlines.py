@@ -8,6 +8,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tlray.errors import DataError
 
 UNKNOWN = 255  # id of pixels that are of no known class
@@ -85,6 +88,18 @@ def around_runs(size: Sequence[int], counts: str | Sequence[int]) -> Box | None:
     if not xs:
         return None
     return [min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1]
+
+
+def runs_of(part_HW: npt.NDArray[np.bool_], x: int, y: int, width: int, height: int) -> dict[str, Any]:
+    """COCO's RLE of a mask that lies at (x, y) of a picture of that size; what reaches out is cut off."""
+    whole_HW = np.zeros((height, width), bool)
+    part_HW = part_HW[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
+    top, left = max(0, y), max(0, x)
+    whole_HW[top : top + part_HW.shape[0], left : left + part_HW.shape[1]] = part_HW
+    flat = whole_HW.ravel(order="F")
+    bounds = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    runs = np.diff(bounds).tolist()
+    return {"size": [height, width], "counts": [0, *runs] if flat[0] else runs}
 
 
 def numbered(where: str, classes: Iterable[str]) -> tuple[list[str], dict[str, int]]:
