@@ -48,12 +48,13 @@ def pictures_of(
                 continue
             del chosen[other]
         own = posixpath.basename(picture)
-        if name and rank != _ABSENT and name.lower() not in (own.lower(), stem(own).lower()):
-            differ.append(f"{file}: {name}, taken {own}")
+        same = name.lower() in ("", own.lower(), stem(own).lower())
+        if rank == _BY_STATED_NAME or (rank != _ABSENT and not same):
+            differ.append(f"{file}: states {name}, {own} was taken")
         chosen[file], by_picture[picture] = (picture, rank), file
     return {file: picture for file, (picture, _) in chosen.items()}, [
         *finding(
-            "info", "name_differs", differ, f"{{n}} {kind} state another file name than their picture's"
+            "info", "name_differs", differ, f"{{n}} {kind} have another name than they state"
         ),
         *finding("warning", "label_file_double", doubles, f"{{n}} {kind} of a picture that has a nearer one"),
     ]

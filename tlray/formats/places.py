@@ -89,9 +89,11 @@ class Places:
         """The folder that stated paths start from, and whether it holds every picture of the sample."""
         sample = names[:: max(1, len(names) // _SAMPLE)]
         votes: Counter[str] = Counter()
+        starts: list[set[str]] = []  # of each name
         for name in sample:
             spelled = [path for path, _ in self._spellings(name)]
-            votes.update({folder for path in spelled for folder in self._starts(path, (own, ""))})
+            starts.append({folder for path in spelled for folder in self._starts(path, (own, ""))})
+            votes.update(starts[-1])
         if not votes:
             return own, True
         most = max(votes.values())
@@ -101,7 +103,8 @@ class Places:
             return 2 * votes[folder] >= most, not _is_of_labels(folder), agrees, folder == own, votes[folder]
 
         ranked = sorted(votes, key=lambda folder: (rank(folder), folder), reverse=True)
-        if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
+        doubtful = len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1])
+        if doubtful and any(set(ranked[:2]) <= folders for folders in starts):
             one, other = (folder or "the folder itself" for folder in sorted(ranked[:2]))
             raise DataError(
                 f"{where}: pictures of these names lie in {one} and in {other}; accepted: paths with their "

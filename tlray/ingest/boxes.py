@@ -74,7 +74,7 @@ class _Boxes:
         return [f"{self.paths[row]}{self._sizes(row) if text == 'sizes' else ''}" for row in rows]
 
     def _sizes(self, row: int) -> str:
-        (w, h), (sw, sh) = self.size_N2[row], self.stated_N2[row]
+        (w, h), (sw, sh) = self.size_N2[row].tolist(), self.stated_N2[row].tolist()
         return f": {w:.0f} x {h:.0f} px, stated {sw:.0f} x {sh:.0f}"
 
 
@@ -90,7 +90,8 @@ def compare(source: str, seen: pa.Table, relative: bool) -> tuple[pa.Table, list
         return seen, []
     boxes, findings = _boxes(seen), list[Finding]()
     if relative or _in_shares(source, boxes, findings):
-        size_N2 = np.where(np.isfinite(boxes.stated_N2).all(axis=1)[:, None], boxes.stated_N2, boxes.size_N2)
+        known_N = np.asarray(np.isfinite(boxes.stated_N2).all(axis=1))
+        size_N2 = np.where(known_N[:, None], boxes.stated_N2, boxes.size_N2)
         boxes.box_B4 *= np.tile(size_N2[boxes.row_B], 2)
     _right_way(boxes, findings)
     _match_sizes(source, boxes, findings)
@@ -120,7 +121,7 @@ def turned(box_B4: Floats, stored_B2: Floats, orientation_B: Numbers) -> Floats:
         7: (below, right, h, w),
         8: (y, right, h, w),
     }.items():
-        at = orientation_B == number
+        at = np.asarray(orientation_B == number)
         out[at] = np.stack(columns, axis=1)[at]
     return out
 
@@ -190,8 +191,8 @@ def _in_shares(source: str, boxes: _Boxes, findings: list[Finding]) -> bool:
             boxes.paths[boxes.row_B[at]] for at in (np.flatnonzero(small_B)[0], np.flatnonzero(~small_B)[0])
         ]
         raise DataError(
-            f"{source}: {int(small_B.sum())} of {len(small_B)} boxes lie within 0 to 1, as in {rows[0]}, others "
-            f"do not, as in {rows[1]}; accepted: px, or shares of the sides, for all boxes alike"
+            f"{source}: {int(small_B.sum())} of {len(small_B)} boxes lie within 0 to 1, as in {rows[0]}, "
+            f"others do not, as in {rows[1]}; accepted: px, or shares of the sides, for all boxes alike"
         )
     return False
 
@@ -199,7 +200,7 @@ def _in_shares(source: str, boxes: _Boxes, findings: list[Finding]) -> bool:
 def _right_way(boxes: _Boxes, findings: list[Finding]) -> None:
     """Boxes drawn from right to left or upwards get their left upper corner."""
     size_B2 = boxes.box_B4[:, 2:]
-    odd_B = (size_B2 < 0).any(axis=1) & np.isfinite(boxes.box_B4).all(axis=1)
+    odd_B = np.asarray((size_B2 < 0).any(axis=1) & np.isfinite(boxes.box_B4).all(axis=1))
     boxes.box_B4[odd_B, :2] += np.minimum(size_B2[odd_B], 0)
     boxes.box_B4[odd_B, 2:] = np.abs(size_B2[odd_B])
     paths = [boxes.paths[row] for row in boxes.row_B[odd_B][:SHOWN]]
@@ -216,7 +217,7 @@ def _right_way(boxes: _Boxes, findings: list[Finding]) -> None:
 def _match_sizes(source: str, boxes: _Boxes, findings: list[Finding]) -> None:
     """Turn and scale boxes from the size that their label file states to that of the upright picture."""
     size_N2, shown_N = boxes.size_N2, boxes.shown_N
-    known_N = np.isfinite(boxes.stated_N2).all(axis=1)
+    known_N = np.asarray(np.isfinite(boxes.stated_N2).all(axis=1))
     swaps_N = np.isin(boxes.orientation_N, _TURNS)
     # As stored, before EXIF turned the picture.
     stored_N2 = np.where(swaps_N[:, None], size_N2[:, ::-1], size_N2)
@@ -224,7 +225,17 @@ def _match_sizes(source: str, boxes: _Boxes, findings: list[Finding]) -> None:
     upright_N, as_stored_N = _same_view(stated_N2, size_N2), _same_view(stated_N2, stored_N2)
     use_N = shown_N & known_N
 
+    # Some tools state the size from the file's header and show the upright picture all the same.
+    turned_N2 = stated_N2[:, ::-1]
+    only_upright_N = swaps_N & ~boxes.inside_N(stated_N2) & boxes.inside_N(turned_N2)
+    only_stored_N = swaps_N & boxes.inside_N(stated_N2) & ~boxes.inside_N(turned_N2)
     clear_N = use_N & swaps_N & (upright_N != as_stored_N)
+    header_N = clear_N & as_stored_N & only_upright_N
+    if header_N.any() and not (clear_N & as_stored_N & only_stored_N).any():
+        header_N = clear_N & as_stored_N
+    stated_N2 = np.where(header_N[:, None], turned_N2, stated_N2)
+    upright_N |= header_N
+    as_stored_N &= ~header_N
     turn_N = clear_N & as_stored_N
     doubtful_N = use_N & (boxes.orientation_N > 1) & upright_N & as_stored_N
     if turn_N.any() and not (clear_N & upright_N).any():  # the tool looked at no EXIF, so nowhere
@@ -257,6 +268,11 @@ def _match_sizes(source: str, boxes: _Boxes, findings: list[Finding]) -> None:
     _note(
         findings, "info", "box_turned", int(turn_N.sum()),
         "pictures have boxes of the picture as stored (turned with it by EXIF)", boxes.examples(turn_N),
+    )  # fmt: skip
+    _note(
+        findings, "info", "size_of_stored", int(header_N.sum()),
+        "pictures have boxes of the upright picture and the size before EXIF turned it (boxes are taken as "
+        "they stand)", boxes.examples(header_N),
     )  # fmt: skip
     _note(
         findings, "info", "box_scaled", int(scale_N.sum()),
@@ -317,11 +333,12 @@ def _check_far(source: str, boxes: _Boxes) -> None:
         return
     box = boxes.box_B4[np.flatnonzero(far_B & far_N[boxes.row_B])[0]]
     row = int(np.flatnonzero(far_N)[0])
-    (w, h), number = boxes.size_N2[row], f"{int(far_N.sum())} of {int(shown_N.sum())}"
+    (w, h), number = boxes.size_N2[row].tolist(), f"{int(far_N.sum())} of {int(shown_N.sum())}"
     hint = "; taken as two corners they would fit" if as_corners else "; were the pictures shrunk afterwards?"
+    at = f"{boxes.paths[row]} ({w:.0f} x {h:.0f} px): {box[0]:g}, {box[1]:g}, {box[2]:g} x {box[3]:g}"
     raise DataError(
-        f"{source}: boxes of {number} pictures reach far out of them, as {boxes.paths[row]} ({w:.0f} x {h:.0f} "
-        f"px): {box[0]:g}, {box[1]:g}, {box[2]:g} x {box[3]:g}{hint}; accepted: boxes in px of these pictures"
+        f"{source}: boxes of {number} pictures reach far out of them, as {at}{hint}; accepted: boxes in px "
+        "of these pictures"
     )
 
 
