@@ -244,7 +244,7 @@ def test_annotations_of_pictures_that_were_taken_out(tmp_path: Path) -> None:
         (changed("images", 1, file_name="../../c.jpg"), r"images\[1\]: '../../c.jpg': a path of another"),
         (changed("images", 1, file_name="x\\c.jpg"), r"images\[1\]: 'x.*c.jpg': a Windows path \(back"),
         (changed("images", 1, file_name="D:/c.jpg"), r"images\[1\]: 'D:/c.jpg': a Windows"),
-        (changed("images", 1, file_name="./a.jpg"), r"images\[1\]: 'a.jpg' stands in labels.json: images\[0\]"),
+        (changed("images", 1, file_name="./a.jpg"), r"images\[1\]: 'a.jpg' stands in labels.json: im"),
         (changed("images", 1, id=7), r"images\[1\]: id = 7 of 'b.jpg' is that of images\[0\] \('a.jpg'\)"),
         (changed("categories", 1, id=1), r"categories\[1\]: id = 1 is 'cat' and 'dog'; accepted: one"),
         (changed("categories", 1, name=" "), r"categories\[1\]: name = ' '; accepted: the name of a class"),

@@ -14,7 +14,7 @@ from tlray.formats.base import Index
 from tlray.formats.listing import Listing
 
 
-def item(name: str, *boxes: tuple[str, float, float, float, float], key: str = "image") -> dict[str, Any]:
+def item(name: str, *boxes: tuple[Any, ...], key: str = "image") -> dict[str, Any]:
     sides = ("x", "y", "width", "height")
     return {
         key: name,
@@ -75,8 +75,8 @@ def test_apple_s_names_of_keys_and_folders_of_pictures(tmp_path: Path) -> None:
         ([item("a.jpg"), {"image": "b.jpg"}], r"\[1\]: no 'annotations'"),
         ([item("a.jpg"), item("./a.jpg")], r"\[1\]: 'a\.jpg' stands in l\.json: \[0\], too"),
         ([item("a.jpg", ("", 1, 2, 3, 4))], r"\[0\]\.annotations\[0\]: label = ''; accepted: the name"),
-        ([item("a.jpg", ("x", 1, None, 3, 4))], r"annotations\[0\]: coordinates\.y = None; accepted: x, y"),  # type: ignore[arg-type]
-        ([item("c.jpg"), item("d.jpg")], r"2 of 2 pictures .* are not there, first: .*l\.json: \[0\]: 'c\.jpg'"),
+        ([item("a.jpg", ("x", 1, None, 3, 4))], r"annotations\[0\]: coordinates\.y = None; accepted: x, y"),
+        ([item("c.jpg"), item("d.jpg")], r"2 of 2 pictures .* not there, first: .*l\.json: \[0\]: 'c\.jpg'"),
     ],
 )  # fmt: skip
 def test_mistakes_name_their_place(tmp_path: Path, tree: Any, says: str) -> None:

@@ -136,7 +136,7 @@ def test_masks(tmp_path: Path) -> None:
         ('{"shapes": [\n}', r"a\.json: line 2, no valid JSON; accepted: LabelMe's"),
         (tree(shape("", "polygon")), r"a\.json: shapes\[0\]: label = ''; accepted: the name of a class"),
         (tree(shape(None, "polygon")), r"shapes\[0\]: label = None"),
-        (tree(shape("x", "polygon", [1, 2], [3])), r"shapes\[0\] \(x\): points = .*accepted: a list of \[x, y\]"),
+        (tree(shape("x", "polygon", [1, 2], [3])), r"shapes\[0\] \(x\): points = .*accepted: a list of"),
         (tree(shape("x", "polygon", [1, float("nan")])), r"shapes\[0\] \(x\): points = \[\[1, nan\]\]"),
         (tree(shape("x", "cuboid", [1, 2])), r"shape_type = 'cuboid'; accepted: rectangle, polygon"),
         (tree(shape("x", "mask", [1, 2], [3, 4], mask="?")), r"shapes\[0\] \(x\): mask that cannot be read"),

@@ -24,7 +24,7 @@ from tlray.formats import outlines
 from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.listing import Listing, split_in
 from tlray.formats.markup import text_of_head
-from tlray.formats.places import Places, folder_split, unlabelled
+from tlray.formats.places import Places, folder_split, names_in_head, unlabelled
 from tlray.schema import MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
@@ -47,7 +47,7 @@ def look(listing: Listing) -> Look | None:
         file, kind = others[0]
         lacks = f"{file} is {kind}; accepted: {_ACCEPTED}"
         return Look(f"{len(others)} .json of COCO", [], [file for file, _ in others], lacks)
-    names = [name for file in chosen for name in _names_in_head(listing, file)]
+    names = [name for file in chosen for name in names_in_head(listing, file, "file_name")]
     stems = {posixpath.basename(name.replace("\\", "/")).lower() for name in names}
     named = {path for path in listing.pictures if posixpath.basename(path).lower() in stems}
     folders = {posixpath.dirname(path) for path in named}
@@ -56,18 +56,6 @@ def look(listing: Listing) -> Look | None:
         pictures = listing.pictures
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of COCO", pictures, chosen, lacks)
-
-
-def _names_in_head(listing: Listing, file: str) -> list[str]:
-    texts = re.findall(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', text_of_head(listing.head(file)))
-    return [_unquoted(text) for text in texts]
-
-
-def _unquoted(text: str) -> str:
-    try:
-        return str(json.loads(text))
-    except ValueError:
-        return text
 
 
 def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:

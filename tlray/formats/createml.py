@@ -16,7 +16,7 @@ from tlray.errors import DataError, StorageError
 from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.listing import Listing, split_in
 from tlray.formats.markup import text_of_head
-from tlray.formats.places import Places, folder_split, unlabelled
+from tlray.formats.places import Places, folder_split, names_in_head, unlabelled
 from tlray.schema import OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
@@ -25,7 +25,7 @@ _ANNOTATIONS = ("annotations", "annotation")
 _SIDES = ("x", "y", "width", "height")
 _LOOKED_INTO = 50
 _ACCEPTED = 'CreateML, a list of {"image": ..., "annotations": [...]}'
-_NAME = re.compile(r'"(?:image|imagefilename|filename)"\s*:\s*("(?:[^"\\]|\\.)*")')
+_NAME = re.compile(rf'"(?:{"|".join(_IMAGE)})"\s*:')
 
 
 def look(listing: Listing) -> Look | None:
@@ -33,8 +33,8 @@ def look(listing: Listing) -> Look | None:
     chosen = _chosen(listing)
     if not chosen:
         return None
-    names = [text for file in chosen for text in _NAME.findall(text_of_head(listing.head(file)))]
-    stated = {posixpath.basename(text.strip('"').replace("\\\\", "/")).lower() for text in names}
+    names = [name for file in chosen for name in names_in_head(listing, file, "|".join(_IMAGE))]
+    stated = {posixpath.basename(name.replace("\\", "/")).lower() for name in names}
     named = {path for path in listing.pictures if posixpath.basename(path).lower() in stated}
     folders = {posixpath.dirname(path) for path in named}
     pictures = [path for path in listing.pictures if posixpath.dirname(path) in folders]

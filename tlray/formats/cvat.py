@@ -106,7 +106,8 @@ def index(listing: Listing, column: str) -> Index:
     names, ids = outlines.numbered(listing.root, classes) if column == MASK else ([], {})
     finds = {}
     for file in trees:
-        stated = [item.get("name") or "" for other, item, *_ in images if other == file]
+        stated = [item.get("name") or "" for other, item, *_ in images
+                  if other == file and _in_subset(item, listing) is None]  # fmt: skip
         finds[file] = places.lookup(listing.where(file), posixpath.dirname(file), stated)
     subsets = {(item.get("subset") or "").strip().lower() for _, item, *_ in images}
     rows: list[dict[str, Any]] = []
@@ -114,7 +115,7 @@ def index(listing: Listing, column: str) -> Index:
     for file, item, here, shapes in images:
         if not (item.get("name") or "").strip():
             raise DataError(f"{here}: no name; accepted: the path of a picture")
-        path = _find(finds[file], item, here, listing)
+        path = _in_subset(item, listing) or finds[file](item.get("name") or "", here)
         if path in homes:
             raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
         homes[path] = here
@@ -145,15 +146,11 @@ def index(listing: Listing, column: str) -> Index:
     )  # fmt: skip
 
 
-def _find(find: Any, item: Element, here: str, listing: Listing) -> str:
-    """The picture of an image; with a subset it may lie in images/<subset>."""
-    name, subset = item.get("name") or "", item.get("subset")
-    if subset:
-        for folder in (f"images/{subset}", subset):
-            path = listing.match(posixpath.join(folder, name))
-            if path is not None:
-                return path
-    return find(name, here)  # type: ignore[no-any-return]
+def _in_subset(item: Element, listing: Listing) -> str | None:
+    """The picture of an image in the folder of its subset, as projects are exported; None elsewhere."""
+    name, subset = item.get("name") or "", item.get("subset") or ""
+    paths = [posixpath.join(folder, subset, name) for folder in ("images", "") if subset]
+    return next((path for p in paths if (path := listing.match(p)) is not None), None)
 
 
 def _text(text: str | None) -> str:

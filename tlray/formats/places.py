@@ -7,6 +7,7 @@ a drive, a folder of somebody's home, URL-quoted, in another case. What names on
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import unicodedata
@@ -19,6 +20,7 @@ from tlray.errors import DataError
 from tlray.findings import Finding, finding
 from tlray.formats import evidence
 from tlray.formats.listing import Listing, below, is_picture, stem
+from tlray.formats.markup import text_of_head
 from tlray.schema import SPLITS
 
 _SAMPLE = 100  # paths of a label file that are tried to learn where its pictures lie
@@ -46,6 +48,15 @@ def folder_split(path: str) -> str | None:
         if (name := re.sub(r"[\d_.\- ]+$", "", part.lower())) in SPLITS:
             return SPLITS[name]
     return None
+
+
+def names_in_head(listing: Listing, file: str, keys: str) -> list[str]:
+    """Texts that stand behind a key (a regular expression) in the first bytes of a JSON file."""
+    head = text_of_head(listing.head(file))
+    texts = re.findall(
+        rf'"(?:{keys})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}})*")', head
+    )
+    return [str(json.loads(text)) for text in texts]
 
 
 class Places:
