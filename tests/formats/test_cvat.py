@@ -150,7 +150,8 @@ def test_mistakes_name_their_place(tmp_path: Path, text: str, says: str) -> None
 
 def test_other_xml(tmp_path: Path) -> None:
     put(tmp_path, "", "a.jpg")
-    (tmp_path / "annotations.xml").write_text("<annotation><object/></annotation>")
-    assert cvat.look(Listing.open(str(tmp_path))) is None
+    for text in ("<annotation><object/></annotation>", "<annotations><annotation/></annotations>", "none"):
+        (tmp_path / "annotations.xml").write_text(text)
+        assert cvat.look(Listing.open(str(tmp_path))) is None
     with pytest.raises(DataError, match="no XML with <annotations>; accepted: CVAT for images"):
         index(tmp_path)

@@ -17,7 +17,7 @@ from tlray.formats.base import Format, Look
 from tlray.formats.listing import Listing, counts_by_ending
 
 # Modules here that are no formats.
-_PARTS = ("base", "listing", "evidence", "markup", "outlines", "pairs", "places")
+_PARTS = ("base", "listing", "coco_file", "evidence", "markup", "outlines", "pairs", "places")
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
 
 

@@ -54,7 +54,8 @@ def _is_cvat(listing: Listing, file: str) -> bool:
         head = listing.head(file)
     except StorageError:
         return False
-    return markup.root_element(head) == "annotations"
+    signs = ("<image ", "<track ", "<meta>", "<version>")
+    return markup.root_element(head) == "annotations" and any(s in markup.text_of_head(head) for s in signs)
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,7 @@ def pictures_of(
             differ.append(f"{file}: states {name}, {own} was taken")
         chosen[file], by_picture[picture] = (picture, rank), file
     return {file: picture for file, (picture, _) in chosen.items()}, [
-        *finding(
-            "info", "name_differs", differ, f"{{n}} {kind} have another name than they state"
-        ),
+        *finding("info", "name_differs", differ, f"{{n}} {kind} have another name than they state"),
         *finding("warning", "label_file_double", doubles, f"{{n}} {kind} of a picture that has a nearer one"),
     ]
 
