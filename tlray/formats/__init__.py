@@ -16,7 +16,11 @@ from tlray.errors import ConfigError, DataError, nearest
 from tlray.formats.base import Format, Look
 from tlray.formats.listing import Listing, counts_by_ending
 
-_PARTS = ("base", "listing", "evidence", "mask_names")  # modules here that are no formats
+# Modules here that are no formats.
+_PARTS = (
+    "base", "listing", "evidence", "coco_file", "markup", "mask_names", "outlines", "pairs", "paths", "places",
+    "references",
+)  # fmt: skip
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
 
 

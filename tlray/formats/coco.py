@@ -1,138 +1,201 @@
-"""COCO: ``instances_*.json`` (in ``annotations/`` or elsewhere) that name pictures, their boxes and classes.
+"""COCO: JSON of ``images``, ``annotations`` and ``categories``, as annotations/instances_train2017.json or
+Roboflow's train/_annotations.coco.json.
 
-The split stands in the file's name (instances_train2017.json) or in its folder's (train/_annotations.coco
-.json). Where there are instances_*.json other JSON files are passed over. Boxes of crowds are left out.
+The split stands in the file's name, else in its folder's, else in the picture's folder. Where there are
+instances_*.json other JSON files are passed over. Boxes of crowds are left out; an object without ``bbox``
+has the box around its ``segmentation``. For masks outlines are painted in the file's order, those of crowds
+and boxes without an outline as unknown pixels.
 """
 
 from __future__ import annotations
 
-import json
 import posixpath
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import fs as pafs
+from tlray.errors import DataError, StorageError
+from tlray.formats import coco_file, outlines
+from tlray.formats.base import Index, Look, objects, table
+from tlray.formats.listing import Listing, split_in
+from tlray.formats.markup import text_of_head
+from tlray.formats.places import Places, folder_split, names_in_head, unlabelled
+from tlray.schema import MASK, OBJECTS
 
-from tlray.errors import DataError
-from tlray.formats import is_picture, objects_table, read_all, split_in, walk
-
-_LISTS = ("images", "annotations", "categories")
-
-
-def fits(fs: pafs.FileSystem, root: str) -> int:
-    """3 (surer than folders and tables) where such a file lies beside or above pictures."""
-    files = walk(fs, root)
-    return 3 * int(bool(_annotations(fs, root, files)) and any(map(is_picture, files)))
+GIVES: tuple[str, ...] = (OBJECTS, MASK)
+_KEYS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
+_SIGNS = ('"file_name"', '"image_id"', '"category_id"', '"supercategory"', '"coco_url"', '"bbox"')
+_LOOKED_INTO = 50  # JSON files whose first bytes are read, those with COCO's names first
 
 
-def index(fs: pafs.FileSystem, root: str) -> pa.Table:
-    """Table of (path, split, objects), sorted by path; boxes are (x, y, width, height) in px.
-
-    Raises DataError for JSON that cannot be read or lacks something, unknown pictures and classes, two
-    files without a split in their names, and pictures that stand in two.
-    """
-    files = walk(fs, root)
-    there = set(filter(is_picture, files))
-    chosen = _annotations(fs, root, files)
-    splits = [split_in(posixpath.basename(f)) or split_in(posixpath.dirname(f)) for f in chosen]
+def look(listing: Listing) -> Look | None:
+    """JSON files with COCO's keys, and the pictures of the folders that they name."""
+    chosen, others = _chosen(listing)
     if not chosen:
-        raise DataError(f"{root}: no COCO file; accepted: annotations/instances_*.json beside pictures")
-    if len(chosen) > 1 and None in splits:
+        if not others:
+            return None
+        file, kind = others[0]
+        lacks = f"{file} is {kind}; accepted: {coco_file.ACCEPTED}"
+        return Look(f"{len(others)} .json of COCO", [], [file for file, _ in others], lacks)
+    names = [name for file in chosen for name in names_in_head(listing, file, "file_name")]
+    stems = {posixpath.basename(name.replace("\\", "/")).lower() for name in names}
+    named = {path for path in listing.pictures if posixpath.basename(path).lower() in stems}
+    folders = {posixpath.dirname(path) for path in named}
+    pictures = [path for path in listing.pictures if posixpath.dirname(path) in folders]
+    if not names:  # a file whose first bytes are annotations or licences
+        pictures = listing.pictures
+    lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
+    return Look(f"{len(chosen)} .json of COCO", pictures, chosen, lacks)
+
+
+def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
+    """(files to read, files of COCO's other kinds with what they are)."""
+    files = listing.labels(".json")
+
+    def rank(file: str) -> tuple[bool, int, str]:
+        name = posixpath.basename(file).lower()
+        return not ("coco" in name or name.startswith("instances")), file.count("/"), file
+
+    instances = [f for f in files if posixpath.basename(f).lower().startswith("instances_")]
+    some = instances or sorted(files, key=rank)[:_LOOKED_INTO]
+    kinds = {file: _kind(listing, file) for file in some}
+    full = [file for file in some if kinds[file] == ""]
+    # Keypoints beside instances are of the same pictures; alone they have boxes, too.
+    no_keypoints = [file for file in full if "keypoints" not in posixpath.basename(file).lower()]
+    others = [(file, kind) for file, kind in kinds.items() if kind]
+    return sorted(no_keypoints or full), others
+
+
+def _kind(listing: Listing, file: str) -> str | None:
+    """ "" for instances, what it is for COCO's other kinds, None for JSON of something else."""
+    try:
+        head = text_of_head(listing.head(file)).lstrip()
+    except StorageError:
+        return None
+    if head.startswith("["):
+        if '"image_id"' in head and '"score"' in head:
+            return "a list of COCO results, which has no names of pictures"
+        return None
+    if not head.startswith("{") or not _KEYS.search(head) or not any(sign in head for sign in _SIGNS):
+        return None
+    if '"segments_info"' in head or posixpath.basename(file).lower().startswith("panoptic"):
+        return "COCO panoptic, whose objects are in PNG files"
+    if '"caption"' in head or posixpath.basename(file).lower().startswith("captions"):
+        return "COCO captions, which have no objects"
+    if posixpath.basename(file).lower().startswith("image_info"):
+        return "COCO image info, which has no objects"
+    return ""
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, objects or mask) and stated sizes; boxes are (x, y, width, height) in px.
+
+    Raises DataError for JSON that cannot be read or lacks something, ids that stand for two pictures or two
+    categories, unknown categories, pictures that stand in two places, and files of no split among others.
+    """
+    chosen, others = _chosen(listing)
+    if not chosen:
+        if others:
+            raise DataError(
+                f"{listing.where(others[0][0])}: is {others[0][1]}; accepted: {coco_file.ACCEPTED}"
+            )
         raise DataError(
-            f"{posixpath.join(root, chosen[splits.index(None)])}: one of {len(chosen)} files, and of no split"
+            f"{listing.root}: no COCO file; accepted: annotations/instances_*.json beside pictures"
+        )
+    splits = [split_in(posixpath.basename(f)) or folder_split(f) for f in chosen]
+    if None in splits and any(splits):
+        raise DataError(
+            f"{listing.where(chosen[splits.index(None)])}: one of {len(chosen)} files, and of no split"
             "; accepted: names with train, val or test"
         )
-    rows, ignored = [], Counter[str]()
-    homes: dict[str, str] = {}  # picture -> the file that names it
-    contents = read_all(fs, [posixpath.join(root, file) for file in chosen])
-    for file, split, data in zip(chosen, splits, contents, strict=True):
-        where = posixpath.join(root, file)
-        tree = _read(where, data)
-        folder = _folder(file, split, [str(item.get("file_name")) for item in tree["images"]], there)
-        boxes, crowds = _boxes(where, tree)
-        ignored["boxes of crowds"] += crowds
+    notes, places = coco_file.Notes(), Places(listing)
+    trees = {
+        f: coco_file.read(listing.where(f), data)
+        for f, data in zip(chosen, listing.read_all(chosen), strict=True)
+    }
+    classes = [
+        name
+        for file, tree in trees.items()
+        for name in coco_file.classes_of(listing.where(file), tree).values()
+    ]
+    names, ids = outlines.numbered(listing.root, classes) if column == MASK else ([], {})
+    rows: list[dict[str, Any]] = []
+    homes: dict[str, str] = {}  # picture -> where it is named
+    for (file, tree), split in zip(trees.items(), splits, strict=True):
+        where = listing.where(file)
+        stated = [coco_file.file_name(where, number, item) for number, item in enumerate(tree["images"])]
+        find = places.lookup(where, posixpath.dirname(file), stated, split)
+        by_image = coco_file.annotations_of(where, tree, notes)
         for number, item in enumerate(tree["images"]):
-            path = posixpath.normpath(posixpath.join(folder, str(item["file_name"])))
-            if path.startswith(("../", "/")):
-                raise DataError(
-                    f"{where}: images[{number}]: {item['file_name']!r}; accepted: a path below {root}"
-                )
+            here = f"{where}: images[{number}]"
+            path = find(stated[number], here)
             if path in homes:
-                raise DataError(
-                    f"{where}: images[{number}]: {path!r} stands in {homes[path]}; accepted: once"
-                )
-            homes[path] = file
-            rows.append((path, split, boxes[item["id"]]))
-    ignored["pictures in no file"] += len(there - set(homes))
-    return objects_table(rows, ignored)
+                raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
+            homes[path] = f"{file}: images[{number}]"
+            width, height = coco_file.side(item.get("width")), coco_file.side(item.get("height"))
+            found = by_image[coco_file.plain_id(item["id"])]
+            value = _mask(found, ids, notes) if column == MASK else _objects(found, notes)
+            rows.append({"path": path, "split": split or folder_split(path), column: value,
+                         "stated_width": width, "stated_height": height})  # fmt: skip
+    places.check(len(rows))
+    if column == MASK and notes.no_outlines and not notes.num_outlines:
+        raise DataError(
+            f"{notes.no_outlines[0]}: no segmentation, as no object; accepted: outlines for masks"
+        )
+    without, masks = unlabelled(listing, homes, "entry in a COCO file")
+    findings = [*notes.findings(), *places.findings(), *without]
+    ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
+    given = {MASK: names} if column == MASK else {}
+    return Index(table(rows, column), names=given, ignored=ignored, findings=findings)
 
 
-def _annotations(fs: pafs.FileSystem, root: str, files: list[str]) -> list[str]:
-    """The files to read, relative to ``root``."""
-    found = [file for file in files if file.lower().endswith(".json")]
-    instances = [file for file in found if posixpath.basename(file).startswith("instances_")]
-    return instances or [file for file in found if _looks(fs, posixpath.join(root, file))]
+# ---- labels
 
 
-def _looks(fs: pafs.FileSystem, path: str) -> bool:
-    """Whether a JSON file begins as COCO's do, so that a gigabyte need not be read to know."""
-    with fs.open_input_stream(path) as stream:
-        head = stream.read(64 * 1024)
-    return head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{") and any(
-        f'"{name}"'.encode() in head for name in _LISTS
-    )
-
-
-def _read(where: str, data: bytes) -> dict[str, list[dict[str, Any]]]:
-    try:
-        tree = json.loads(data)
-    except ValueError as error:
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where}: {place}no valid JSON; accepted: COCO's instances") from None
-    for name in _LISTS:
-        part = tree.get(name) if isinstance(tree, dict) else None
-        if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
-            raise DataError(f"{where}: no list of objects {name!r}; accepted: {', '.join(_LISTS)}")
-    for name, keys in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
-        for number, item in enumerate(tree[name]):
-            if lacking := [key for key in keys if key not in item]:
-                raise DataError(f"{where}: {name}[{number}]: no {lacking[0]!r}; accepted: {', '.join(keys)}")
-            if not isinstance(item["id"], int | str):
-                raise DataError(f"{where}: {name}[{number}]: id = {item['id']!r}; accepted: a number or text")
-    return tree  # type: ignore[no-any-return]
-
-
-def _boxes(
-    where: str, tree: dict[str, list[dict[str, Any]]]
-) -> tuple[dict[Any, list[tuple[str, list[float]]]], int]:
-    """Objects by picture, and how many boxes are crowds'."""
-    names = {item["id"]: str(item["name"]) for item in tree["categories"]}
-    found: dict[Any, list[tuple[str, list[float]]]] = {item["id"]: [] for item in tree["images"]}
-    crowds = 0
-    for number, item in enumerate(tree["annotations"]):
-        here = f"{where}: annotations[{number}]"
-        if item.get("iscrowd"):
-            crowds += 1
+def _objects(found: Sequence[coco_file.Object], notes: coco_file.Notes) -> dict[str, Any]:
+    boxes = []
+    for item in found:
+        if item.crowd:
+            notes.ignored["boxes of crowds"] += 1
             continue
-        for key, known in (("image_id", found), ("category_id", names)):
-            id_ = item.get(key)
-            if not isinstance(id_, int | str) or id_ not in known:
-                raise DataError(f"{here}: {key} = {id_!r}; accepted: an id that the file holds")
-        box = item.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
-            raise DataError(f"{here}: bbox = {box!r}; accepted: x, y, width, height in px")
-        found[item["image_id"]].append((names[item["category_id"]], [float(v) for v in box]))
-    return found, crowds
+        box = item.box
+        if item.outline is not None and (box is None or min(box[2:]) == 0):
+            box = _around(item)
+            notes.from_outlines.append(f"{item.here}: {item.name}")
+        if box is None:
+            notes.ignored["objects of no pixel"] += 1
+            continue
+        boxes.append((item.name, box))
+    return objects(boxes)
 
 
-def _folder(file: str, split: str | None, names: list[str], there: set[str]) -> str:
-    """Where the pictures of a file lie: the likely folder that has most of them, looked for by a sample."""
-    above = posixpath.dirname(file)
-    tail = posixpath.splitext(posixpath.basename(file))[0].rpartition("_")[2]  # train2017
-    likely = [above, "", *(f"{top}{end}" for top in ("", "images/") for end in (tail, split or tail))]
-    likely += ["images", *sorted({posixpath.dirname(path) for path in there})]
-    sample = names[:: max(1, len(names) // 100)]
-    return max(
-        likely, key=lambda folder: sum(posixpath.normpath(posixpath.join(folder, n)) in there for n in sample)
-    )
+def _around(item: coco_file.Object) -> list[float] | None:
+    if isinstance(item.outline, dict):
+        try:
+            return outlines.around_runs(item.outline["size"], item.outline["counts"])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{item.here}: segmentation: {error}; accepted: COCO's RLE") from None
+    return outlines.around(*(item.outline or []))
+
+
+def _mask(
+    found: Sequence[coco_file.Object], ids: Mapping[str, int], notes: coco_file.Notes
+) -> dict[str, Any]:
+    shapes: list[dict[str, Any]] = []
+    for item in found:
+        id_, outline = ids[item.name], item.outline
+        if item.crowd:
+            id_ = outlines.UNKNOWN
+            notes.ignored["outlines of crowds (unknown pixels)"] += 1
+        if outline is None and item.box is not None:
+            id_, outline = outlines.UNKNOWN, [outlines.rectangle(*item.box)]
+            notes.no_outlines.append(f"{item.here}: {item.name}")
+        elif outline is not None:
+            notes.num_outlines += 1
+        if isinstance(outline, dict):
+            shapes.append({"id": id_, "rle": {"size": outline["size"], "counts": outline["counts"]}})
+        elif outline:
+            shares = all(0 <= value <= 1 for polygon in outline for value in polygon)
+            shapes.append({"id": id_, "polygons": outline} | ({"relative": True} if shares else {}))
+    return outlines.mask(shapes)

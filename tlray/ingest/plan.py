@@ -178,17 +178,6 @@ def encoded(good: pa.Table, kinds: Mapping[str, schema.Kind], names: Mapping[str
     return good
 
 
-def absolute_boxes(seen: pa.Table) -> pa.Table:
-    """Boxes in shares of the picture's sides -> in px."""
-    boxes = []
-    for row in seen.select([schema.OBJECTS, "width", "height"]).to_pylist():
-        w, h = row["width"] or 0, row["height"] or 0
-        scaled = [[x * w, y * h, bw * w, bh * h] for x, y, bw, bh in row[schema.OBJECTS]["bbox"]]
-        boxes.append({**row[schema.OBJECTS], "bbox": scaled})
-    at = seen.column_names.index(schema.OBJECTS)
-    return seen.set_column(at, schema.OBJECTS, pa.array(boxes, seen.schema.field(schema.OBJECTS).type))
-
-
 def shards(good: pa.Table, seed: int) -> list[dict[str, Any]]:
     """What each shard holds, in order: a permutation of each split, cut by rows and bytes."""
     used = {"num_bytes", "sha256", "width", "height", "orientation"}

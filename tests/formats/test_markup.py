@@ -1,0 +1,36 @@
+"""XML: its kind by the first bytes, and its mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tlray.errors import DataError
+from tlray.formats import markup
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"<annotation><object/>", "annotation"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- <x> -->\n<annotations verified='yes'>", "annotations"),
+        ("<?xml version='1.0'?><annotation/>".encode("utf-16"), "annotation"),
+        (b"  <annotation", "annotation"),
+        (b"text <annotation>", ""),
+        (b"", ""),
+    ],
+)
+def test_root_elements(head: bytes, name: str) -> None:
+    assert markup.root_element(head) == name
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_entities_are_refused(encoding: str) -> None:
+    text = "<!DOCTYPE a [<!ENTITY b 'bbbb'><!ENTITY c '&b;&b;'>]><a>&c;</a>"
+    with pytest.raises(DataError, match=r"^x: has a DOCTYPE; accepted: XML, without one$"):
+        markup.parse("x", text.encode(encoding), "XML")
+
+
+def test_mistakes_name_line_and_column() -> None:
+    with pytest.raises(DataError, match=r"^x line 3, column 4: no valid XML; accepted: y$"):
+        markup.parse("x", b"\n\n<a>&</a>", "y")
+    assert markup.parse("x", b"\n <a>1</a>", "y").text == "1"

@@ -1,0 +1,41 @@
+"""XML of label files: which kind a file is, and its tree."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from tlray.errors import DataError
+
+_ELEMENT = re.compile(r"<([A-Za-z_][\w.\-]*)")
+
+
+def text_of_head(head: bytes) -> str:
+    """The beginning of a text as far as it can be read, to look for words in."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return head.decode("utf-16", errors="replace")
+    return head.decode("utf-8-sig", errors="replace")
+
+
+def root_element(head: bytes) -> str:
+    """Name of a document's outermost element; "" where the bytes are no XML."""
+    text = text_of_head(head).lstrip()
+    if not text.startswith("<"):
+        return ""
+    first = _ELEMENT.search(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
+    return first[1] if first else ""
+
+
+def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
+    """The tree of a file. Raises DataError, with line and column, for what is no XML or has a DOCTYPE."""
+    plain = data.replace(b"\0", b"")  # of UTF-16
+    if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:  # what entities expand to has no bounds
+        raise DataError(f"{where}: has a DOCTYPE; accepted: {accepted}, without one")
+    try:
+        return ElementTree.fromstring(data.lstrip(b" \t\r\n"))
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: of its encoding
+        at = getattr(error, "position", None)
+        blank = len(data) - len(data.lstrip(b" \t\r\n"))
+        lines = data[:blank].count(b"\n")
+        place = f" line {at[0] + lines}, column {at[1]}" if at else ""
+        raise DataError(f"{where}{place}: no valid XML; accepted: {accepted}") from None
