@@ -16,7 +16,8 @@ from tlray.errors import ConfigError, DataError, nearest
 from tlray.formats.base import Format, Look
 from tlray.formats.listing import Listing, counts_by_ending
 
-_PARTS = ("base", "listing", "evidence")  # modules here that are no formats
+_PARTS = ("base", "evidence", "listing", "paths", "tabular")  # modules here that are no formats
+_ALIASES = {"csv": "table"}
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
 
 
@@ -27,6 +28,7 @@ def names() -> list[str]:
 
 def load(name: str) -> Format:
     """The format of that name. Raises ConfigError."""
+    name = _ALIASES.get(name, name)
     if name not in names():
         raise ConfigError(f"--format {name}: unknown format; {nearest(name, ['auto', *names()])}")
     return cast(Format, importlib.import_module(f"tlray.formats.{name}"))
@@ -40,7 +42,11 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
     """
     wanted = [n for n in names() if not columns or set(load(n).GIVES) & set(columns)]
     looks = {name: look for name in wanted if (look := load(name).look(listing)) is not None}
-    ready = {name: look for name, look in looks.items() if not look.lacks}
+    ready = {
+        name: look
+        for name, look in looks.items()
+        if not look.lacks and (not columns or not look.gives or set(look.gives) & set(columns))
+    }
     if not ready:
         raise DataError(_refusal(listing, looks, columns))
     most = max(len(look.pictures) for look in ready.values())

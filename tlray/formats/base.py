@@ -44,6 +44,7 @@ class Look:
     pictures: Collection[str]  # pictures that the label files speak of
     labels: Collection[str]  # label files: of whichever look explains more, the others' count as left over
     lacks: str = ""
+    gives: Collection[str] = ()  # label columns that this one has; none = any of the format's `GIVES`
 
 
 @dataclass(frozen=True)
