@@ -52,8 +52,8 @@ class Paths:
         return (there[0], _same_tail(parts, there[0]) < len(parts)) if len(there) == 1 else (None, False)
 
     def names(self, value: str) -> bool:
-        """Whether this value names a picture."""
-        return bool(value) and self._find(value)[0] is not None
+        """Whether this value names a picture, or several."""
+        return bool(value) and (self._find(value)[0] is not None or bool(self.several(value)))
 
     def several(self, value: str) -> list[str]:
         """The pictures that this value may name, where it names more than one."""

@@ -135,7 +135,7 @@ def index(listing: Listing, column: str) -> Index:
         )
     rows = _without_copies(rows, notes)
     rows = _with_lists(listing, rows, groups, notes)
-    # Splits before copies: the same picture in two splits is a mistake that has to be said.
+    left = _left_over(listing, {row.path for row in rows}, notes)
     rows = labels.without_missing(listing, rows, notes)
     rows = labels.unique(listing, rows, column, notes)
     rows = _with_folders(rows, notes)
@@ -143,7 +143,6 @@ def index(listing: Listing, column: str) -> Index:
         for t in group.tables:
             notes += t.found.findings()
     names, rows = labels.named(listing, rows, [t.file for t in tables], notes)
-    left = _left_over(listing, rows, notes)
     made, columns = labels.values(listing, rows, column)
     if columns == [OBJECTS]:
         names = {}
@@ -391,9 +390,8 @@ def _without_copies(rows: list[Row], notes: list[Finding]) -> list[Row]:
     return [row for row in rows if row.file not in copies]
 
 
-def _left_over(listing: Listing, rows: Sequence[Row], notes: list[Finding]) -> Counter[str]:
+def _left_over(listing: Listing, named: set[str], notes: list[Finding]) -> Counter[str]:
     """Pictures that no row names: among those that have labels, and in folders without any."""
-    named = {row.path for row in rows}
     folders = {posixpath.dirname(path) for path in named}
     left = [path for path in listing.pictures if path not in named]
     beside = [path for path in left if posixpath.dirname(path) in folders]

@@ -67,6 +67,7 @@ _BOXES = (
     {"bbox_x1", "bbox_y1"}, {"bndbox"}, {"roi_x1", "roi_y1"},
 )
 # fmt: on
+_SURE = ("label", "class", "category", "target")
 _MANY = 0.8  # different values per picture above which they are rather texts or ids than classes
 _FEW = 12  # rows below which that means nothing
 
@@ -201,7 +202,9 @@ def labels(columns: Columns) -> Labels:
     by_key = {key(name): name for name in columns if not name.startswith("column ")}
     several = next((by_key[name] for name in SEVERAL_NAMES if name in by_key), None)
     one = _one(full, texts, by_key)
-    if one is not None:
+    one_hot = [name for name, values in full.items() if _is_yes_no(name, values)]
+    # Among columns of 0 and 1 the one called y, or healthy, is a class as the others are.
+    if one is not None and not (len(one_hot) > 1 and one.column in one_hot and key(one.column) not in _SURE):
         also = Labels("several", several) if several else None
         return Labels("one", one.column, one.names, also=also, guessed=one.guessed)
     if several is not None:
@@ -209,7 +212,6 @@ def labels(columns: Columns) -> Labels:
         if ids in full and several in full and one_to_one(full[ids], full[several]):
             return Labels("one", ids, several)
         return Labels("several", several)
-    one_hot = [name for name, values in full.items() if _is_yes_no(name, values)]
     words = [name for name, values in full.items() if name not in one_hot and _may_be_classes(name, values)]
     texts_of_words = [
         name for name in words if not all(map(cells.is_number, set(full[name]) - cells.MISSING))
@@ -224,8 +226,8 @@ def labels(columns: Columns) -> Labels:
     if len(texts_of_words) == 1:
         return Labels("one", texts_of_words[0], guessed="the only column of words that come back")
     alone = [name for name in full if not name.startswith("column ") or len(full) == 1]
-    if not texts_of_words and len(alone) == 1 and words == alone:
-        return Labels("one", words[0], guessed="the only column beside the paths")
+    if not texts_of_words and len(alone) == 1 and _may_be_classes(alone[0], full[alone[0]]):
+        return Labels("one", alone[0], guessed="the only column beside the paths")
     which = (
         f"{', '.join(texts_of_words)} may each be the column of labels"
         if texts_of_words
@@ -285,7 +287,7 @@ def _is_yes_no(name: str, values: Sequence[str]) -> bool:
         return False
     if there and there <= {"1", "-1", "1.0", "-1.0"}:
         return True
-    say = [cells.yes_or_no(value) for value in values if value not in cells.MISSING]
+    say = [cells.yes_or_no(value) for value in values if value not in (*cells.MISSING, "-1", "-1.0")]
     good = sum(value is not None for value in say)
     return good > 0 and len(there) <= 5 and good >= 0.8 * len(say)
 
