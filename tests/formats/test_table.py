@@ -107,6 +107,14 @@ def test_habits_of_files(tmp_path: Path, habit: str) -> None:
     }
 
 
+def test_a_line_above_the_header(tmp_path: Path) -> None:
+    for line in ("sep=;", "# exported", "\n# exported\n"):
+        text = line + "\n" + plain("path,label", ["x", "y"] * 4).replace(",", ";")
+        assert labels(one(tmp_path, text))["b.jpg"] == "y"
+    with pytest.raises(DataError, match=r"row 5: split = 'odd'"):
+        table.index(one(tmp_path, "# a\n\npath,label,split\na.jpg,x,train\nb.jpg,y,odd\n"), "label")
+
+
 def test_no_header(tmp_path: Path) -> None:
     listing = one(tmp_path, plain("a.jpg,cat", ["cat", "dog"] * 4).split("\n", 1)[1])
     assert len(rows(listing)) == 8
@@ -230,6 +238,28 @@ def test_several_tables(tmp_path: Path) -> None:
     assert labels(Listing.open(str(tmp_path / "b" / "two.csv"))) == {"a.jpg": "dog", "b.jpg": "dog"}
 
 
+def test_celeba(tmp_path: Path) -> None:
+    names = [f"{n:06}.jpg" for n in range(1, 7)]
+    listing = lay(
+        tmp_path / "a",
+        [f"img_align_celeba/{name}" for name in names],
+        list_attr_celeba_dot_csv="image_id,Bald,Male\n"
+        + "".join(f"{x},1,{1 - 2 * (n % 2)}\n" for n, x in enumerate(names)),
+        list_eval_partition_dot_csv="image_id,partition\n"
+        + "".join(f"{x},{n // 2}\n" for n, x in enumerate(names)),
+    )
+    index = table.index(listing, "labels")
+    assert index.table["split"].to_pylist() == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
+    assert index.table["labels"].to_pylist() == [["Bald", "Male"], ["Bald"]] * 3
+    listing = lay(
+        tmp_path / "b", names, identity_CelebA_dot_txt="".join(f"{x} {n % 3}\n" for n, x in enumerate(names)),
+        list_attr_dot_txt="6\nBald Male\n" + "".join(f"{x}  1 -1\n" for x in names),
+    )  # fmt: skip
+    index = table.index(listing, "label")
+    assert index.names == {"label": ["0", "1", "2"]}
+    assert notes(index) == {"unread_file": ("warning", 1)}  # nothing is passed over in silence
+
+
 def test_the_whole_beside_its_splits(tmp_path: Path) -> None:
     text = plain("path,label", "xyxyxyxy")
     head, lines = text.split("\n", 1)
@@ -265,6 +295,14 @@ def test_absolute_paths_below_the_root_and_quoted_names(tmp_path: Path) -> None:
     index = table.index(one(tmp_path, text, ["x/a.jpg", "b.jpg", "my pic.jpg", "x/d.jpg"]), "label")
     assert index.table["path"].to_pylist() == ["b.jpg", "my pic.jpg", "x/a.jpg", "x/d.jpg"]
     assert notes(index) == {}
+
+
+def test_zeros_that_a_spreadsheet_lost(tmp_path: Path) -> None:
+    pictures = [f"{n:05}.jpg" for n in range(1, 7)]
+    text = "id,label\n" + "".join(f"{n},{'xy'[n % 2]}\n" for n in range(1, 7))
+    index = table.index(one(tmp_path, text, pictures), "label")
+    assert index.table["path"].to_pylist() == pictures
+    assert notes(index) == {"zeros_lost": ("info", 6)}
 
 
 def test_the_longest_tail_decides(tmp_path: Path) -> None:
@@ -362,7 +400,7 @@ def test_several_classes_in_a_cell(tmp_path: Path, cells: Sequence[str], found: 
 
 @pytest.mark.parametrize("cell", ["[__import__('os')]", "['a' + 'b']", "['x' for x in y]"])
 def test_no_code_in_lists_is_run(tmp_path: Path, cell: str) -> None:
-    with pytest.raises(DataError, match="row 2: labels = .*: no list, as in other rows"):
+    with pytest.raises(DataError, match=r"row 2: labels = .*: no list, as in other rows"):
         table.index(one(tmp_path, plain("path,labels", [cell, "['x']"])), "labels")
 
 
@@ -512,7 +550,7 @@ def test_which_of_flags_and_words_is_not_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "cells", "says"),
     [
-        ("path,age", ["31", "42", "17", "55", "31", "42"], "none of the columns age is known as one of labels"),
+        ("path,age", ["31", "42", "17", "55", "31"], "none of the columns age is known as one"),
         ("path,score", ["0.1", "0.2", "0.3", "0.9"], "none of the columns score"),
         ("path,number", ["1", "2", "3", "4"], "none of the columns number"),
         ("path,checked", ["0", "1", "0", "1"], "none of the columns checked"),
@@ -609,6 +647,13 @@ def test_numbers_in_their_order_with_gaps(tmp_path: Path) -> None:
     assert notes(index)["number_as_float"] == ("info", 2)
 
 
+def test_a_class_for_every_picture(tmp_path: Path) -> None:
+    pictures = [f"{n}.jpg" for n in range(20)]
+    text = "file_name,label\n" + "".join(f"{x},a picture of thing {x}\n" for x in pictures)
+    index = table.index(one(tmp_path, text, pictures), "label")
+    assert notes(index)["class_for_every_picture"] == ("warning", 20)
+
+
 def test_true_and_false_are_classes(tmp_path: Path) -> None:
     lay(tmp_path, ["a.jpg", "b.jpg"])
     pq.write_table(pa.table({"file": ["a.jpg", "b.jpg"], "label": [True, False]}), tmp_path / "t.parquet")
@@ -659,6 +704,7 @@ def test_a_test_table_whose_labels_are_hidden(tmp_path: Path) -> None:
         ("path,label,split\na.jpg,x,train\na.jpg,x,test\n", "row 3: 'a.jpg' is in test, in row 2 in train"),
         ("path,label\na.jpg,dog\nb.jpg,dog,x\n", r"row 3: no valid table \(3 cells, the header has 2\)"),
         ('path,label\na.jpg,dog\nb.jpg,"dog\nc.jpg,cat\n', "row 3: no valid table"),
+        ("path,label\n", "it has no rows below the header"),
         ("path,label,label\na.jpg,x,y\n", "two columns 'label'"),
         ("path,labels\na.jpg,\nb.jpg,\n", "no row has a class"),
         ("path,label\na.jpg,\n", "row 2: label is empty"),

@@ -51,6 +51,8 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
         raise DataError(_refusal(listing, looks, columns))
     most = max(len(look.pictures) for look in ready.values())
     best = [name for name, look in ready.items() if len(look.pictures) >= _CLOSE * most]
+    # Folders prove nothing: whatever else explains as much is meant (lfw/Aaron_Eckhart_0001.jpg).
+    best = [name for name in best if name != "folder"] or best
     # Of two that read the same label files one is a special case of the other: more files, more evidence.
     widest = max(len(ready[name].labels) for name in best)
     alone = [n for n in best if all(set(ready[m].labels) <= set(ready[n].labels) for m in best)]

@@ -20,6 +20,7 @@ from tlray.findings import Finding, finding
 from tlray.formats.base import Index, Look, table
 from tlray.formats.listing import Listing
 from tlray.formats.tabular import cells, labels, records, roles
+from tlray.formats.tabular.rows import Row, index_rows, with_class_names, without_missing
 from tlray.schema import ID, IMAGE, LABEL, LABELS, OBJECTS, SPLIT, SPLITS
 
 GIVES: tuple[str, ...] = (LABEL, LABELS, OBJECTS)
@@ -83,12 +84,12 @@ def index(listing: Listing, column: str) -> Index:
             label = replace(label, text=str(_NO_LABEL))
         digits = len(str(data.num_rows(split)))
         own = split if split in SPLITS.values() else None
-        rows.append(labels.Row(f"{split}/{number:0{digits}d}", own, label, split, number))
-    rows = labels.without_missing(listing, rows, notes)
+        rows.append(Row(f"{split}/{number:0{digits}d}", own, label, split, number))
+    rows = without_missing(listing, rows, notes)
     if not rows:
         raise DataError(f"{data.uri} column {chosen.column!r}: holds no label in any row; accepted: labels")
-    numbered, rows = labels.named(listing, rows, listing.labels(".parquet"), notes)
-    made, given = labels.values(listing, rows, column)
+    numbered, rows = with_class_names(listing, rows, listing.labels(".parquet"), notes)
+    made, given = index_rows(listing, rows, column)
     for row, where in zip(made, rows, strict=True):
         row["source"] = source(where.file, where.line, listing.named)
     order = names.get(chosen.column)

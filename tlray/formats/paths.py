@@ -26,6 +26,7 @@ class Paths:
         self._by_name = _by_name(listing)
         self._foreign: list[str] = []
         self._moved: list[str] = []
+        self._padded: list[str] = []
         self.by_tail: set[str] = set()  # pictures that another path than their own led to
 
     def find(self, value: str) -> str | None:
@@ -33,7 +34,9 @@ class Paths:
         ending, with either slash, quoted as a URL, or by the longest part of a path of another machine.
         None where there is none, or several."""
         path, by_tail = self._find(value)
-        if path is not None and by_tail:
+        if path is not None and value.strip().isdigit() and stem(path).rpartition("/")[2] != value.strip():
+            self._padded.append(f"{value} -> {path}")
+        elif path is not None and by_tail:
             self.by_tail.add(path)
             (self._foreign if is_absolute(value) else self._moved).append(f"{value} -> {path}")
         return path
@@ -67,6 +70,10 @@ class Paths:
                 "{n} paths are those of another machine: their last parts led to the pictures",
             ),
             *finding(
+                "info", "zeros_lost", self._padded,
+                "{n} numbers name pictures whose names begin with zeros",
+            ),
+            *finding(
                 "warning", "moved_picture", self._moved,
                 "{n} pictures do not lie where the label file says: they were found by their names",
             ),
@@ -97,7 +104,10 @@ class Paths:
     def _candidates(self, parts: list[str]) -> list[str]:
         if not parts:
             return []
-        there = self._by_name.get(parts[-1].lower(), [])
+        name = parts[-1].lower()
+        there = self._by_name.get(name, [])
+        if not there and name.isdigit():  # a spreadsheet makes 17 of 00017
+            there = self._by_name.get(f"#{int(name)}", [])
         named = split_of("/".join(parts)) or self._split
         if len(parts) > 1 and split_of("/".join(parts)):  # train/a.jpg is not the picture val/a.jpg
             there = [path for path in there if split_of(path) in (None, named)]
@@ -116,11 +126,14 @@ class Paths:
 
 @functools.lru_cache(maxsize=2)
 def _by_name(listing: Listing) -> dict[str, list[str]]:
-    """Pictures by the last part of their path, with and without ending, in lower case."""
+    """Pictures by the last part of their path, with and without ending, in lower case; #17 for 0017."""
     grouped: dict[str, list[str]] = {}
     for path in listing.pictures:
         name = path.rpartition("/")[2].lower()
-        for key in {name, stem(name)}:
+        keys = {name, stem(name)}
+        if stem(name).isdigit():
+            keys.add(f"#{int(stem(name))}")
+        for key in keys:
             grouped.setdefault(key, []).append(path)
     return grouped
 

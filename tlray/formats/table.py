@@ -21,12 +21,12 @@ from typing import Any
 
 from tlray.errors import DataError
 from tlray.findings import Finding, finding
-from tlray.formats import paths
+from tlray.formats import evidence, paths
 from tlray.formats.base import Index, Look, table
 from tlray.formats.listing import Listing, below, is_picture, split_in, split_of
 from tlray.formats.paths import Paths
 from tlray.formats.tabular import cells, labels, records, roles
-from tlray.formats.tabular.labels import Row
+from tlray.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
 from tlray.schema import LABEL, LABELS, OBJECTS
 
 GIVES: tuple[str, ...] = (LABEL, LABELS, OBJECTS)
@@ -93,6 +93,11 @@ def _gives(groups: Sequence[_Group]) -> set[str]:
 def _lost(listing: Listing, lost: Sequence[tuple[records.Records, str]]) -> Look | None:
     """A table that names pictures none of which is there; or the table that the user named."""
     for rows, column in lost:
+        if not rows.rows and (column or listing.named):
+            return Look(
+                f"{rows.file} with columns {', '.join(rows.columns)}", [], [rows.file],
+                "it has no rows below the header; accepted: one row for each picture",
+            )  # fmt: skip
         if column:
             first = cells.text(next(iter(rows.columns[column]), ""))
             return Look(
@@ -136,14 +141,14 @@ def index(listing: Listing, column: str) -> Index:
     rows = _without_copies(rows, notes)
     rows = _with_lists(listing, rows, groups, notes)
     left = _left_over(listing, {row.path for row in rows}, notes)
-    rows = labels.without_missing(listing, rows, notes)
-    rows = labels.unique(listing, rows, column, notes)
+    rows = without_missing(listing, rows, notes)
+    rows = unique(listing, rows, column, notes)
     rows = _with_folders(rows, notes)
-    for group in labelled:
-        for t in group.tables:
-            notes += t.found.findings()
-    names, rows = labels.named(listing, rows, [t.file for t in tables], notes)
-    made, columns = labels.values(listing, rows, column)
+    for t in tables:
+        notes += t.found.findings()
+    notes += _unread(listing, {t.file for t in tables})
+    names, rows = with_class_names(listing, rows, [t.file for t in tables], notes)
+    made, columns = index_rows(listing, rows, column)
     if columns == [OBJECTS]:
         names = {}
     return Index(
@@ -204,8 +209,8 @@ def _tables(
         found = Paths(listing, posixpath.dirname(path), split)
         first: records.Records | None = None
         for read in records.read(listing, path, lambda cell, found=found: found.names(cell), head):  # type: ignore[misc]
-            if roles.holds_boxes(read.columns) or not read.rows:
-                first = read if not read.rows else None
+            if roles.holds_boxes(read.columns):
+                first = None
                 break
             column = roles.path_column(read.columns, found.names)
             if column is not None:
@@ -319,7 +324,7 @@ def _splits(
         made: list[str | None] = []
         for (file, line), value in zip(places, columns[name], strict=True):
             text = cells.text(value)
-            split = None if cells.is_missing(text) else roles.split_name(text)
+            split = None if cells.is_missing(text) else roles.split_name(text, name)
             if split is None and not cells.is_missing(text):
                 raise DataError(
                     f"{listing.where(file)} row {line}: {name} = {text!r}; accepted: train, validation, "
@@ -345,15 +350,20 @@ def _with_lists(
     """Splits by lists without labels (train.txt, val.txt), where the labelled tables give none."""
     if any(row.split for row in rows):
         return rows
-    lists = [t for group in groups if group.labels is None for t in group.tables if t.split]
     known = {row.path for row in rows}
     split: dict[str, tuple[str, str]] = {}
-    for t in lists:
-        there = [path for path in t.pictures if path in known]
-        for path in there:
-            if path is not None and split.setdefault(path, (t.split or "", t.file))[0] != t.split:
+    for group in groups:
+        if group.labels is not None:
+            continue
+        places = [(t.file, row) for t in group.tables for row in t.rows.rows]
+        pictures = [picture for t in group.tables for picture in t.pictures]
+        own = _splits(listing, group, merged(group.tables), places)
+        for (file, _), picture, name in zip(places, pictures, own, strict=True):
+            if name is None or picture is None or picture not in known:
+                continue
+            if split.setdefault(picture, (name, file))[0] != name:
                 raise DataError(
-                    f"{listing.where(t.file)}: {path} stands in {split[path][1]} too; accepted: one split"
+                    f"{listing.where(file)}: {picture} stands in {split[picture][1]} too; accepted: one split"
                 )
     if not split:
         return rows
@@ -388,6 +398,17 @@ def _without_copies(rows: list[Row], notes: list[Finding]) -> list[Row]:
         "info", "repeated_table", copies, "{n} tables only repeat those of the splits (not used)"
     )
     return [row for row in rows if row.file not in copies]
+
+
+def _unread(listing: Listing, used: set[str]) -> list[Finding]:
+    """Files that name pictures, too, and could not be read as tables."""
+    others = [
+        path
+        for path in evidence.label_files(listing)
+        if path not in used and path.lower().endswith(records.ENDINGS) and not _SUBMISSION.search(path)
+    ]
+    named = [path for path in others if evidence.names_pictures(listing, path)]
+    return finding("warning", "unread_file", named, "{n} other files name pictures and were not read")
 
 
 def _left_over(listing: Listing, named: set[str], notes: list[Finding]) -> Counter[str]:

@@ -1,8 +1,8 @@
 """WebDataset: ``*.tar`` whose members of one name are one sample: ``000017.jpg`` with ``000017.cls``.
 
 The label is in ``.cls`` (a class, mostly its number), ``.json`` or ``.txt``. A split is what the tar's name
-or folder says (``train-000003.tar``). Only the tars' headers and the labels are read here: a picture's bytes are
-fetched later from where they lie in the tar.
+or folder says (``train-000003.tar``). Only the tars' headers and the labels are read here: the
+bytes of a picture are fetched later from where they lie in the tar.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tlray.findings import Finding, finding
 from tlray.formats.base import Index, Look, table
 from tlray.formats.listing import Listing, is_picture, split_in, split_of
 from tlray.formats.tabular import labels, roles
+from tlray.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
 from tlray.image import EXTENSIONS
 from tlray.schema import LABEL, LABELS
 
@@ -92,13 +93,13 @@ def index(listing: Listing, column: str) -> Index:
     notes += finding("info", "unused_column", unused, "{n} keys of the labels are not used")
     read = labels.read(listing, chosen, columns, places, notes)
     rows = [
-        labels.Row(f"{s.tar}/{_picture(s)[0]}", _split(s.tar), label, s.tar, n)
+        Row(f"{s.tar}/{_picture(s)[0]}", _split(s.tar), label, s.tar, n)
         for n, (s, label) in enumerate(zip(good, read, strict=True), 1)
     ]
     sources = {row.path: source(s.tar, *_picture(s)[1:]) for row, s in zip(rows, good, strict=True)}
-    rows = labels.unique(listing, labels.without_missing(listing, rows, notes), column, notes)
-    names, rows = labels.named(listing, rows, tars, notes)
-    made, given = labels.values(listing, rows, column)
+    rows = unique(listing, without_missing(listing, rows, notes), column, notes)
+    names, rows = with_class_names(listing, rows, tars, notes)
+    made, given = index_rows(listing, rows, column)
     for row in made:
         row["source"] = sources[row["path"]]
     names = {name: value for name, value in names.items() if name in given}

@@ -89,6 +89,8 @@ class _Groups:
     def pictures(self, split: str, rows: Sequence[int]) -> list[bytes | StorageError]:
         """The encoded pictures of these rows, in their order. Raises DataError, StorageError."""
         starts = np.concatenate([[0], np.cumsum(self._data.group_rows(split))])
+        if max(rows) >= starts[-1]:
+            raise StorageError(f"{self._data.uri} {split}: no row {max(rows)}; has changed, try again")
         groups = np.searchsorted(starts, rows, side="right") - 1
         found: list[bytes | StorageError] = [b""] * len(rows)
         for group in np.unique(groups):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt", ".lst")
 LISTS = (".txt", ".lst")
 HEAD = 64 * 1024  # bytes that a listing's head gives
 _TRIED = 50  # lines that tell the separator
+_EXCEL = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line that Excel writes or asks for
 csv.field_size_limit(16 * 2**20)
 
 
@@ -66,17 +68,24 @@ def _head_of(listing: Listing, path: str) -> str:
 
 def _separated(listing: Listing, path: str, text: str, names: Names, head: bool) -> Iterator[Records]:
     lines = lines_of(text)
-    sign = _sign([line for line in lines[:_TRIED] if line.strip()])
+    skipped = 0
+    while skipped < len(lines) and (lines[skipped].startswith("#") or not lines[skipped].strip()):
+        skipped += 1
+    excel = _EXCEL.fullmatch(lines[skipped].strip()) if skipped < len(lines) else None
+    if excel is not None:
+        skipped += 1
+    lines = lines[skipped:]
+    sign = excel[1] if excel is not None else _sign([line for line in lines[:_TRIED] if line.strip()])
     if sign is None:
         return
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=sign, skipinitialspace=True, strict=not head)
     rows: list[tuple[int, list[str]]] = []
-    start = 1
+    start = skipped + 1
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
                 rows.append((start, [cell.strip() for cell in row]))
-            start = reader.line_num + 1
+            start = skipped + reader.line_num + 1
     except csv.Error as error:
         if not head:
             raise DataError(

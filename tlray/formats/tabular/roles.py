@@ -35,6 +35,7 @@ FLAG_NAMES = {
 }
 OTHER_SPLITS = {"publictest": "validation", "privatetest": "test", "public_test": "validation",
                 "private_test": "test"}
+_PARTITIONS = {"0": "train", "1": "validation", "2": "test"}
 LABEL_NAMES = _words(  # the plainest first
     "label class category target y breed species variety cultivar disease diagnosis dx emotion expression "
     "identity person celebrity subject brand sign style quality level grade severity stage type tag kind "
@@ -64,12 +65,12 @@ _BOXES = (
     {"xmin", "ymin", "xmax", "ymax"}, {"x_min", "y_min", "x_max", "y_max"}, {"x1", "y1", "x2", "y2"},
     {"left", "top", "right", "bottom"}, {"bbox_x", "bbox_y"}, {"x", "y", "w", "h"}, {"bbox"},
     {"x", "y", "width", "height"}, {"x0", "y0", "x1", "y1"}, {"region_shape_attributes"},
-    {"bbox_x1", "bbox_y1"}, {"bndbox"}, {"roi_x1", "roi_y1"},
+    {"bbox_x1", "bbox_y1"}, {"bndbox"},
 )
 # fmt: on
 _SURE = ("label", "class", "category", "target")
-_MANY = 0.8  # different values per picture above which they are rather texts or ids than classes
-_FEW = 12  # rows below which that means nothing
+MANY = 0.8  # different values per picture above which they are rather texts or ids than classes
+FEW = 12  # rows below which that means nothing
 
 LABELS_ACCEPTED = (
     "a column label (class, category, ...), labels (tags) for several, or two or more columns of 0 and 1"
@@ -144,9 +145,11 @@ class SplitColumns:
         return {*self.flags, *([self.named] if self.named else [])}
 
 
-def split_name(cell: str) -> str | None:
-    """The split that a cell names; None for any other text."""
+def split_name(cell: str, column: str = "") -> str | None:
+    """The split that a cell names; None for any other text. In CelebA's column partition numbers do."""
     low = cell.strip().lower()
+    if key(column) == "partition" and low in _PARTITIONS:
+        return _PARTITIONS[low]
     return SPLITS.get(low) or OTHER_SPLITS.get(low)
 
 
@@ -157,7 +160,7 @@ def split_columns(columns: Columns) -> SplitColumns:
         if name in by_key:
             known = {cells.text(value) for value in columns[by_key[name]]} - cells.MISSING
             # A column called split is one; "set" or "fold" is where its cells say so.
-            if known and (name.startswith("split") or all(split_name(cell) for cell in known)):
+            if known and (name.startswith("split") or all(split_name(cell, name) for cell in known)):
                 return SplitColumns(by_key[name])
     flags = {by_key[name]: split for name, split in FLAG_NAMES.items() if name in by_key}
     flags = {
@@ -294,7 +297,7 @@ def _is_yes_no(name: str, values: Sequence[str]) -> bool:
 
 def _may_be_classes(name: str, values: Sequence[str]) -> bool:
     """Whether the values of a column that is called nothing in particular come back as classes do."""
-    if key(name) in _ASIDE or key(name) in PATH_NAMES:
+    if key(name) in _ASIDE or (key(name) in PATH_NAMES and key(name) != "name"):
         return False
     there = [value for value in values if value not in cells.MISSING]
     distinct = len(set(there))
@@ -302,7 +305,7 @@ def _may_be_classes(name: str, values: Sequence[str]) -> bool:
         return False
     if any(map(cells.is_number, there)):
         return all(map(cells.is_integer, there)) and distinct <= len(there) / 2
-    return distinct < _MANY * len(there) or (len(there) < _FEW and distinct < len(there))
+    return distinct < MANY * len(there) or (len(there) < FEW and distinct < len(there))
 
 
 def _listed(columns: Columns) -> str:
