@@ -471,7 +471,8 @@ def test_columns_of_0_and_1_are_classes(tmp_path: Path) -> None:
     text = "path,split,Red,blue,score\nb.jpg,val,1,1,7\na.jpg,train,0,0,1\nc.jpg,train,0,1,0\n"
     listing = one(tmp_path, text)
     assert labels(listing, "labels") == {"a.jpg": [], "b.jpg": ["Red", "blue"], "c.jpg": ["blue"]}
-    assert notes(table.index(listing, "labels")) == {"unused_column": ("info", 1), "no_label": ("warning", 5)}
+    expected = {"unused_column": ("warning", 1), "no_label": ("warning", 5)}  # most scores are 0 and 1
+    assert notes(table.index(listing, "labels")) == expected
 
 
 def test_roboflow_multi_label(tmp_path: Path) -> None:
@@ -496,6 +497,25 @@ def test_ways_to_say_yes_and_no(tmp_path: Path, yes: str, no: str) -> None:
     assert index.table["labels"].to_pylist() == [["x"], [], ["x", "y"], ["y"]]
     expected = {"-1": {"minus_is_no"}, "": {"empty_is_no"}}.get(no, set())
     assert set(notes(index)) - {"no_label"} == expected
+
+
+def test_words_among_0_and_1(tmp_path: Path) -> None:
+    listing = one(tmp_path, plain("path,cat,dog,bird", ["1,0,0", "0,1,x", "1,1,1", "0,1,0"] * 2))
+    with pytest.raises(DataError, match=r"row 3: bird = 'x' \(2 times in this column\)"):
+        table.index(listing, "labels")
+
+
+def test_pairs_of_pictures(tmp_path: Path) -> None:
+    pictures = [f"{side}/p{n}.jpg" for side in "ab" for n in range(8)]
+    text = "left,right,label\n" + "".join(f"a/p{n}.jpg,b/p{n}.jpg,{n % 2}\n" for n in range(8))
+    with pytest.raises(DataError, match=r"columns right and left both hold names of pictures; accepted"):
+        table.index(one(tmp_path, text, pictures), "label")
+
+
+def test_objects_are_no_classes(tmp_path: Path) -> None:
+    text = "".join(json.dumps({"image": f"{c}.jpg", "label": {"name": "x"}}) + "\n" for c in LETTERS)
+    with pytest.raises(DataError, match=r"t\.jsonl row 1: label = .*: an object; accepted"):
+        table.index(one(tmp_path, text, name="t.jsonl"), "label")
 
 
 @pytest.mark.parametrize(("odd", "times"), [("-1", 1), ("2", 1), ("maybe", 1)])
@@ -756,3 +776,36 @@ def test_a_long_table_is_known_by_its_beginning(tmp_path: Path) -> None:
     look = table.look(listing)
     assert look is not None and len(look.pictures) == 6000
     assert table.index(listing, "label").table.num_rows == 6000
+
+
+# ---- among the other formats
+
+
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "names", lambda: ["arrow", "folder", "lfw", "table", "webdataset"])
+
+
+@pytest.mark.usefixtures("ours")
+def test_found_among_the_others(tmp_path: Path) -> None:
+    pictures = [f"{kind}/p{n}.jpg" for kind in ("cat", "dog") for n in range(8)]
+    text = "path,label\n" + "".join(f"{path},{n % 2}\n" for n, path in enumerate(pictures))
+    assert formats.find(one(tmp_path / "a", text, pictures))[0] == "table"
+    listing = one(tmp_path / "b", "day,visitors\nMon,3\n", pictures, name="visits.csv")
+    assert formats.find(listing)[0] == "folder"  # that table is about something else
+    people = [f"lfw/{name}_{n:04}.jpg" for name in ("Aaron_Eckhart", "Abdullah_Gul") for n in (1, 2)]
+    assert formats.find(lay(tmp_path / "c", people))[0] == "lfw"
+    text = "path,height\n" + "".join(f"{path},{n}.5\n" for n, path in enumerate(pictures))
+    with pytest.raises(
+        DataError, match=r"nearest layout: table \(.*none of the columns height is known"
+    ) as error:
+        formats.find(one(tmp_path / "d", text, pictures))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("ours")
+def test_only_what_gives_the_labels_that_are_wanted(tmp_path: Path) -> None:
+    listing = one(tmp_path, plain("path,label", "xyxyxyxy"))
+    assert formats.find(listing, ["labels"])[0] == "table"
+    with pytest.raises(DataError):
+        formats.find(listing, ["objects"])

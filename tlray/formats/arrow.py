@@ -73,7 +73,7 @@ def index(listing: Listing, column: str) -> Index:
     columns, places, names = _columns(data, splits)
     try:
         chosen = roles.labels(columns)
-    except roles.NoLabels as reason:
+    except roles.Unclear as reason:
         raise DataError(f"{data.uri}: {reason}") from None
     unused = [name for name in columns if name not in chosen.columns]
     notes += finding("info", "unused_column", unused, "{n} columns are not used")

@@ -55,6 +55,15 @@ class _Table:
 
 
 @dataclass(frozen=True)
+class _Lost:
+    """One file whose cells name no picture that is there, and the column that seems to be one of paths."""
+
+    rows: records.Records
+    column: str
+    why: str = ""  # what keeps it from being read, where that is known
+
+
+@dataclass(frozen=True)
 class _Group:
     """Tables of the same columns, which are read as one."""
 
@@ -73,10 +82,7 @@ def look(listing: Listing) -> Look | None:
     files = [t.file for t in used]
     if not used:
         return _lost(listing, lost)
-    pictures = {path for t in used for path in t.pictures if path is not None}
-    if any(len(listing.head(file)) >= records.HEAD for file in files if not file.endswith(".parquet")):
-        folders = {posixpath.dirname(path) for path in pictures}  # what the rest of the file speaks of
-        pictures |= {path for path in listing.pictures if posixpath.dirname(path) in folders}
+    pictures = {path for t in used for path in _spoken_of(listing, t)}
     summary = f"{', '.join(files[:3])}{', ...' if len(files) > 3 else ''} with names of pictures"
     if not labelled:
         if not listing.named and all(file.lower().endswith(records.LISTS) for file in files):
@@ -85,14 +91,26 @@ def look(listing: Listing) -> Look | None:
     return Look(summary, pictures, files, gives=_gives(labelled))
 
 
+def _spoken_of(listing: Listing, t: _Table) -> set[str]:
+    """Pictures of a table of which the beginning was read: the rest names those of the same folders."""
+    there = {path for path in t.pictures if path is not None}
+    if t.file.lower().endswith(".parquet") or len(listing.head(t.file)) >= records.HEAD:
+        folder = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in there])
+        there |= {path for path in listing.pictures if f"/{path}".startswith(f"{folder.rstrip('/')}/")}
+    return there
+
+
 def _gives(groups: Sequence[_Group]) -> set[str]:
     kinds = {group.labels.kind for group in groups if group.labels is not None}
     return {OBJECTS} if kinds == {"objects"} else {LABEL, LABELS}
 
 
-def _lost(listing: Listing, lost: Sequence[tuple[records.Records, str]]) -> Look | None:
+def _lost(listing: Listing, lost: Sequence[_Lost]) -> Look | None:
     """A table that names pictures none of which is there; or the table that the user named."""
-    for rows, column in lost:
+    for one in lost:
+        rows, column = one.rows, one.column
+        if one.why:
+            return Look(f"{rows.file} with names of pictures", [], [rows.file], one.why)
         if not rows.rows and (column or listing.named):
             return Look(
                 f"{rows.file} with columns {', '.join(rows.columns)}", [], [rows.file],
@@ -106,7 +124,7 @@ def _lost(listing: Listing, lost: Sequence[tuple[records.Records, str]]) -> Look
                 f"{paths.accepted(listing, first)}",
             )  # fmt: skip
     if listing.named.lower().endswith(records.ENDINGS) and lost:
-        rows = lost[0][0]
+        rows = lost[0].rows
         return Look(
             f"{rows.file} with columns {', '.join(rows.columns)}", [], [rows.file],
             "none of them holds names of pictures that are there; accepted: a column path (file_name, image, "
@@ -159,7 +177,7 @@ def index(listing: Listing, column: str) -> Index:
     )
 
 
-def _refusal(listing: Listing, groups: Sequence[_Group], lost: Sequence[tuple[records.Records, str]]) -> str:
+def _refusal(listing: Listing, groups: Sequence[_Group], lost: Sequence[_Lost]) -> str:
     if groups:
         return f"{listing.where(groups[0].tables[0].file)}: {groups[0].why_not}"
     seen = _lost(listing, lost)
@@ -199,11 +217,10 @@ def _belongs_to_picture(listing: Listing, path: str) -> bool:
     return any(stem.lower() in listing.by_stem for stem in beside)
 
 
-def _tables(
-    listing: Listing, files: Sequence[str], head: bool = False
-) -> tuple[list[_Table], list[tuple[records.Records, str]]]:
+def _tables(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[list[_Table], list[_Lost]]:
     """Files whose cells name pictures; and the others, with the column that seems to name some or ""."""
-    tables, lost = [], []
+    tables: list[_Table] = []
+    lost: list[_Lost] = []
     for path in files:
         split = split_of(path) or split_in(_words(posixpath.splitext(path)[0].rpartition("/")[2]))
         found = Paths(listing, posixpath.dirname(path), split)
@@ -212,7 +229,12 @@ def _tables(
             if roles.holds_boxes(read.columns):
                 first = None
                 break
-            column = roles.path_column(read.columns, found.names)
+            try:
+                column = roles.path_column(read.columns, found.names)
+            except roles.Unclear as reason:
+                lost.append(_Lost(read, "", str(reason)))
+                first = None
+                break
             if column is not None:
                 values = [cells.text(value) for value in read.columns[column]]
                 tables.append(_Table(read, column, found, split, [found.find(value) for value in values]))
@@ -220,7 +242,7 @@ def _tables(
                 break
             first = first or read
         if first is not None:
-            lost.append((first, roles.named_path_column(first.columns, is_picture) or ""))
+            lost.append(_Lost(first, roles.named_path_column(first.columns, is_picture) or ""))
     return tables, lost
 
 
@@ -240,7 +262,7 @@ def _groups(tables: Sequence[_Table]) -> list[_Group]:
         splits = roles.split_columns(columns)
         try:
             chosen = roles.labels({n: v for n, v in columns.items() if n not in splits.columns})
-        except roles.NoLabels as reason:
+        except roles.Unclear as reason:
             groups.append(_Group(members, splits, why_not=str(reason)))
         else:
             groups.append(_Group(members, splits, chosen))
@@ -264,7 +286,7 @@ def _rows(listing: Listing, group: _Group, notes: list[Finding]) -> list[Row]:
     columns = merged(group.tables)
     places = [(t.file, row) for t in group.tables for row in t.rows.rows]
     taken = group.splits.columns | group.labels.columns
-    _say_unused(group, [name for name in columns if name not in taken], notes)
+    _say_unused(group, {name: columns[name] for name in columns if name not in taken}, notes)
     said = labels.read(listing, group.labels, columns, places, notes)
     split = _splits(listing, group, columns, places)
     rows, missing = [], []
@@ -304,13 +326,16 @@ def _own_path(file: str, text: str) -> str:
     return inside or (paths.parts_of(text) or ["?"])[-1]
 
 
-def _say_unused(group: _Group, unused: Sequence[str], notes: list[Finding]) -> None:
+def _say_unused(group: _Group, unused: dict[str, list[Any]], notes: list[Finding]) -> None:
     assert group.labels is not None
     file = group.tables[0].file
-    shown = [f"{file}: {name}" for name in unused]
-    notes += finding("info", "unused_column", shown, "{n} columns of the table are not used")
+    one_hot = group.labels.kind == "one_hot"
+    nearly = [name for name, values in unused.items() if one_hot and roles.is_rather_yes_no(values)]
+    for severity, names in (("warning", nearly), ("info", [name for name in unused if name not in nearly])):
+        shown = [f"{file}: {name}" for name in names]
+        notes += finding(severity, "unused_column", shown, "{n} columns of the table are not used")  # type: ignore[arg-type]
     if group.labels.guessed:
-        text = f"column {group.labels.column} of {file} is taken as the label: {group.labels.guessed}"
+        text = f"{group.labels.column} of {file} is taken as the label: {group.labels.guessed}"
         notes.append(Finding("info", "label_column", 1, text, [group.labels.column]))
 
 

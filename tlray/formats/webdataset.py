@@ -87,7 +87,7 @@ def index(listing: Listing, column: str) -> Index:
     places = [(f"{s.tar}/{s.key}.{kind}", 1) for s in good]
     try:
         chosen = roles.labels(columns)
-    except roles.NoLabels as reason:
+    except roles.Unclear as reason:
         raise DataError(f"{listing.where(places[0][0])}: {reason}") from None
     unused = [name for name in columns if name not in chosen.columns]
     notes += finding("info", "unused_column", unused, "{n} keys of the labels are not used")

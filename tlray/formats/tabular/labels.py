@@ -59,6 +59,12 @@ def _one(
     texts = [cells.text(value) for value in raw]
     if any(cells.as_list(value) is not None for value in roles.sample(raw)) or cells.separator(texts, False):
         return _several(listing, chosen.column, raw, places, False, notes)
+    objects = next((n for n, value in enumerate(raw) if isinstance(value, dict)), None)
+    if objects is not None:
+        raise DataError(
+            f"{where(listing, places[objects])}: {chosen.column} = {texts[objects][:60]}: an object; "
+            "accepted: the name of a class, or a list of names"
+        )
     there = set(texts) - cells.MISSING
     numbered = bool(there) and all(map(cells.is_integer, there))
     if there and not numbered and all(map(cells.is_number, there)):

@@ -94,11 +94,15 @@ def sample(values: Sequence[Any], number: int = 200) -> Sequence[Any]:
     return values[:: max(1, len(values) // number)][:number]
 
 
+class Unclear(Exception):
+    """No column has the role that is needed, or two may have it; the text completes "..., but"."""
+
+
 # ---- paths
 
 
 def path_column(columns: Columns, names: Callable[[str], bool]) -> str | None:
-    """The column whose cells name pictures that are there; None where there is none."""
+    """The column whose cells name pictures that are there; None where there is none. Raises Unclear."""
     ranked: list[tuple[bool, bool, float, int, str]] = []
     for name, values in columns.items():
         some = [text for text in map(cells.text, sample(values)) if text]
@@ -115,7 +119,13 @@ def path_column(columns: Columns, names: Callable[[str], bool]) -> str | None:
         ending = sum("." in text for text in some) > len(some) / 2
         order = PATH_NAMES.index(key(name)) if named else len(PATH_NAMES)
         ranked.append((ending, named, round(share, 1), -order, name))
-    return max(ranked)[-1] if ranked else None
+    ranked.sort(reverse=True)
+    if len(ranked) > 1 and not ranked[0][1] and ranked[0][:3] == ranked[1][:3]:
+        raise Unclear(
+            f"columns {ranked[0][-1]} and {ranked[1][-1]} both hold names of pictures; accepted: the right "
+            "one called path, or the other taken away"
+        )
+    return ranked[0][-1] if ranked else None
 
 
 def named_path_column(columns: Columns, is_picture: Callable[[str], bool]) -> str | None:
@@ -191,12 +201,8 @@ class Labels:
         return own | (self.also.columns if self.also else set())
 
 
-class NoLabels(Exception):
-    """No column is one of labels, or two may be; the text completes "..., but"."""
-
-
 def labels(columns: Columns) -> Labels:
-    """The label columns among these (path and split taken away). Raises NoLabels."""
+    """The label columns among these (path and split taken away). Raises Unclear."""
     for name, values in columns.items():
         if any(isinstance(value, dict) and "bbox" in value for value in sample(values)):
             return Labels("objects", name)
@@ -221,7 +227,7 @@ def labels(columns: Columns) -> Labels:
     ]
     if len(one_hot) > 1:
         if len(texts_of_words) == 1 and len(one_hot) == 2:
-            raise NoLabels(
+            raise Unclear(
                 f"{', '.join(one_hot)} hold 0 and 1, and {texts_of_words[0]} holds words: which is the "
                 "label is not clear; accepted: the column of labels called label, or the others taken away"
             )
@@ -238,7 +244,7 @@ def labels(columns: Columns) -> Labels:
         if columns
         else "there is no column of labels"
     )
-    raise NoLabels(f"{which}; accepted: {LABELS_ACCEPTED}; call the right one label")
+    raise Unclear(f"{which}; accepted: {LABELS_ACCEPTED}; call the right one label")
 
 
 def one_to_one(a: Sequence[str], b: Sequence[str]) -> bool:
@@ -261,7 +267,7 @@ def _one(full: Columns, texts: Columns, by_key: Mapping[str, str]) -> Labels | N
     if key(main) != "label":
         same_rank = [name for name in rest if key(name) in LABEL_NAMES[:12]]
         if same_rank and key(main) in LABEL_NAMES[:12]:
-            raise NoLabels(
+            raise Unclear(
                 f"columns {main} and {', '.join(same_rank)} may each be the labels; "
                 "accepted: one of them called label"
             )
@@ -283,6 +289,12 @@ def _are_integers(values: Sequence[str]) -> bool:
     return bool(there) and all(map(cells.is_integer, there))
 
 
+def is_rather_yes_no(values: Sequence[Any]) -> bool:
+    """Whether most cells of a column are 0 and 1, or yes and no."""
+    texts = [text for text in map(cells.text, values) if text not in cells.MISSING]
+    return sum(cells.yes_or_no(text) is not None for text in texts) > len(texts) / 2
+
+
 def _is_yes_no(name: str, values: Sequence[str]) -> bool:
     """Whether a column is one of 0 and 1, a few other values being mistakes or words for "unknown"."""
     there = set(values) - cells.MISSING
@@ -292,7 +304,10 @@ def _is_yes_no(name: str, values: Sequence[str]) -> bool:
         return True
     say = [cells.yes_or_no(value) for value in values if value not in (*cells.MISSING, "-1", "-1.0")]
     good = sum(value is not None for value in say)
-    return good > 0 and len(there) <= 5 and good >= 0.8 * len(say)
+    # Words among 0 and 1 are mistakes sooner than other numbers are, which may be counts.
+    numbers = all(cells.is_number(value) or cells.yes_or_no(value) is not None for value in there)
+    whole = good == len(say) or {True, False} <= set(say)  # x and y are no "unknown" and yes
+    return good > 0 and len(there) <= 5 and whole and good >= (0.8 if numbers else 0.5) * len(say)
 
 
 def _may_be_classes(name: str, values: Sequence[str]) -> bool:
