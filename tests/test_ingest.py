@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -390,3 +391,42 @@ def test_clothing(ray_local: Any, realdata: Path, tmp_path: Path) -> None:
     conflicts = [f for f in result.report.findings if f.kind == "near_label_conflict"]
     assert [f.count for f in conflicts] == [1]
     assert not [k for k in kinds_of(result) if k.endswith("across_splits")]
+
+
+def test_pictures_in_tars_and_rows_are_read_where_they_are(here: None, tmp_path: Path) -> None:
+    """Both passes with sources in place of files: a tar, and rows of a Parquet file."""
+    rng = np.random.default_rng(0)
+    data = [sample.picture(n % 3, 40, rng) for n in range(6)]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for n, picture in enumerate(data):
+            info = tarfile.TarInfo(f"{n}.jpg")
+            info.size = len(picture)
+            tar.addfile(info, io.BytesIO(picture))
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        in_tar = [f"tar:x.tar:{member.offset_data}:{member.size}" for member in tar]
+    (tmp_path / "rows").mkdir()
+    held = pa.StructArray.from_arrays(
+        [pa.array(data), pa.nulls(6, pa.string())], fields=list(schema.IMAGE_TYPE)
+    )
+    pq.write_table(pa.table({"image": held}), tmp_path / "rows" / "train.parquet", row_group_size=2)
+    in_rows = [f"row:train:{n}:" for n in range(6)]
+    names = [f"{n}" for n in range(6)]
+    for root, sources in ((tmp_path, in_tar), (tmp_path / "rows", in_rows)):
+        index = pa.table({"path": names, "source": sources, "label": ["a", "b"] * 3, "split": ["train"] * 6})
+        seen = module._inspect(str(root), index, lambda *done: None)
+        assert seen["kind"].null_count == 6
+        assert seen["sha256"].to_pylist() == [hashlib.sha256(picture).hexdigest() for picture in data]
+        planned = plan.shards(plan.encoded(seen, {"label": "class"}, {"label": ["a", "b"]}), 0)
+        columns = {"label": (pa.int64(), schema.class_label(["a", "b"]))}
+        target = tmp_path / f"out-{root.name}"
+        module._write(str(root), str(target), planned, columns, None, lambda *done: None)
+        rows = table(target, "train").to_pylist()
+        assert {row["image"]["path"]: row["image"]["bytes"] for row in rows} == dict(
+            zip(names, data, strict=True)
+        )
+    gone = ["row:train:99:", "tar:gone.tar:0:9"]
+    broken = pa.table({"path": ["a", "b"], "source": gone, "split": ["train"] * 2})
+    for row, says in ((0, "no row 99"), (1, "not found")):
+        seen = module._inspect(str(tmp_path / "rows"), broken.slice(row, 1), lambda *done: None)
+        assert seen["kind"].to_pylist() == ["unreadable"]
+        assert says in seen["reason"][0].as_py()

@@ -19,8 +19,9 @@ from tlray.formats.listing import Listing, counts_by_ending
 # Modules here that are no formats.
 _PARTS = (
     "base", "listing", "evidence", "coco_file", "markup", "mask_names", "outlines", "pairs", "paths", "places",
-    "references",
+    "references", "tabular",
 )  # fmt: skip
+_ALIASES = {"csv": "table"}
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
 
 
@@ -31,6 +32,7 @@ def names() -> list[str]:
 
 def load(name: str) -> Format:
     """The format of that name. Raises ConfigError."""
+    name = _ALIASES.get(name, name)
     if name not in names():
         raise ConfigError(f"--format {name}: unknown format; {nearest(name, ['auto', *names()])}")
     return cast(Format, importlib.import_module(f"tlray.formats.{name}"))
@@ -44,12 +46,18 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
     """
     wanted = [n for n in names() if not columns or set(load(n).GIVES) & set(columns)]
     looks = {name: look for name in wanted if (look := load(name).look(listing)) is not None}
-    ready = {name: look for name, look in looks.items() if not look.lacks}
+    ready = {
+        name: look
+        for name, look in looks.items()
+        if not look.lacks and (not columns or not look.gives or set(look.gives) & set(columns))
+    }
     if not ready:
         raise DataError(_refusal(listing, looks, columns))
     ready = _without_masks_as_pictures(ready)
     most = max(len(look.pictures) for look in ready.values())
     best = [name for name, look in ready.items() if len(look.pictures) >= _CLOSE * most]
+    # Folders prove nothing: whatever else explains as much is meant (lfw/Aaron_Eckhart_0001.jpg).
+    best = [name for name in best if name != "folder"] or best
     # Of two that read the same label files one is a special case of the other: more files, more evidence.
     widest = max(len(ready[name].labels) for name in best)
     alone = [n for n in best if all(set(ready[m].labels) <= set(ready[n].labels) for m in best)]

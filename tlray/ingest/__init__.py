@@ -187,7 +187,7 @@ def _check(
 def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, tell: Progress) -> pa.Table:
     """First pass: index + `preflight.SEEN`, in the index's order."""
     total = index.num_rows
-    read = [name for name in ("path", schema.MASK, *dict(STATED)) if name in index.column_names]
+    read = [name for name in ("path", "source", schema.MASK, *dict(STATED)) if name in index.column_names]
     numbered = index.select(read).append_column("row", pa.array(np.arange(total)))
     size = min(256, max(16, total // 64))
     blocks = [numbered.slice(n, size).combine_chunks() for n in range(0, total, size)]
@@ -226,9 +226,10 @@ def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any)
 
 
 def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table:
-    """Rows of (path, row, perhaps mask) -> rows of `preflight.SEEN`, perhaps `MASK_SEEN`, + row."""
+    """Rows of (path, row; source, mask) -> rows of `preflight.SEEN`, perhaps `MASK_SEEN`, + row."""
     rows = []
-    for data in shards.read(root, block["path"].to_pylist()):
+    sources = block["source"].to_pylist() if "source" in block.column_names else None
+    for data in shards.read(root, block["path"].to_pylist(), sources):
         if isinstance(data, StorageError):
             rows.append(preflight.unusable("unreadable", str(data)))
         else:

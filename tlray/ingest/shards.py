@@ -2,37 +2,115 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import image, masks, schema, storage
-from tlray.errors import PictureError, StorageError
+from tlray.dataset import Dataset
+from tlray.errors import DataError, PictureError, StorageError
 from tlray.formats.base import STATED
 from tlray.ingest.plan import GROUP_ROWS
 from tlray.masks import MaskCode
 
 GROUP_BYTES = 256 * 2**20  # encoded pictures in a row group, before any shrinking
 _READERS = 8  # threads that read pictures in one task: object storage is all waiting
+_KEPT_BYTES = 256 * 2**20  # of the groups of a source that are kept in memory
 
 
-def read(root: str, paths: Sequence[str]) -> Iterator[bytes | StorageError]:
-    """Pictures in order, a few at a time in memory; a fault is handed on, not raised."""
+def read(
+    root: str, paths: Sequence[str], sources: Sequence[str | None] | None = None
+) -> Iterator[bytes | StorageError]:
+    """Pictures in order, a few at a time in memory; a fault is handed on, not raised.
 
-    def one(path: str) -> bytes | StorageError:
+    ``sources`` says for each picture where its bytes are, if not in the file at its path:
+    ``tar:<path>:<offset>:<length>`` in a file below the root, ``row:<split>:<number>:<path>`` in a row of the
+    data set there.
+    """
+    where = [source or path for source, path in zip(sources or paths, paths, strict=True)]
+    if sources is not None and any(source and source.startswith("row:") for source in sources):
+        yield from _read_rows(root, where)
+        return
+    ranges = {source for source in sources or () if source is not None}
+
+    def one(place: str) -> bytes | StorageError:
         try:
-            return storage.read_bytes(storage.join(root, path))
+            if place not in ranges:
+                return storage.read_bytes(storage.join(root, place))
+            path, offset, length = place.removeprefix("tar:").rsplit(":", 2)
+            data = storage.read_range(storage.join(root, path), int(offset), int(length))
+            if len(data) < int(length):
+                return StorageError(f"{storage.join(root, path)}: ends before byte {offset} + {length}")
+            return data
         except StorageError as error:
             return error
 
     with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(paths), 2 * _READERS):
-            yield from pool.map(one, paths[start : start + 2 * _READERS])
+        for start in range(0, len(where), 2 * _READERS):
+            yield from pool.map(one, where[start : start + 2 * _READERS])
+
+
+def _read_rows(root: str, sources: Sequence[str]) -> Iterator[bytes | StorageError]:
+    """Pictures in rows of a data set. The rows of one call are read group by group, each group once."""
+    for start in range(0, len(sources), GROUP_ROWS):
+        parts = [source.split(":", 3) for source in sources[start : start + GROUP_ROWS]]
+        found: list[bytes | StorageError] = [StorageError(f"{root}: no such row")] * len(parts)
+        same: dict[tuple[str, str], list[int]] = {}
+        for n, (_, split, _, path) in enumerate(parts):
+            same.setdefault((storage.join(root, path), split), []).append(n)
+        for (uri, split), members in same.items():
+            try:
+                pictures = _groups_of(uri).pictures(split, [int(parts[n][2]) for n in members])
+            except (StorageError, DataError) as error:
+                pictures = [StorageError(str(error))] * len(members)
+            for n, picture in zip(members, pictures, strict=True):
+                found[n] = picture
+        yield from found
+
+
+@functools.lru_cache(maxsize=2)
+def _groups_of(uri: str) -> _Groups:
+    return _Groups(uri)
+
+
+class _Groups:
+    """Pictures of a data set by row. The last groups are kept: rows are asked for in a random order."""
+
+    def __init__(self, uri: str) -> None:
+        self._data = Dataset.open(uri)
+        self._kept: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+    def pictures(self, split: str, rows: Sequence[int]) -> list[bytes | StorageError]:
+        """The encoded pictures of these rows, in their order. Raises DataError, StorageError."""
+        starts = np.concatenate([[0], np.cumsum(self._data.group_rows(split))])
+        if max(rows) >= starts[-1]:
+            raise StorageError(f"{self._data.uri} {split}: no row {max(rows)}; has changed, try again")
+        groups = np.searchsorted(starts, rows, side="right") - 1
+        found: list[bytes | StorageError] = [b""] * len(rows)
+        for group in np.unique(groups):
+            column = self._group(split, int(group))[schema.IMAGE]
+            for n in np.flatnonzero(groups == group).tolist():
+                value = column[int(rows[n] - starts[group])].as_py()
+                data = value["bytes"] if value is not None else None
+                found[n] = data or StorageError(f"{self._data.uri} {split} row {rows[n]}: holds no picture")
+        return found
+
+    def _group(self, split: str, number: int) -> pa.Table:
+        key = (split, number)
+        if key not in self._kept:
+            self._kept[key] = self._data.read_group(split, number, [schema.IMAGE])
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and sum(table.nbytes for table in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return self._kept[key]
 
 
 def mask_files(root: str, values: Sequence[Mapping[str, Any]]) -> Iterator[list[bytes] | StorageError]:
@@ -132,7 +210,8 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None,
     encoded, ids, sizes, ratios = [], [], [], []
     told = zip(*(rows[name].to_pylist() for name in ("path", "sha256", "width", "height")), strict=True)
     paths = rows["path"].to_pylist()
-    for data, (path, sha256, width, height) in zip(read(root, paths), told, strict=True):
+    sources = rows["source"].to_pylist() if "source" in rows.column_names else None
+    for data, (path, sha256, width, height) in zip(read(root, paths, sources), told, strict=True):
         if isinstance(data, StorageError):
             raise data
         if hashlib.sha256(data).hexdigest() != sha256:
