@@ -16,7 +16,7 @@ from tlray.errors import ConfigError, DataError, nearest
 from tlray.formats.base import Format, Look
 from tlray.formats.listing import Listing, counts_by_ending
 
-_PARTS = ("base", "listing", "evidence")  # modules here that are no formats
+_PARTS = ("base", "listing", "evidence", "references")  # modules here that are no formats
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
 
 
