@@ -71,7 +71,11 @@ def index(listing: Listing, column: str) -> Index:
     """
     places = placing.find(listing)
     if not places.pairs:
-        first = f" (for {listing.pictures[0]}: {placing.expected(listing.pictures[0])})" if listing.pictures else ""
+        first = (
+            f" (for {listing.pictures[0]}: {placing.expected(listing.pictures[0])})"
+            if listing.pictures
+            else ""
+        )
         raise DataError(
             f"{listing.root}: no label files of YOLO{first}; accepted: images/x.jpg with labels/x.txt, or "
             "x.txt beside x.jpg"
@@ -93,11 +97,17 @@ def index(listing: Listing, column: str) -> Index:
     rows: list[dict[str, Any]] = []
     for picture in pictures:
         there = files[places.pairs[picture]].rows if picture in places.pairs else []
-        boxes = [(names.by_id[id_], reading.box_of(values, keypoints is not None)) for id_, values, _ in there]
+        boxes = [
+            (names.by_id[id_], reading.box_of(values, keypoints is not None)) for id_, values, _ in there
+        ]
         value = objects(boxes) if column == OBJECTS else {"paths": [], "shapes": ""}
         rows.append({"path": picture, "split": splits.of.get(picture), column: value})
     rows += [
-        {"path": path, "split": split, column: objects([]) if column == OBJECTS else {"paths": [], "shapes": "[]"}}
+        {
+            "path": path,
+            "split": split,
+            column: objects([]) if column == OBJECTS else {"paths": [], "shapes": "[]"},
+        }
         for path, split in splits.missing.items()
     ]
     if column == MASK:
@@ -106,7 +116,9 @@ def index(listing: Listing, column: str) -> Index:
 
     findings += [*names.findings, *splits.findings, *_label_findings(listing, places, pictures, files, names)]
     if keypoints:
-        findings.append(Finding("info", "keypoints", len(texts), "keypoints of the labels are not used: boxes alone"))
+        findings.append(
+            Finding("info", "keypoints", len(texts), "keypoints of the labels are not used: boxes alone")
+        )
     outside = len(listing.pictures) - len(places.pictures)
     ignored = {"pictures outside the folders of YOLO": outside} if outside else {}
     return Index(table(rows, column), {column: classes}, relative=True, ignored=ignored, findings=findings)
@@ -141,7 +153,9 @@ def _add_outlines(
 ) -> None:
     """Fill in the masks: outlines in shares, ids from 1 on. Raises DataError for boxes."""
     if keypoints:
-        raise DataError(f"{names.file}: kpt_shape: keypoints give no masks; accepted: outlines, or boxes as task")
+        raise DataError(
+            f"{names.file}: kpt_shape: keypoints give no masks; accepted: outlines, or boxes as task"
+        )
     ids = {name: number for number, name in enumerate(classes, 1)}
     for row in rows:
         file = files.get(places.pairs.get(row["path"], ""))
@@ -149,7 +163,9 @@ def _add_outlines(
         for id_, values, line in file.rows if file else ():
             if len(values) == 4:
                 assert file is not None
-                raise DataError(f"{file.where} line {line}: a box gives no mask; accepted: outlines in every line")
+                raise DataError(
+                    f"{file.where} line {line}: a box gives no mask; accepted: outlines in every line"
+                )
             shapes.append({"id": ids[names.by_id[id_]], "polygons": [list(values)], "relative": True})
         row[MASK] = {"paths": [], "shapes": json.dumps(shapes)}
 

@@ -70,7 +70,9 @@ def config_files(listing: Listing) -> list[str]:
 def list_files(listing: Listing) -> list[str]:
     """Lists of class names, one a line, of the surest kind that there is."""
     for kind in _LISTS:
-        there = [f for f in listing.files if _is_called(f, kind) and (not listing.named or _beside(listing, f))]
+        there = [
+            f for f in listing.files if _is_called(f, kind) and (not listing.named or _beside(listing, f))
+        ]
         if there:
             return there
     return []
@@ -125,7 +127,9 @@ def _config(listing: Listing, file: str) -> Config | None:
     names = _names(where, tree["names"])
     nc = tree.get("nc")
     if nc is not None and str(nc).strip().lower() not in _NOTHING and str(nc).strip() != str(len(names)):
-        raise DataError(f"{where}: nc = {nc}, but names holds {len(names)}; accepted: as many names as nc says")
+        raise DataError(
+            f"{where}: nc = {nc}, but names holds {len(names)}; accepted: as many names as nc says"
+        )
     path = tree.get("path")
     base = path.strip() if isinstance(path, str) and path.strip().lower() not in _NOTHING else ""
     return Config(file, names, tuple(splits), base, _keypoints(where, tree.get("kpt_shape")))
@@ -141,7 +145,11 @@ def _names(where: str, names: object) -> dict[int, str]:
         names = dict(enumerate(names))
     pairs: dict[int, str] = {}
     for key, name in names.items() if isinstance(names, dict) else []:
-        if not str(key).strip().isdecimal() or not isinstance(name, str | int | float) or not str(name).strip():
+        if (
+            not str(key).strip().isdecimal()
+            or not isinstance(name, str | int | float)
+            or not str(name).strip()
+        ):
             pairs = {}
             break
         pairs[int(str(key))] = str(name)
@@ -178,7 +186,9 @@ def _darknet(listing: Listing, file: str) -> Config | None:
         return Config(file, None, splits)
     names = nearby(listing, file, stated)
     if names is None:
-        raise DataError(f"{where}: names = {pairs['names']}: no such file; looked for beside {file} by its name")
+        raise DataError(
+            f"{where}: names = {pairs['names']}: no such file; looked for beside {file} by its name"
+        )
     listed, _ = _listed(listing, names)
     classes = pairs.get("classes", "")
     if classes and classes != str(max(listed, default=-1) + 1) and classes != str(len(listed)):
@@ -260,7 +270,9 @@ def _of_lists(listing: Listing) -> Names:
     notes = _notes(listing)
     if notes:
         return notes
-    raise DataError(f"{listing.root}: no names of classes; accepted: {PLACES}, at the top or beside the labels")
+    raise DataError(
+        f"{listing.root}: no names of classes; accepted: {PLACES}, at the top or beside the labels"
+    )
 
 
 def _listed(listing: Listing, file: str) -> tuple[dict[int, str], list[int]]:

@@ -57,7 +57,9 @@ def find(listing: Listing) -> Places:
         p for p in listing.pictures
         if p in pairs or posixpath.dirname(p) in folders or (has_labels and _in_images(p)) or _split_beside(p, pairs)
     ]  # fmt: skip
-    kept = [t for t in texts if posixpath.dirname(t) in beside or _without(t.lower(), _LABEL_FOLDERS) is not None]
+    kept = [
+        t for t in texts if posixpath.dirname(t) in beside or _without(t.lower(), _LABEL_FOLDERS) is not None
+    ]
     return Places(pairs, pictures, kept)
 
 

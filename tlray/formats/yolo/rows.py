@@ -46,7 +46,9 @@ def parse(where: str, data: bytes) -> LabelFile:
                 f"{where} line {number}: {_short(line)}; accepted: numbers{hint}, class x y width height"
             ) from None
         if not math.isfinite(sum(values) + label):
-            raise DataError(f"{where} line {number}: {_short(line)}; accepted: numbers, none of them nan or inf")
+            raise DataError(
+                f"{where} line {number}: {_short(line)}; accepted: numbers, none of them nan or inf"
+            )
         if label != int(label) or label < 0:
             raise DataError(f"{where} line {number}: class {parts[0]}; accepted: whole numbers from 0")
         row = (int(label), tuple(values))
@@ -80,7 +82,10 @@ def _is_row(parts: Sequence[str]) -> bool:
 
 
 def check(
-    files: Sequence[LabelFile], names: Mapping[int, str], empty: Sequence[int], keypoints: tuple[int, int] | None
+    files: Sequence[LabelFile],
+    names: Mapping[int, str],
+    empty: Sequence[int],
+    keypoints: tuple[int, int] | None,
 ) -> None:
     """Raises DataError for the first row that is no box, outline or (with ``keypoints``) pose, for a class
     without a name, and where all rows together say that they mean something else."""
@@ -172,14 +177,22 @@ def _points_in_box(values: Sequence[float]) -> bool:
 
 def _inside(box: Sequence[float]) -> bool:
     """Whether a box of centre and size lies in the picture."""
-    return all(c - s / 2 >= -_ROUNDING and c + s / 2 <= 1 + _ROUNDING for c, s in zip(box[:2], box[2:], strict=True))
+    return all(
+        c - s / 2 >= -_ROUNDING and c + s / 2 <= 1 + _ROUNDING for c, s in zip(box[:2], box[2:], strict=True)
+    )
 
 
 def _check_corners(files: Sequence[LabelFile]) -> None:
     """Boxes written as x1 y1 x2 y2 lead out of the picture when they are read as centre and size."""
-    boxes = [(values, file.where, line) for file in files for _, values, line in file.rows if len(values) == 4]
+    boxes = [
+        (values, file.where, line) for file in files for _, values, line in file.rows if len(values) == 4
+    ]
     out = [box for box in boxes if not _inside(box[0])]
-    if len(boxes) >= _FEW and len(out) >= len(boxes) / 2 and all(v[2] > v[0] and v[3] > v[1] for v, _, _ in boxes):
+    if (
+        len(boxes) >= _FEW
+        and len(out) >= len(boxes) / 2
+        and all(v[2] > v[0] and v[3] > v[1] for v, _, _ in boxes)
+    ):
         values, where, line = out[0]
         raise DataError(
             f"{where} line {line}: {' '.join(f'{v:g}' for v in values)}: {len(out)} of {len(boxes)} boxes lead "
