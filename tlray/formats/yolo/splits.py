@@ -1,0 +1,178 @@
+"""Splits of YOLO's pictures: by data.yaml or obj.data (folders, lists of files), by lists, by folders' names."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tlray.errors import DataError
+from tlray.findings import Finding, finding
+from tlray.formats.evidence import IMAGE_WORDS, LABEL_WORDS
+from tlray.formats.listing import Listing, is_picture, lines_of
+from tlray.formats.references import References, plain
+from tlray.formats.yolo.names import Config, nearby
+from tlray.schema import SPLITS
+
+_FILLERS = IMAGE_WORDS | LABEL_WORDS | {"obj", "data", "set", "dataset", "split", "yolo", "coco"}
+
+
+@dataclass
+class Splits:
+    """``of``: picture -> split, for those that have one; ``missing``: as `of`, pictures that are not there.
+    ``given``: whether there are splits at all, so that a picture without one belongs to none."""
+
+    of: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    given: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # lists of pictures that were read
+
+
+def find(listing: Listing, configs: Sequence[Config], pictures: Sequence[str]) -> Splits:
+    """Split of each picture. Raises DataError where what a config states for train is not there, or a
+    list's pictures are not."""
+    splits, double = Splits(), []
+    lost: list[tuple[Config, str, str]] = []
+    for config, split, value in [(c, s, v) for c in configs for s, v in c.splits] or _lists(listing):
+        inside = _pictures(listing, config, split, value, splits, pictures)
+        if inside is None:
+            lost.append((config, split, value))
+            continue
+        for picture in inside:
+            if splits.of.setdefault(picture, split) != split:
+                double.append(f"{picture}: {splits.of[picture]}, {split}")
+    _report_lost(listing, lost, splits)
+    splits.findings += finding(
+        "warning", "two_splits", double, "{n} pictures stand in two splits: taken for the first of them"
+    )
+    by_folder = {p: s for p in pictures if (s := folder_split(p))}
+    if splits.of:
+        # What the config does not speak of at all: test/ beside a data.yaml of train and val.
+        stated = {s for c in configs for s, v in c.splits} | set(splits.of.values())
+        more = {p: s for p, s in by_folder.items() if p not in splits.of and s not in stated}
+        splits.findings += finding(
+            "info", "split_by_folder", [*more],
+            "{n} pictures are in no split that is stated: split by their folder's name",
+        )  # fmt: skip
+        splits.of |= more
+    else:
+        splits.of = by_folder
+    splits.given = bool(splits.of)
+    return splits
+
+
+def folder_split(path: str) -> str | None:
+    """The split that a folder above is called by, the nearest first: train, val2017, obj_train_data."""
+    for part in reversed(path.split("/")[:-1]):
+        words = re.findall("[a-z]+", part.lower())
+        named = [SPLITS[word] for word in words if word in SPLITS]
+        if len(named) == 1 and all(word in SPLITS or word in _FILLERS for word in words):
+            return named[0]
+    return None
+
+
+def _report_lost(listing: Listing, lost: Sequence[tuple[Config, str, str]], splits: Splits) -> None:
+    for config, split, value in lost:
+        if split == "train" and splits.of and "train" not in splits.of.values():
+            raise DataError(
+                f"{listing.where(config.file)}: {split} = {value!r}: no such folder or list below "
+                f"{listing.root}; accepted: a folder of pictures, or a list of their paths"
+            )
+    # Roboflow states a test folder whether there is one or not.
+    for severity, there in (("info", ("test",)), ("warning", ("train", "validation"))):
+        splits.findings += finding(
+            severity, "split_not_there", [f"{c.file}: {s}: {v}" for c, s, v in lost if s in there],  # type: ignore[arg-type]
+            "{n} folders or lists of splits are not there"
+            + ("" if splits.of else ": splits by names of folders"),
+        )  # fmt: skip
+
+
+def _lists(listing: Listing) -> list[tuple[Config, str, str]]:
+    """train.txt, val.txt and test.txt at the root, where no config states the splits."""
+    texts = [f for f in listing.files if "/" not in f and f.lower().endswith(".txt")]
+    texts = [f for f in texts if f.lower()[:-4] in SPLITS and _is_list(listing, f)]
+    return [(Config(f), SPLITS[f.lower()[:-4]], f) for f in texts]
+
+
+def _is_list(listing: Listing, file: str) -> bool:
+    lines = listing.head(file).decode("utf-8", errors="replace").lstrip("\ufeff").splitlines()
+    return any(is_picture(line.strip()) for line in lines[:5])
+
+
+def _pictures(
+    listing: Listing, config: Config, split: str, value: str, splits: Splits, pictures: Sequence[str]
+) -> list[str] | None:
+    """Pictures of a folder or list that a config names; None where neither is there."""
+    bases = _bases(listing, config)
+    if value.lower().endswith(".txt"):
+        file = _list_file(listing, config, value, bases)
+        return None if file is None else _listed(listing, file, split, bases, splits)
+    folder = _folder(listing, value, bases)
+    if folder is None:
+        return None
+    return [p for p in pictures if not folder or p.startswith(f"{folder}/")]
+
+
+def _bases(listing: Listing, config: Config) -> list[str]:
+    """Folders that paths of a config may start from: ``path``, as far as it is here, and its own folder."""
+    own = posixpath.dirname(config.file)
+    path = _folder(listing, config.path, [own], is_base=True) if config.path else None
+    return list(dict.fromkeys([own if path is None else path, own, ""]))
+
+
+def _list_file(listing: Listing, config: Config, value: str, bases: Sequence[str]) -> str | None:
+    for base in bases:
+        there = listing.match(posixpath.normpath(posixpath.join(base, plain(value))))
+        if there:
+            return there
+    return nearby(listing, config.file, value)
+
+
+def _folder(listing: Listing, value: str, bases: Sequence[str], is_base: bool = False) -> str | None:
+    """The folder ("" for the root) of a path, or of the longest part of it that is here."""
+    folders = _folders(listing)
+    text = plain(value).rstrip("/") or "."
+    for base in bases:
+        joined = posixpath.normpath(posixpath.join(base, text))
+        if joined == ".":
+            return ""
+        if joined.lower() in folders:
+            return folders[joined.lower()]
+    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    for n in range(len(parts)):
+        # images of /content/valid/images is not every other folder images: the split has to be kept.
+        if any(part.lower() in SPLITS for part in parts[:n]) and not is_base:
+            break
+        for base in bases:
+            for more in ("", "images"):
+                there = posixpath.join(base, more, *parts[n:]).lower()
+                if there in folders:
+                    return folders[there]
+    return None
+
+
+def _folders(listing: Listing) -> dict[str, str]:
+    """Folders by their path in lower case; none where two differ by case alone."""
+    count = Counter(folder.lower() for folder in listing.folders)
+    return {folder.lower(): folder for folder in listing.folders if count[folder.lower()] == 1}
+
+
+def _listed(listing: Listing, file: str, split: str, bases: Sequence[str], splits: Splits) -> list[str]:
+    references = References(listing, file, [posixpath.dirname(file), *bases], split=split)
+    found = []
+    for number, line in enumerate(lines_of(listing.text(file)), 1):
+        name = line.strip().strip("\"'")
+        if not name or name.startswith("#"):
+            continue
+        picture = references.find(name, f"line {number}")
+        if picture is None:
+            splits.missing[references.path(name)] = split
+        else:
+            found.append(picture)
+    references.check()
+    splits.findings += references.findings()
+    splits.files.append(file)
+    return found
