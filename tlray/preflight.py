@@ -4,8 +4,7 @@
 of them; ``examine`` turns the table of what was seen into a `Report`, which is written beside the data
 as JSON and as text. Nothing here touches the pictures or imports Ray.
 
-Severity: error = figures measured on this data would mislead; warning = training suffers, or data was
-left out; info = good to know. Under ``strict`` errors and warnings are fatal.
+Under ``strict`` errors and warnings are fatal.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ import pyarrow as pa
 
 from tlray import image
 from tlray.errors import DataError, PictureError
+from tlray.findings import SHOWN, Finding, Severity
 
 TINY_SIDE = 32  # px
 FEW_ROWS = 10  # training pictures of a class below which nothing can be learned well
@@ -37,9 +37,6 @@ _WHY = {
     "truncated": "truncated or damaged",
     UNKNOWN_CLASS: "their class is not in train",
 }
-_SHOWN = 20  # examples kept of each finding, quarantined files shown in the text
-
-Severity = Literal["error", "warning", "info"]
 Hashes = npt.NDArray[np.uint64]
 Groups = npt.NDArray[np.int64]
 Classes = Sequence[Sequence[str]]  # names of the classes in each row
@@ -174,17 +171,6 @@ def _root(parent: npt.NDArray[np.int64], n: int) -> int:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing found: ``count`` pictures (or classes), and up to 20 examples as text."""
-
-    severity: Severity
-    kind: str
-    count: int
-    message: str
-    examples: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Report:
     """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
     show it (one may show several), ``quarantined`` path, kind, reason."""
@@ -232,9 +218,9 @@ class Report:
                 lines.append("           - ... (more in preflight.json)")
         if self.quarantined:
             lines += ["", f"Left out (the files themselves are untouched): {len(self.quarantined)}"]
-            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:_SHOWN]]
-            if len(self.quarantined) > _SHOWN:
-                lines.append(f"  ... {len(self.quarantined) - _SHOWN} more in preflight.json")
+            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:SHOWN]]
+            if len(self.quarantined) > SHOWN:
+                lines.append(f"  ... {len(self.quarantined) - SHOWN} more in preflight.json")
         return "\n".join(lines) + "\n"
 
 
@@ -268,11 +254,13 @@ def examine(
     classes: Classes | None,
     remarks: Iterable[Finding] = (),
     open_set: bool = False,
+    made: Collection[str] = (),
 ) -> Report:
     """The report of ``rows`` (taken; SEEN + path, split) and ``bad`` (left out).
 
     ``exact`` and ``near`` are the group numbers of ``rows``, ``classes`` the names of the classes in each;
-    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people.
+    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people. ``made``:
+    splits that were cut off here, of whose missing classes ``remarks`` tell.
     """
     found: list[Finding] = list(remarks)
 
@@ -282,7 +270,7 @@ def examine(
         listed = list(examples)
         number = len(listed) if count is None else count
         if number:
-            found.append(Finding(severity, kind, number, message.format(n=number), listed[:_SHOWN]))
+            found.append(Finding(severity, kind, number, message.format(n=number), listed[:SHOWN]))
 
     path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
     quarantined = [
@@ -297,7 +285,7 @@ def examine(
         severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"
         note(severity, kind, files, "{n} left out: " + _WHY.get(kind, kind.replace("_", " ")), number)
     if classes is not None:
-        _classes(note, counts, open_set)
+        _classes(note, counts, open_set, made)
     width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
     tiny = np.flatnonzero(np.minimum(width, height) < TINY_SIDE)
     sized = (f"{path[i]} ({width[i]} x {height[i]})" for i in tiny)
@@ -380,7 +368,7 @@ def _counts(split: list[str], classes: Classes | None) -> dict[str, dict[str, in
     return counts
 
 
-def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool) -> None:
+def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool, made: Collection[str]) -> None:
     """Findings about how many rows each class has."""
     train = counts.get("train", {})
     if open_set:
@@ -388,8 +376,10 @@ def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool) -> No
             both = sorted(set(counts[a]) & set(counts[b]))
             note("error", "identity_across_splits", both, f"{{n}} identities of {a} are in {b}, too")
     for split, by_class in counts.items() if not open_set else ():
-        missing = sorted(set(train) - set(by_class))
+        missing = sorted(set(train) - set(by_class)) if split not in made else []
         note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")
+        unknown = sorted(set(by_class) - set(train))
+        note("error", UNKNOWN_CLASS, unknown, f"{{n}} classes of {split} are not in train: never predicted")
     few = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]
     note("warning", "few_rows", few, f"{{n}} classes with fewer than {FEW_ROWS} training pictures")
     if len(train) > 1:

@@ -26,6 +26,7 @@ from tlray import formats, preflight, schema, storage
 from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
 from tlray.ingest import plan, shards
+from tlray.ingest.names import unify
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages "list", "inspect", "write"."""
@@ -68,6 +69,7 @@ def ingest(
     seed: int = 0,
     strict: bool = False,
     max_bad_share: float = 0.05,
+    merge_classes: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Make the data set at ``target``; one that stands there already is replaced.
@@ -75,7 +77,8 @@ def ingest(
     ``task``: which kind of labels to take, "auto" for the plainest that the source has. ``max_side`` (px)
     shrinks larger pictures, boxes and masks too. Without splits in the source, shares ``validation`` and
     ``test`` of each class are cut off by ``seed``, duplicates on one side; where the source has train but
-    no validation, validation is cut from train. Raises DataError for an unusable source, more than
+    no validation, validation is cut from train. ``merge_classes`` makes one class of names that differ in
+    case, width, separators or the form of a number alone. Raises DataError for an unusable source, more than
     ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
     """
     tell = progress or (lambda stage, done, total: None)
@@ -88,27 +91,30 @@ def ingest(
         started = time.monotonic()
 
     found = _index(source, format, task)
-    index, root, kinds = found.table, found.root, found.task.columns
+    root, kinds = found.root, found.task.columns
+    index, given_names, respelled = unify(found.table, kinds, found.names, merge_classes)
     tell("list", index.num_rows, index.num_rows)
     lap("list")
     seen = _inspect(root, index, tell)
     if found.relative_boxes:
         seen = plan.absolute_boxes(seen)
-    seen, remarks = found.task.preflight(seen, found.names)
+    seen, remarks = found.task.preflight(seen, given_names)
     lap("inspect")
     good, bad = plan.part(source, seen, max_bad_share)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    good = plan.assign(source, good, kinds, plan.merged(exact, near), validation, test, seed)
+    cut = plan.shares(good, validation, test)
+    good, thin = plan.assign(source, good, kinds, plan.merged(exact, near), cut, seed)
     good, bad, kept = plan.known_classes(good, bad, kinds)
     exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
     report = preflight.examine(
         source, good, bad, exact, near, found.ignored, plan.classes(good, kinds),
-        [preflight.Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:20]) for r in remarks],
-        open_set="identity" in kinds.values(),
+        [*respelled, *thin]
+        + [preflight.Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:20]) for r in remarks],
+        open_set="identity" in kinds.values(), made=cut,
     )  # fmt: skip
     _fatal(report, strict, target)
-    names = plan.label_names(good, kinds, found.names)
+    names = plan.label_names(good, kinds, given_names)
     columns = {name: (schema.TYPES[kind], schema.feature(kind, names[name])) for name, kind in kinds.items()}
     lap("check")
 
@@ -128,8 +134,11 @@ def ingest(
             "labels": names,
             "fingerprint": fingerprint,
             "files": files,
-            "settings": {"max_side": max_side, "validation": validation, "test": test, "seed": seed},
-        }
+            "settings": {
+                "max_side": max_side, "validation": validation, "test": test, "seed": seed,
+                "merge_classes": merge_classes,
+            },
+        }  # fmt: skip
         storage.write_json(storage.join(stage, MANIFEST), manifest)
     lap("write")
     return IngestResult(target, written, names, fingerprint, report, seconds)
