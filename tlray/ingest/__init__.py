@@ -25,6 +25,7 @@ import pyarrow as pa
 from tlray import formats, preflight, schema, storage
 from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
+from tlray.findings import SHOWN, Finding
 from tlray.ingest import plan, shards
 from tlray.ingest.names import unify
 
@@ -110,7 +111,7 @@ def ingest(
     report = preflight.examine(
         source, good, bad, exact, near, found.ignored, plan.classes(good, kinds),
         [*respelled, *thin]
-        + [preflight.Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:20]) for r in remarks],
+        + [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in remarks],
         open_set="identity" in kinds.values(), made=cut,
     )  # fmt: skip
     _fatal(report, strict, target)

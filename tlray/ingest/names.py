@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tlray import schema
 from tlray.errors import DataError
-from tlray.findings import SHOWN, Finding, finding
+from tlray.findings import Finding, finding
 
 # Characters that take no room: zero-width spaces and joiners, marks of direction, soft hyphen, byte order
 # mark. Not the whole Unicode category Cf: flags of England and Scotland differ in nothing else.
@@ -160,12 +160,11 @@ def _respelled(spelled: Mapping[str, int], to: Mapping[str, str]) -> list[Findin
     return finding("info", "names_cleaned", examples, "{n} class names composed (NFC) or trimmed")
 
 
-def _similar(
-    alike: Sequence[Sequence[str]], counts: Mapping[str, int] | None, way_out: str
-) -> list[Finding]:
+def _similar(alike: Sequence[Sequence[str]], counts: Mapping[str, int] | None, way_out: str) -> list[Finding]:
     """The warning about names that look like one class."""
     text = "{n} groups of class names differ only in case, width, separators or the form of a number"
-    return finding("warning", "similar_names", [_told(group, counts) for group in alike], f"{text} ({way_out})")
+    examples = [_told(group, counts) for group in alike]
+    return finding("warning", "similar_names", examples, f"{text} ({way_out})")
 
 
 def _merged(

@@ -109,11 +109,11 @@ def assign(
     for column in people:
         groups = merged(groups, preflight.exact_groups(rows[column].to_pylist()))
     # The order is by hash of content and seed, not by position: a new picture moves few others.
-    hashes = [hashlib.sha256(f"{seed}/{value}".encode()).digest()[:8] for value in loose["sha256"].to_pylist()]
-    keys = np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64)
+    hashes = [hashlib.sha256(f"{seed}/{value}".encode()).digest() for value in loose["sha256"].to_pylist()]
+    keys = np.frombuffer(b"".join(value[:8] for value in hashes), ">u8").astype(np.uint64)
     if people:
         # Validation first: there may be too few people for both, and training needs this one.
-        split_N[free] = splits.by_person(groups[free], keys, dict(reversed(cut.items())))
+        split_N[free] = splits.by_person(groups[free], keys, dict(reversed([*cut.items()])))
         lacking = _lacking(split_N, free, cut, "people with two pictures or more")
         return _with_splits(rows, split_N), lacking
     shown = _shown(loose, kinds)
@@ -143,9 +143,7 @@ def _lacking(
     return [Finding("warning", f"no_{split}", 1, f"no {split} split: {text}") for split in lacking]
 
 
-def _thin(
-    split_of: Sequence[str], shown: Sequence[Sequence[str]], cut: Mapping[str, float]
-) -> list[Finding]:
+def _thin(split_of: Sequence[str], shown: Sequence[Sequence[str]], cut: Mapping[str, float]) -> list[Finding]:
     """Classes that are too small for a split that was cut off."""
     there = Counter(
         (split, name) for split, names in zip(split_of, shown, strict=True) for name in set(names)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +81,8 @@ def by_person(groups: Ints, keys: Keys, shares: Mapping[str, float]) -> list[str
     total = sum(units.size[unit] for unit in pool)
     for later, split in zip(range(len(wanted), 0, -1), wanted, strict=True):
         most = len(pool) - later * LEAST_PEOPLE  # the others need some, too
-        room, taken = math.floor(total * shares[split] + 0.5), []
+        room = math.floor(total * shares[split] + 0.5)
+        taken: list[int] = []
         for unit in pool:
             if units.size[unit] <= room and len(taken) < most:
                 taken.append(unit)
@@ -112,7 +112,8 @@ class _Units:
         self.split: list[str | None] = [None] * len(first)
         code = {name: i for i, name in enumerate(sorted({name for row in classes for name in row}))}
         none = len(code)
-        lengths, codes = [], []
+        lengths: list[int] = []
+        codes: list[int] = []
         for row in classes:
             there = {code[name] for name in row} if row else (none,)
             lengths.append(len(there))
@@ -135,7 +136,8 @@ class _Units:
     def classes_of(self, unit: int) -> list[int]:
         return self._label[self._start[unit] : self._start[unit + 1]]
 
-    def _pairs(self, unit: int) -> Any:
+    def _pairs(self, unit: int) -> Iterator[tuple[int, int]]:
+        """(class, pictures of the unit that show it)."""
         span = slice(self._start[unit], self._start[unit + 1])
         return zip(self._label[span], self._number[span], strict=True)
 
