@@ -80,6 +80,7 @@ def shares(rows: pa.Table, validation: float, test: float) -> dict[str, float]:
     """
     given = set(filter(None, rows["split"].to_pylist()))
     wanted = {"test": 0.0 if given else test, "validation": 0.0 if "validation" in given else validation}
+    # Validation last: where there are too few people for both it is the one that stays.
     return {split: share for split, share in wanted.items() if share > 0}
 
 
@@ -112,8 +113,7 @@ def assign(
     hashes = [hashlib.sha256(f"{seed}/{value}".encode()).digest() for value in loose["sha256"].to_pylist()]
     keys = np.frombuffer(b"".join(value[:8] for value in hashes), ">u8").astype(np.uint64)
     if people:
-        # Validation first: there may be too few people for both, and training needs this one.
-        split_N[free] = splits.by_person(groups[free], keys, dict(reversed([*cut.items()])))
+        split_N[free] = splits.by_person(groups[free], keys, cut)
         lacking = _lacking(split_N, free, cut, "people with two pictures or more")
         return _with_splits(rows, split_N), lacking
     shown = _shown(loose, kinds)

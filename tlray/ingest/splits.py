@@ -31,7 +31,8 @@ def stratified(
     class with the fewest pictures not yet dealt with comes first, as the others have more to choose from.
     One class a picture is the simple case. Of a class, pictures are taken in the order of their keys: the
     first for the first split of ``shares`` (split -> share), and so on, the rest is train. Pictures of no
-    class are shared out like a class. ``groups``, ``keys`` (N,): group and key of each picture.
+    class are shared out like a class. ``groups``, ``keys`` (N,): group and key of each picture; a group's
+    key is that of its first picture.
     """
     units = _Units(classes, groups, keys)
     for split, share in shares.items():
@@ -72,12 +73,12 @@ def by_person(groups: Ints, keys: Keys, shares: Mapping[str, float]) -> list[str
 
     Validation and test compare pictures of one person, so people with a single picture stay in train, and
     the shares are of the others' pictures. A split gets two people or more, and train keeps two; where
-    there are too few for all, the earlier of ``shares`` comes first.
+    there are too few for all, the last of ``shares`` are served.
     """
     units = _Units([()] * len(groups), groups, keys)
     pool = [unit for unit, size in enumerate(units.size) if size > 1]
     wanted = [split for split, share in shares.items() if share > 0]
-    wanted = wanted[: max(0, len(pool) // LEAST_PEOPLE - 1)]
+    wanted = wanted[max(0, len(wanted) + 1 - len(pool) // LEAST_PEOPLE) :]
     total = sum(units.size[unit] for unit in pool)
     for later, split in zip(range(len(wanted), 0, -1), wanted, strict=True):
         most = len(pool) - later * LEAST_PEOPLE  # the others need some, too
@@ -103,8 +104,7 @@ class _Units:
 
     def __init__(self, classes: Sequence[Sequence[str]], groups: Ints, keys: Keys) -> None:
         unit_N = np.unique(groups, return_inverse=True)[1].astype(np.int64)
-        first = np.full(int(unit_N.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
-        np.minimum.at(first, unit_N, keys)
+        first = keys[np.unique(unit_N, return_index=True)[1]]
         rank = np.empty(len(first), np.int64)
         rank[np.argsort(first, kind="stable")] = np.arange(len(first))
         self.of_row = rank[unit_N]
