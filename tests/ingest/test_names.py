@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlray.errors import DataError
-from tlray.formats import OBJECTS_TYPE
 from tlray.ingest.names import clean, likeness, unify
 
+BOXES = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
 CAFE, CAFE_DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
@@ -135,7 +135,7 @@ def test_a_picture_has_no_class_twice() -> None:
 
 def test_boxes_keep_their_places() -> None:
     boxes = {"bbox": [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]], "category": ["Cat ", "cat"]}
-    rows = table("objects", [boxes, {"bbox": [], "category": []}], OBJECTS_TYPE)
+    rows = table("objects", [boxes, {"bbox": [], "category": []}], BOXES)
     made, _, findings = unify(rows, {"objects": "objects"}, {}, merge=True)
     assert made["objects"].to_pylist() == [
         {"bbox": boxes["bbox"], "category": ["Cat", "Cat"]},

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlray import preflight
-from tlray.formats import OBJECTS_TYPE
 from tlray.ingest import plan
+
+BOXES = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
 
 
 def table(
@@ -84,7 +85,7 @@ def test_given_rows_stay_and_train_alone_is_cut() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_boxes_are_shared_out_by_class(seed: int) -> None:
     values = [boxes("cat", "cat", f"rare{n // 2}") if n < 20 else boxes("cat") for n in range(38)]
-    rows = table("objects", [*values, boxes(), boxes()], kind=OBJECTS_TYPE)
+    rows = table("objects", [*values, boxes(), boxes()], kind=BOXES)
     found, findings = assign(rows, "objects", seed=seed)
     assert Counter(found) == {"train": 32, "validation": 4, "test": 4}
     assert set(found[:20]) == {"train"}
