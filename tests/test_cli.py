@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from tlray import cli, progress
-from tlray.errors import RunError
+from tlray.errors import DataError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = str(ROOT / "jobs" / "recipes" / "clothing.yaml")
@@ -117,6 +117,18 @@ def test_data_that_is_not_there(
     assert "some/where: no bundle there" in mistake(capfd, "promote", "some/where", "pets")
     assert "pets: unknown model" in mistake(capfd, "predict", "pets", "a.jpg")
     assert "pets: unknown model" in mistake(capfd, "rollback", "pets")
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_merging_classes_is_asked_for(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, merge: bool
+) -> None:
+    def ingest(*args: Any, **settings: Any) -> None:
+        raise DataError(f"merge_classes is {settings['merge_classes']}")
+
+    monkeypatch.setattr("tlray.road.ingest", ingest)
+    option = ["--merge-classes"] if merge else []
+    assert f"merge_classes is {merge}" in mistake(capfd, "ingest", "from", "to", *option)
 
 
 def test_an_empty_class(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

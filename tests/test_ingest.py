@@ -268,6 +268,25 @@ def test_a_class_that_is_not_in_train(here: None, drawn: Path, tmp_path: Path) -
         ingest(str(tmp_path / "in"), str(tmp_path / "data"))
 
 
+def test_spellings_of_a_class(here: None, drawn: Path, tmp_path: Path) -> None:
+    """macOS writes folders decomposed, and people write Cat and cat."""
+    one, two = sorted((drawn / "train").iterdir())[:2]
+    for split, names in (("train", ("caf\u00e9", "Cat", "cat ")), ("val", ("cafe\u0301", "cat", "Cat"))):
+        for source, name in zip((one, two, two), names, strict=True):
+            shutil.copytree(source, tmp_path / "in" / split / name)
+    result = ingest(str(tmp_path / "in"), str(tmp_path / "data"))
+    assert result.labels == {"label": ["Cat", "caf\u00e9", "cat"]}
+    assert result.report.counts["validation"] == {"Cat": 14, "caf\u00e9": 14, "cat": 14}
+    assert kinds_of(result)["similar_names"] == "warning"
+    assert kinds_of(result)["names_cleaned"] == "info"
+    similar = next(f for f in result.report.findings if f.kind == "similar_names")
+    assert similar.examples == ["'Cat' (28 labels) = 'cat' (28 labels)"]
+    merged = ingest(str(tmp_path / "in"), str(tmp_path / "data"), merge_classes=True)
+    assert merged.labels == {"label": ["Cat", "caf\u00e9"]}
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["settings"]["merge_classes"] is True
+    assert Dataset.open(str(tmp_path / "data")).labels() == ["Cat", "caf\u00e9"]
+
+
 def test_shrink(here: None, flat: Path, tmp_path: Path) -> None:
     kind = flat / sample.KINDS[0]
     exif = Image.Exif()

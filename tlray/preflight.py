@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -273,11 +273,13 @@ def examine(
     classes: Classes | None,
     remarks: Iterable[Finding] = (),
     open_set: bool = False,
+    made: Collection[str] = (),
 ) -> Report:
     """The report of ``rows`` (taken; SEEN + path, split) and ``bad`` (left out).
 
     ``exact`` and ``near`` are the group numbers of ``rows``, ``classes`` the names of the classes in each;
-    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people.
+    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people. ``made``:
+    splits that were cut off here, of whose missing classes ``remarks`` tell.
     """
     found: list[Finding] = list(remarks)
 
@@ -302,7 +304,7 @@ def examine(
         severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"
         note(severity, kind, files, "{n} left out: " + _WHY.get(kind, kind.replace("_", " ")), number)
     if classes is not None:
-        _classes(note, counts, open_set)
+        _classes(note, counts, open_set, made)
     width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
     tiny = np.flatnonzero(np.minimum(width, height) < TINY_SIDE)
     sized = (f"{path[i]} ({width[i]} x {height[i]})" for i in tiny)
@@ -401,7 +403,7 @@ def _counts(split: list[str], classes: Classes | None) -> dict[str, dict[str, in
     return counts
 
 
-def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool) -> None:
+def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool, made: Collection[str]) -> None:
     """Findings about how many rows each class has."""
     train = counts.get("train", {})
     if open_set:
@@ -409,8 +411,10 @@ def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool) -> No
             both = sorted(set(counts[a]) & set(counts[b]))
             note("error", "identity_across_splits", both, f"{{n}} identities of {a} are in {b}, too")
     for split, by_class in counts.items() if not open_set else ():
-        missing = sorted(set(train) - set(by_class))
+        missing = sorted(set(train) - set(by_class)) if split not in made else []
         note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")
+        unknown = sorted(set(by_class) - set(train))
+        note("error", UNKNOWN_CLASS, unknown, f"{{n}} classes of {split} are not in train: never predicted")
     few = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]
     note("warning", "few_rows", few, f"{{n}} classes with fewer than {FEW_ROWS} training pictures")
     if len(train) > 1:

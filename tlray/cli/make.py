@@ -49,6 +49,9 @@ def ingest(
     seed: Annotated[int, typer.Option(help="Decides what is cut off.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Findings of the report are fatal.")] = False,
     max_bad_share: Annotated[float, typer.Option(help="More unusable pictures than this are fatal.")] = 0.05,
+    merge_classes: Annotated[
+        bool, typer.Option("--merge-classes", help="Cat, cat and CAT are one class; so are 1 and 1.0.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Check labelled pictures and make a Parquet data set of them, with a pre-flight report."""
@@ -59,6 +62,7 @@ def ingest(
             found = road.ingest(
                 source, target, show, verbose(context), format=format, task=task, max_side=max_side,
                 validation=validation, test=test, seed=seed, strict=strict, max_bad_share=max_bad_share,
+                merge_classes=merge_classes,
             )  # fmt: skip
         out.result = found.to_dict()
         out.say(f"{target}: {_splits(found.splits)}, {sum(map(len, found.labels.values()))} classes")

@@ -25,9 +25,10 @@ import pyarrow as pa
 from tlray import mask_code, masks, preflight, schema, storage
 from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
-from tlray.findings import Finding
+from tlray.findings import SHOWN, Finding
 from tlray.formats.base import STATED
-from tlray.ingest import plan, preview, shards
+from tlray.ingest import boxes, plan, preview, shards
+from tlray.ingest.names import unify
 from tlray.ingest.survey import survey
 
 PREVIEW = "preview.html"  # in the data set's folder
@@ -73,6 +74,7 @@ def ingest(
     seed: int = 0,
     strict: bool = False,
     max_bad_share: float = 0.05,
+    merge_classes: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Make the data set at ``target``; one that stands there already is replaced.
@@ -80,7 +82,8 @@ def ingest(
     ``task``: which kind of labels to take, "auto" for the plainest that the source has. ``max_side`` (px)
     shrinks larger pictures, boxes and masks too. Without splits in the source, shares ``validation`` and
     ``test`` of each class are cut off by ``seed``, duplicates on one side; where the source has train but
-    no validation, validation is cut from train. Raises DataError for an unusable source, more than
+    no validation, validation is cut from train. ``merge_classes`` makes one class of names that differ in
+    case, width, separators or the form of a number alone. Raises DataError for an unusable source, more than
     ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
     """
     tell = progress or (lambda stage, done, total: None)
@@ -93,29 +96,31 @@ def ingest(
         started = time.monotonic()
 
     found = survey(source, format, task)
-    index, root, kinds = found.table, found.root, found.kinds
+    root, kinds = found.root, found.kinds
+    index, given_names, respelled = unify(found.table, kinds, found.index.names, merge_classes)
     tell("list", index.num_rows, index.num_rows)
     lap("list")
     seen = _inspect(root, index, found.index.mask_code, tell)
-    if found.index.relative:
-        seen = plan.absolute_boxes(seen)
-    given_names, remarks, code = dict(found.index.names), list(found.findings), masks.AS_STORED
+    remarks, code = [*found.findings, *respelled], masks.AS_STORED
     if schema.MASK in kinds:
         decided = mask_code.decide(source, seen, given_names.get(schema.MASK), found.index.mask_code)
         seen, code, given_names[schema.MASK] = decided.rows, decided.code, decided.names
         remarks += decided.findings
+    seen, compared = boxes.compare(source, seen, found.index.relative)
+    remarks += compared
     seen, of_task = found.task.preflight(seen, given_names)
-    remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:20]) for r in of_task]
+    remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in of_task]
     lap("inspect")
     good, bad = plan.part(source, seen, max_bad_share)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    good = plan.assign(source, good, kinds, plan.merged(exact, near), validation, test, seed)
+    cut = plan.shares(good, validation, test)
+    good, thin = plan.assign(source, good, kinds, plan.merged(exact, near), cut, seed)
     good, bad, kept = plan.known_classes(good, bad, kinds)
     exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
     report = preflight.examine(
-        source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), remarks,
-        open_set="identity" in kinds.values(),
+        source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), [*remarks, *thin],
+        open_set="identity" in kinds.values(), made=cut,
     )  # fmt: skip
     _fatal(report, strict, target)
     names = plan.label_names(good, kinds, given_names)
@@ -145,8 +150,11 @@ def ingest(
             "labels": names,
             "fingerprint": fingerprint,
             "files": files,
-            "settings": {"max_side": max_side, "validation": validation, "test": test, "seed": seed},
-        }
+            "settings": {
+                "max_side": max_side, "validation": validation, "test": test, "seed": seed,
+                "merge_classes": merge_classes,
+            },
+        }  # fmt: skip
         storage.write_json(storage.join(stage, MANIFEST), manifest)
     lap("write")
     return IngestResult(target, written, names, fingerprint, report, seconds)

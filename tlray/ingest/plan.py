@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from tlray import preflight, schema
 from tlray.errors import DataError
+from tlray.findings import Finding, finding
+from tlray.ingest import splits
 
 GROUP_ROWS = 128  # rows of a Parquet row group
 SHARD_ROWS = 8 * GROUP_ROWS
@@ -39,12 +41,18 @@ def part(source: str, seen: pa.Table, max_bad_share: float) -> tuple[pa.Table, p
 
 def merged(a: preflight.Groups, b: preflight.Groups) -> preflight.Groups:
     """Groups that join what either of two joins; both name a group by its smallest row."""
-    out = b.copy()
-    for row in np.flatnonzero(a != np.arange(len(a))).tolist():
-        x, y = int(out[a[row]]), int(out[row])
-        if x != y:
-            out[out == max(x, y)] = min(x, y)
-    return out
+    parent = b.tolist()
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for row, first in enumerate(a.tolist()):
+        x, y = root(first), root(row)
+        parent[max(x, y)] = min(x, y)
+    return np.array([root(row) for row in range(len(parent))], dtype=np.int64)
 
 
 def renumbered(groups: preflight.Groups) -> preflight.Groups:
@@ -64,64 +72,104 @@ def classes(rows: pa.Table, kinds: Mapping[str, schema.Kind]) -> preflight.Class
     return None
 
 
+def shares(rows: pa.Table, validation: float, test: float) -> dict[str, float]:
+    """Splits to cut off from train, and their shares of it.
+
+    A split that is given is never replaced: where any is given no test is made, and validation only
+    where it is not among them.
+    """
+    given = set(filter(None, rows["split"].to_pylist()))
+    wanted = {"test": 0.0 if given else test, "validation": 0.0 if "validation" in given else validation}
+    # Validation last: where there are too few people for both it is the one that stays.
+    return {split: share for split, share in wanted.items() if share > 0}
+
+
 def assign(
     source: str,
     rows: pa.Table,
     kinds: Mapping[str, schema.Kind],
     groups: preflight.Groups,
-    validation: float,
-    test: float,
+    cut: Mapping[str, float],
     seed: int,
-) -> pa.Table:
+) -> tuple[pa.Table, list[Finding]]:
     """Fill the split column: from the layout, otherwise by seed; classes keep their shares, and pictures
-    of one group, or of one person, stay together."""
-    splits = np.array([split or "" for split in rows["split"].to_pylist()], dtype=object)
-    given = set(splits.tolist()) - {""}
-    splits[splits == ""] = "train"  # of a table that gives some rows a split and others none, too
-    if "train" not in splits:
+    of one group, or of one person, stay together. ``cut``: see `shares`. Findings say what was too few.
+    """
+    split_N = np.array([split or "" for split in rows["split"].to_pylist()], dtype=object)
+    given = set(split_N.tolist()) - {""}
+    split_N[split_N == ""] = "train"  # of a table that gives some rows a split and others none, too
+    if "train" not in split_N:
         raise DataError(
             f"{source}: no train split among {', '.join(sorted(given))}; accepted: train and others"
         )
-    shares = {"test": 0.0 if given else test, "validation": 0.0 if "validation" in given else validation}
-    free = np.flatnonzero(splits == "train")
-    names = [""] * rows.num_rows
-    for column, kind in kinds.items():
-        if kind == "class":
-            names = rows[column].to_pylist()
-        elif kind == "identity":
-            groups = merged(groups, preflight.exact_groups(rows[column].to_pylist()))
+    if not cut:
+        return _with_splits(rows, split_N), []
+    free = np.flatnonzero(split_N == "train")
+    loose = rows.take(pa.array(free))
+    people = [column for column, kind in kinds.items() if kind == "identity"]
+    for column in people:
+        groups = merged(groups, preflight.exact_groups(rows[column].to_pylist()))
     # The order is by hash of content and seed, not by position: a new picture moves few others.
-    keys = [hashlib.sha256(f"{seed}/{value}".encode()).digest() for value in rows["sha256"].to_pylist()]
-    members: dict[int, list[int]] = {}
-    for row in free.tolist():
-        members.setdefault(int(groups[row]), []).append(row)
-    by_class: dict[str, list[int]] = {}
-    for group, inside in members.items():
-        by_class.setdefault(names[inside[0]], []).append(group)
-    for _, there in sorted(by_class.items()):
-        there.sort(key=lambda g: (keys[members[g][0]], members[g][0]))
-        left = total = sum(len(members[g]) for g in there)
-        for split, share in shares.items():
-            # A class of three pictures gets one in each split; train always keeps one.
-            room = min(max(math.floor(total * share + 0.5), int(share > 0 and total >= 3)), left - 1)
-            for group in list(there):
-                size = len(members[group])
-                if size <= room:
-                    splits[members[group]] = split
-                    there.remove(group)
-                    room, left = room - size, left - size
-                if room <= 0:
-                    break
-    return rows.set_column(rows.column_names.index("split"), "split", pa.array(splits.tolist(), pa.string()))
+    hashes = [hashlib.sha256(f"{seed}/{value}".encode()).digest() for value in loose["sha256"].to_pylist()]
+    keys = np.frombuffer(b"".join(value[:8] for value in hashes), ">u8").astype(np.uint64)
+    if people:
+        split_N[free] = splits.by_person(groups[free], keys, cut)
+        lacking = _lacking(split_N, free, cut, "people with two pictures or more")
+        return _with_splits(rows, split_N), lacking
+    shown = _shown(loose, kinds)
+    split_N[free] = splits.stratified(shown, groups[free], keys, cut)
+    lacking = _lacking(split_N, free, cut, "pictures of a class")
+    return _with_splits(rows, split_N), [*lacking, *_thin(split_N[free].tolist(), shown, cut)]
+
+
+def _with_splits(rows: pa.Table, split_N: npt.NDArray[np.object_]) -> pa.Table:
+    at = rows.column_names.index("split")
+    return rows.set_column(at, "split", pa.array(split_N.tolist(), pa.string()))
+
+
+def _shown(rows: pa.Table, kinds: Mapping[str, schema.Kind]) -> list[list[str]]:
+    """The classes in each row, to share them out by; of a mask the ids in it."""
+    if "mask" in kinds.values():
+        return [[str(number) for number in values or ()] for values in rows["mask_values"].to_pylist()]
+    return [list(names) for names in classes(rows, kinds) or [()] * rows.num_rows]
+
+
+def _lacking(
+    split_N: npt.NDArray[np.object_], free: npt.NDArray[np.int64], cut: Mapping[str, float], of: str
+) -> list[Finding]:
+    """Splits that were wanted and got no picture."""
+    text = f"among {len(free)} pictures are too few {of}"
+    lacking = [split for split in cut if split not in split_N]
+    return [Finding("warning", f"no_{split}", 1, f"no {split} split: {text}") for split in lacking]
+
+
+def _thin(split_of: Sequence[str], shown: Sequence[Sequence[str]], cut: Mapping[str, float]) -> list[Finding]:
+    """Classes that are too small for a split that was cut off."""
+    there = Counter(
+        (split, name) for split, names in zip(split_of, shown, strict=True) for name in set(names)
+    )
+    train = sorted(name for split, name in there if split == "train")
+    findings = []
+    for split in cut:
+        missing = [name for name in train if (split, name) not in there] if split in split_of else []
+        few = [f"{name}: {there['train', name]} in train" for name in missing]
+        text = f"{{n}} classes of train are not in {split}: too few different pictures to share out"
+        findings += finding("warning", "class_missing", few, text)
+    return findings
 
 
 def known_classes(
     good: pa.Table, bad: pa.Table, kinds: Mapping[str, schema.Kind]
 ) -> tuple[pa.Table, pa.Table, npt.NDArray[np.int64]]:
-    """Rows whose classes are all in train, the others added to ``bad``, and which rows were kept."""
+    """Rows whose class is in train, the others added to ``bad``, and which rows were kept.
+
+    Only a split that is given can have a class that train has not. A picture of one such class is left
+    out: whatever is predicted is wrong. Where a picture may have several classes it stays, with all of
+    them: the others count, and the unknown one counts as never predicted, which the report says.
+    """
     everything = np.arange(good.num_rows)
     names = classes(good, kinds)
-    if names is None or "identity" in kinds.values():
+    if names is None or "class" not in kinds.values():
         return good, bad, everything
     train = {
         name
@@ -143,9 +191,10 @@ def known_classes(
 def label_names(
     good: pa.Table, kinds: Mapping[str, schema.Kind], given: Mapping[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Class names of each label column, in label order: those of train, sorted, or as the layout says.
+    """Class names of each label column, in label order: sorted, or as the layout says.
 
-    Of identities the others follow, so that those to train on are the first numbers.
+    One class a picture: those of train. Several: all, see `known_classes`. Of identities those of train,
+    then the others, so that those to train on are the first numbers.
     """
     names: dict[str, list[str]] = {}
     splits = good["split"].to_pylist()
@@ -155,8 +204,8 @@ def label_names(
             continue
         there = classes(good, {column: kind}) or []
         train = {name for row, split in zip(there, splits, strict=True) if split == "train" for name in row}
-        rest = {name for row in there for name in row} - train if kind == "identity" else set()
-        names[column] = [*sorted(train), *sorted(rest)]
+        rest = {name for row in there for name in row} - train
+        names[column] = [*sorted(train), *sorted(rest)] if kind == "identity" else sorted(train | rest)
     return names
 
 
