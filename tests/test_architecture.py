@@ -16,9 +16,9 @@ PACKAGE = ROOT / "tlray"
 # Imports point to the left only. Moving a wall means changing this line, in the same step.
 # fmt: off
 ORDER = [
-    "errors", "config", "svg", "plots", "schema", "image", "storage", "formats", "shards", "dataset",
-    "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry", "gallery",
-    "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "pictures", "batch",
+    "errors", "config", "svg", "plots", "schema", "labels", "image", "storage", "extensions", "shards",
+    "formats", "dataset", "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry",
+    "gallery", "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "pictures", "batch",
     "similar", "embed", "track",
     "candidate", "checkpoint", "evaluate", "loop", "train", "search", "serve", "report", "road", "doctor",
     "quickstart", "cli",
