@@ -22,21 +22,43 @@ from tlray.errors import DataError
 
 PLAIN = ("arrow.bool8", "arrow.json", "arrow.uuid")
 _NAME, _UNKNOWN = b"ARROW:extension:name", b"tlray:extension:name"  # of one length: offsets stay right
+_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"tlray:schema"
 _MAGIC = b"ARROW1"
+_PEEK = 64 * 1024  # bytes of a file's end that are read at once: most footers are smaller
 
 
-def parquet_schema(footer: pq.FileMetaData, place: str) -> pa.Schema:
-    """The Arrow schema of a Parquet file. Raises DataError for an extension type, ArrowInvalid for damage."""
-    stored = (footer.metadata or {}).get(b"ARROW:schema")
-    if stored is not None:
+def parquet_footer(source: pa.NativeFile, place: str) -> pq.FileMetaData:
+    """The footer of a Parquet file. Raises DataError for an extension type, ArrowInvalid for damage."""
+    footer, end = _footer(source, b"PAR1")
+    # pyarrow reads the Arrow schema that a footer carries with the footer, and a footer as a file's end only.
+    unread = _parquet_metadata(footer.replace(_SCHEMA, _NO_SCHEMA) + end).metadata or {}
+    if _NO_SCHEMA in unread:
         try:
-            message = base64.b64decode(stored, validate=True)
+            message = base64.b64decode(unread[_NO_SCHEMA], validate=True)
         except binascii.Error as error:
             raise pa.ArrowInvalid(f"its Arrow schema: {error}") from None
         _refuse(message, place)
-    schema = footer.schema.to_arrow_schema()
-    _refuse_types(schema, place)  # Parquet has logical types of its own that Arrow reads as extensions
-    return schema
+    found = _parquet_metadata(footer + end)
+    # Parquet has logical types of its own, too, that Arrow reads as extensions.
+    _refuse_types(found.schema.to_arrow_schema(), place)
+    return found
+
+
+def _parquet_metadata(end: bytes) -> pq.FileMetaData:
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + end))
+
+
+def _footer(source: pa.NativeFile, magic: bytes) -> tuple[bytes, bytes]:
+    """A file's footer, and the bytes after it: its length and the magic number."""
+    size, tail = source.size(), 4 + len(magic)
+    start = max(0, size - _PEEK)
+    peek = source.read_at(size - start, start)
+    length = int.from_bytes(peek[-tail:][:4], "little", signed=True)
+    if size < tail or not peek.endswith(magic) or not 0 < length <= size - tail:
+        raise pa.ArrowInvalid("its footer is missing")
+    if length + tail > len(peek):
+        peek = source.read_at(length + tail, size - tail - length)
+    return peek[-tail - length : -tail], peek[-tail:]
 
 
 def stream_schema(message: bytes, place: str) -> pa.Schema:
@@ -49,12 +71,7 @@ def stream_schema(message: bytes, place: str) -> pa.Schema:
 
 def open_file(source: pa.NativeFile, place: str, accepted: Collection[str] = PLAIN) -> Any:
     """A reader of a file in Arrow's file format. Raises DataError for an extension type, ArrowInvalid."""
-    size, tail = source.size(), 4 + len(_MAGIC)
-    end = source.read_at(min(size, tail), max(0, size - tail))
-    length = int.from_bytes(end[:4], "little", signed=True)
-    if not end.endswith(_MAGIC) or not 0 < length <= size - tail:
-        raise pa.ArrowInvalid("no whole Arrow file")
-    footer = source.read_at(length, size - tail - length)
+    footer, end = _footer(source, _MAGIC)
     if _NAME in footer:
         # The schema that counts is the footer's, and pyarrow reads a footer as the end of a file only.
         alone = _MAGIC + b"\0\0" + footer.replace(_NAME, _UNKNOWN) + end
@@ -77,9 +94,11 @@ def _refuse(message: bytes, place: str) -> None:
 def _refuse_names(schema: pa.Schema, place: str, accepted: Collection[str]) -> None:
     """Refuse the extension types that a schema with unknown names still tells of."""
     for path, field in _fields(schema):
-        name = (field.metadata or {}).get(_UNKNOWN)
-        if name is not None and name.decode("utf-8", "replace") not in accepted:
-            raise _refusal(place, path, name.decode("utf-8", "replace"), accepted)
+        name = (field.metadata or {}).get(_UNKNOWN, b"").decode("utf-8", "replace")
+        if pa.types.is_run_end_encoded(field.type):  # pyarrow drops what the fields inside are said to be
+            path, name = f"{path}.values", "in run-end encoding"
+        if name and name not in accepted:
+            raise _refusal(place, path, name, accepted)
 
 
 def _refuse_types(schema: pa.Schema, place: str, accepted: Collection[str] = PLAIN) -> None:

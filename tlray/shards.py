@@ -60,8 +60,8 @@ class Parquet:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         with self._source() as source:
-            self._footer = pq.read_metadata(source)
-        self.schema = extensions.parquet_schema(self._footer, uri)
+            self._footer = extensions.parquet_footer(source, uri)
+        self.schema = self._footer.schema.to_arrow_schema()
         self.rows = [self._footer.row_group(i).num_rows for i in range(self._footer.num_row_groups)]
 
     def _source(self) -> Any:

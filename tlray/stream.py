@@ -26,7 +26,7 @@ import torch
 from tlray import schema
 from tlray.config import Augmentation
 from tlray.dataset import Dataset
-from tlray.errors import DataError, PictureError
+from tlray.errors import DataError
 from tlray.image import Augment, Geometry, Preprocess, render, source_size
 from tlray.order import Indices, Order, row_rng, share
 from tlray.tasks.base import Row, Target, Task
@@ -118,7 +118,6 @@ def _reader(source: Source, fingerprint: str) -> RowReader:
 def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> Batch:
     """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, view, row)."""
     read = _reader(source, fingerprint)
-    labels = list(source.labels)
     pictures, targets, geometries, paths = [], [], [], []
     for index in map(int, rows):
         data, row = read(index)
@@ -127,11 +126,14 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
             x, _ = render(data, source.preprocess, geometry)
             if source.augment is not None and rng is not None:
                 x = Augment(source.augment).colour(rng, x)
-        except PictureError as error:
-            where = f"{source.uri} ({source.split}, row {index}, {row['path'] or 'no path'})"
-            raise DataError(f"{where}: {error}; `tlray ingest` sets such pictures aside") from None
+            target = _target(source, row, geometry)
+        except DataError as error:  # of the picture, or of its label
+            where = ", ".join(filter(None, (source.split, f"row {index}", row["path"])))
+            raise DataError(
+                f"{source.uri} ({where}): {error}; `tlray ingest` sets such pictures aside"
+            ) from None
         pictures.append(x)
-        targets.append(source.task.encode(row, geometry, labels))
+        targets.append(target)
         geometries.append(geometry)
         paths.append(row["path"] or "")
     return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries, paths)
@@ -147,7 +149,15 @@ def annotation(source: Source, fingerprint: str, epoch: int, row: int) -> tuple[
     """What `make_batch` says of a row besides its pixels, without decoding them."""
     data, values = _reader(source, fingerprint)(row)
     geometry, _ = _geometry(source, epoch, row, data)
-    return source.task.encode(values, geometry, list(source.labels)), geometry
+    return _target(source, values, geometry), geometry
+
+
+def _target(source: Source, row: Row, geometry: Geometry) -> Target:
+    """A row's annotation in model space. Raises DataError where it has none."""
+    for column in source.task.columns:
+        if row[column] is None:
+            raise DataError(f"column {column!r} is null; accepted: a label")
+    return source.task.encode(row, geometry, list(source.labels))
 
 
 def _geometry(
@@ -253,7 +263,10 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
 
     def make(block: pa.Table) -> dict[str, Any]:
         epoch, rows = plan[block["id"][0].as_py()]
-        batch = make_batch(source, fingerprint, epoch, rows)
+        try:
+            batch = make_batch(source, fingerprint, epoch, rows)
+        except DataError as error:  # a value, because Ray would wrap an exception and lose what it was
+            return {"fault": np.array([str(error)])}
         # Ragged targets travel as Ray Data's object columns; geometries are small and plain.
         targets = {f"target.{name}": _column(value) for name, value in batch.targets.items()}
         told = {"geometry": _column(batch.geometries), "path": np.array(batch.paths)}
@@ -271,6 +284,8 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
     # Closed by name: the pipeline of a consumer that stops early must not go on behind its back.
     with contextlib.closing(blocks):
         for (_, rows), block in zip(plan, blocks, strict=True):
+            if "fault" in block:
+                raise DataError(str(block["fault"][0]))
             # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.
             targets = {
                 name.removeprefix("target."): _tensors(value)
