@@ -1,4 +1,4 @@
-"""Payloads that sing where reading runs code: each makes a file, or says so, as soon as it is brought to life."""
+"""Payloads that sing where reading runs code: each makes a file as soon as it is brought to life."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ from tlray.labels import find_fault, fits, is_hidden
 from tlray.schema import OBJECTS_TYPE, Kind
 
 INTS = pa.list_(pa.int64())
-BOXES = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", INTS)])  # of any length, unlike ours
+BOXES = pa.struct(
+    [("bbox", pa.list_(pa.list_(pa.float64()))), ("category", INTS)]
+)  # of any length, unlike ours
 MASK = schema.IMAGE_TYPE
 SOUND = {"bbox": [[0, 0, 2, 2]], "category": [1]}
 
