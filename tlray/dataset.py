@@ -34,6 +34,7 @@ from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT, Kind
 
 MANIFEST = "dataset.json"
 _LAYOUTS = "a data set of `tlray ingest`, Parquet files, or a folder of datasets' save_to_disk"
+_READERS = 16  # threads that read labels: object storage is all waiting
 _NO_LABEL = {2**bits - 1 for bits in (7, 8, 15, 16, 31, 32, 63, 64)}  # the largest that a type holds
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -140,19 +141,25 @@ class Dataset:
             raise DataError(f"{self.uri} column {column!r}: holds {stored}; accepted: {ACCEPTED[kind]}")
         if not self.num_rows(split):
             raise DataError(f"{self.uri}: split {split!r} has no rows; accepted: one or more")
-        for group in self._groups[split]:
+
+        def look(group: _Group) -> Fault | None:
             if self._is_sound(group, column, kind, num_classes):
-                continue
-            values = self._values(split, group, column)
-            fault = find_fault(kind, values, num_classes)
-            if fault is None:
-                continue
-            if all(is_hidden(kind, self._values(split, g, column)) for g in self._groups[split]):
-                raise DataError(
-                    f"{self.uri}: split {split!r} has no labels (column {column!r} is null or -1 in all "
-                    f"{self.num_rows(split)} rows); accepted: a split with labels"
-                )
-            raise self._fault(group, column, fault)
+                return None
+            return find_fault(kind, self._values(split, group, column), num_classes)
+
+        groups, num_threads = self._groups[split], 1 if storage.is_local(self.uri) else _READERS
+        with ThreadPoolExecutor(num_threads) as pool:
+            looked_at = zip(groups, pool.map(look, groups), strict=True)
+            first = next(((group, fault) for group, fault in looked_at if fault is not None), None)
+            pool.shutdown(cancel_futures=True)
+        if first is None:
+            return
+        if all(is_hidden(kind, self._values(split, group, column)) for group in groups):
+            raise DataError(
+                f"{self.uri}: split {split!r} has no labels (column {column!r} is null or -1 in all "
+                f"{self.num_rows(split)} rows); accepted: a split with labels"
+            )
+        raise self._fault(*first, column)
 
     def check_pictures(self, split: str) -> None:
         """Raise DataError for the first row of a split without a picture, as far as footers count them."""
@@ -161,7 +168,7 @@ class Dataset:
             if self._summary(group, IMAGE).nulls:
                 fault = find_fault("mask", self._values(split, group, IMAGE), 0)
                 if fault is not None:
-                    raise self._fault(group, IMAGE, fault._replace(accepted="an encoded picture"))
+                    raise self._fault(group, fault._replace(accepted="an encoded picture"), IMAGE)
 
     def _is_sound(self, group: _Group, column: str, kind: Kind, num_classes: int) -> bool:
         """Whether a footer tells that labels are as they should be, or of masks that no more is known."""
@@ -183,7 +190,7 @@ class Dataset:
         """A column of one group."""
         return self._read(split, group, 0, [column])[column].combine_chunks()
 
-    def _fault(self, group: _Group, column: str, fault: Fault) -> DataError:
+    def _fault(self, group: _Group, fault: Fault, column: str) -> DataError:
         """Name file, row and column; rows are counted from 0."""
         row = fault.row if group.take is None else group.take[fault.row]
         row += sum(self._files[group.file].rows[: group.index])
