@@ -157,6 +157,35 @@ def test_no_pickle_is_ever_loaded() -> None:
     assert wrong == []
 
 
+def test_arrow_files_are_opened_where_extension_types_are_refused() -> None:
+    opens = {
+        "read_table", "read_schema", "read_metadata", "read_pandas", "ParquetFile", "ParquetDataset",
+        "read_parquet", "open_stream", "open_file", "RecordBatchStreamReader", "RecordBatchFileReader",
+        "read_feather", "feather", "read_message", "read_record_batch", "read_ipc_stream",
+    }  # fmt: skip
+    wrong = [
+        f"{where(path, node.lineno)} uses {ast.unparse(node)}"
+        for path, tree in parsed()
+        if room(path) not in ("extensions", "shards")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in opens
+        and ast.unparse(node) != "extensions.open_file"
+    ]
+    assert wrong == []
+
+
+def test_yaml_makes_plain_values_alone() -> None:
+    wrong = [
+        f"{where(path, node.lineno)} uses {ast.unparse(node)}"
+        for path, tree in parsed()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load")
+    ]
+    assert wrong == []
+
+
 def test_print_is_for_results() -> None:
     wrong = [
         where(path, node.lineno)

@@ -170,3 +170,19 @@ def test_mistakes(model: str, data: str, tmp_path: Path) -> None:
         pictures.find([str(tmp_path / "in")], ["train"], (".jpg",))
     with pytest.raises(DataError, match=r"holds other files \(a.txt\)"):
         batch.predict(model, pictures.Source.dataset(data), str(tmp_path / "in"))
+
+
+def test_a_row_without_a_picture_is_a_row(tmp_path: Path) -> None:
+    uri = toys.dataset(tmp_path / "d", train=3)
+    path = tmp_path / "d/data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    image = table.schema.field("image")
+    nulls = pa.array([table["image"][0].as_py(), None, {"bytes": None, "path": "a.jpg"}], image.type)
+    pq.write_table(table.set_column(0, image, nulls), path)
+    source = pictures.Source.dataset(uri)
+    plan = pa.Table.from_pylist(source.plan(8))
+    made = batch._render(plan, uri, source.fingerprint, source.columns, PRE)
+    assert made["fault"].to_pylist() == [None]
+    errors = [row["error"] for row in made["rows"][0].as_py()]
+    assert errors[0] is None
+    assert [error.split(":")[0] for error in errors[1:]] == ["empty", "empty"]

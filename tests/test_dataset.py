@@ -12,12 +12,14 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from tlray import schema, shards, storage
 from tlray.dataset import Dataset, split_name
 from tlray.errors import DataError, StorageError
+from tlray.schema import IMAGE_TYPE
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -447,3 +449,120 @@ def test_s3_reads_only_what_is_asked_for(
     assert 0 < sum(sizes) < 200_000
     data.read_group("train", 3)
     assert 320_000 < sum(sizes) < 600_000
+
+
+def foreign(folder: Path, classes: bool = True, column: str = "label", **splits: Any) -> str:
+    """Parquet as others write it: a file a split, of these labels (a list, or an Arrow array)."""
+    folder.mkdir()
+    for split, values in splits.items():
+        values = values if isinstance(values, pa.Array) else pa.array(values, pa.int64())
+        images = pa.array([picture(i) for i in range(len(values))], IMAGE_TYPE)
+        table = pa.table({"image": images, column: values})
+        meaning = {"image": {"_type": "Image"}, column: schema.class_label(NAMES)}
+        told = {"huggingface": json.dumps({"info": {"features": meaning}})}
+        table = table.replace_schema_metadata(told if classes else None)
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet", row_group_size=4)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("bad", "told"), [(-1, "-1"), (3, "3"), (None, "null"), (2**40, str(2**40))])
+@pytest.mark.parametrize("statistics", [True, False])
+def test_a_row_without_a_label_is_named(tmp_path: Path, bad: Any, told: str, statistics: bool) -> None:
+    labels = [0, 1, 2] * 4
+    data = Dataset.open(foreign(tmp_path / "d", train=labels, test=[*labels[:9], bad, 1, 1]))
+    path = tmp_path / "d/test-00000-of-00001.parquet"
+    if not statistics:
+        pq.write_table(pq.read_table(path), path, row_group_size=4, write_statistics=False)
+        data = Dataset.open(data.uri)
+    data.check_labels("train", "label", "class", 3)
+    with pytest.raises(DataError) as caught:
+        data.check_labels("test", "label", "class", 3)
+    assert str(caught.value).startswith(f"{path} row 9 column 'label': {told}; accepted: ")
+
+
+def test_labels_in_order_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset.open(foreign(tmp_path / "d", train=[0, 1, 2] * 4))
+    monkeypatch.setattr(shards.Parquet, "group", None)  # the footer tells it all
+    data.check_labels("train", "label", "class", 3)
+    data.check_pictures("train")
+
+
+@pytest.mark.parametrize("values", [[-1] * 6, [None] * 6, [-1, None] * 3, pa.nulls(6)])
+def test_a_split_without_labels(tmp_path: Path, values: Any) -> None:
+    for classes in (True, False):
+        data = Dataset.open(
+            foreign(tmp_path / f"{classes}", classes, train=[0, 1, 2], validation=[2, 1], test=values)
+        )
+        assert data.labels() == (NAMES if classes else ["0", "1", "2"])
+        for split in ("train", "validation"):
+            data.check_labels(split, "label", "class", 3)
+        words = r"split 'test' has no labels \(column 'label' is null or -1 in all 6 rows\)"
+        with pytest.raises(DataError, match=words):
+            data.check_labels("test", "label", "class", 3)
+
+
+def test_numbers_that_stand_for_no_label_are_no_class(tmp_path: Path) -> None:
+    for number, dtype in ((255, pa.uint8()), (127, pa.int8()), (2**64 - 1, pa.uint64()), (-100, pa.int64())):
+        train, test = (pa.array(values, dtype) for values in ([0, 1, 2], [number, 1]))
+        data = Dataset.open(foreign(tmp_path / f"{number}", False, train=train, test=test))
+        assert data.labels() == ["0", "1", "2"]
+        with pytest.raises(DataError, match=rf"row 0 column 'label': {number}; accepted: 0 to 2"):
+            data.check_labels("test", "label", "class", 3)
+    every = Dataset.open(foreign(tmp_path / "every", False, train=pa.array(range(256), pa.uint8())))
+    assert len(every.labels()) == 256
+    for values, words in (([-1, None], "holds no label"), ([0, 10**9], "has label 1000000000, and 2 rows")):
+        with pytest.raises(DataError, match=words):
+            Dataset.open(foreign(tmp_path / words[:3], False, train=values)).labels()
+
+
+def test_rows_of_a_split_column_are_named_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    table = pa.table(
+        {
+            "image": pa.array([picture(i) for i in range(12)], IMAGE_TYPE),
+            "labels": pa.array([0, 1] * 4 + [0, 1, 7, 1], pa.int32()),
+            "split": ["train", "test"] * 6,
+        }
+    )
+    pq.write_table(table, tmp_path / "d/all.parquet", row_group_size=4)
+    data = Dataset.open(str(tmp_path / "d"))
+    data.check_labels("test", "label", "class", 2)
+    with pytest.raises(DataError, match=r"all\.parquet row 10 column 'labels': 7; accepted: 0 to 1"):
+        data.check_labels("train", "label", "class", 2)
+
+
+def test_types_empty_splits_and_columns_that_are_missing(tmp_path: Path) -> None:
+    data = Dataset.open(foreign(tmp_path / "d", train=pa.array([0.0, 1.0]), test=pa.array([], pa.float64())))
+    with pytest.raises(DataError, match="column 'label': holds double; accepted: integers"):
+        data.check_labels("train", "label", "class", 3)
+    with pytest.raises(DataError, match="no column 'objects'"):
+        data.check_labels("train", "objects", "objects", 3)
+    data = Dataset.open(foreign(tmp_path / "e", train=[0, 1], test=[]))
+    with pytest.raises(DataError, match="split 'test' has no rows"):
+        data.check_labels("test", "label", "class", 3)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "plain bytes", "save_to_disk"])
+def test_a_row_without_a_picture_is_named(tmp_path: Path, layout: str) -> None:
+    rows = [picture(0), picture(1), None, picture(3)]
+    if layout == "save_to_disk":
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+        saved = datasets.Dataset.from_dict({"image": rows, "label": [0] * 4}, features=features)
+        saved.save_to_disk(str(tmp_path / "d"))
+    else:
+        image: pa.Array = pa.array(rows, IMAGE_TYPE)
+        image = pc.struct_field(image, "bytes") if layout == "plain bytes" else image
+        (tmp_path / "d").mkdir()
+        pq.write_table(pa.table({"image": image, "label": [0] * 4}), tmp_path / "d/train.parquet")
+    data = Dataset.open(str(tmp_path / "d"))
+    with pytest.raises(
+        DataError, match=r"d/.*\.(parquet|arrow) row 2 column 'image': null; accepted: an encoded"
+    ):
+        data.check_pictures("train")
+
+
+def test_masks_without_pixels_are_named(tmp_path: Path) -> None:
+    masks = pa.array([{"bytes": b"x", "path": None}, {"bytes": None, "path": "a.png"}], IMAGE_TYPE)
+    data = Dataset.open(foreign(tmp_path / "d", False, "mask", train=masks))
+    with pytest.raises(DataError, match=r"row 1 column 'mask\.bytes': null; accepted: an encoded mask"):
+        data.check_labels("train", "mask", "mask", 3)

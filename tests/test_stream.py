@@ -81,6 +81,44 @@ def test_a_damaged_picture_is_named(tmp_path):
         stream.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("image", None, r"\(train, row 2\): 0 bytes"),
+        ("label", None, r"row 2, train/2\.jpg\): column 'label' is null"),
+    ],
+)
+def test_a_null_is_named(tmp_path, column, value, words):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    uri = dataset(tmp_path / "d", train=4)
+    path = tmp_path / "d/data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index(column)
+    values = table[column].to_pylist()
+    values[2] = value
+    kind = table.schema.field(at)
+    pq.write_table(table.set_column(at, kind, pa.array(values, kind.type)), path)
+    with pytest.raises(DataError, match=words):
+        stream.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
+
+
+def test_a_damaged_picture_is_named_through_ray_too(ray_local, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    uri = dataset(tmp_path / "d", validation=11)
+    path = tmp_path / "d/data/validation-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pictures = table["image"].to_pylist()
+    pictures[9]["bytes"] = pictures[9]["bytes"][:300]
+    image = table.schema.field(0)
+    pq.write_table(table.set_column(0, image, pa.array(pictures, image.type)), path)
+    with pytest.raises(DataError, match=r"\(validation, row 9, validation/9\.jpg\): truncated"):
+        list(stream.evaluation_batches(source(uri, "validation"), 0, 1, 4))
+
+
 def test_the_row_cache_stays_within_its_budget(uri):
     reader = stream.RowReader(uri, "train", 1)
     reader.budget = 40_000

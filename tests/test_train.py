@@ -3,11 +3,13 @@
 import json
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.toys import dataset
+from tests.toys import LABELS, dataset
 from tlray import checkpoint, config, loop, train
 from tlray.candidate import schedule
 from tlray.errors import ConfigError, DataError, StorageError
@@ -108,6 +110,39 @@ def test_mistakes_are_found_before_training(uri, tmp_path):
         with pytest.raises(error, match=words) as caught:
             train.check(make(uri, tmp_path, **changes))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "labels", "words"),
+    [
+        ("train", [0, 1, -1, 0] * 6, "row 2 column 'label': -1; accepted: 0 to 2, as there are 3 classes"),
+        ("validation", [0, 1, 2, None] * 3, "row 3 column 'label': null; accepted"),
+        ("validation", [-1] * 12, "split 'validation' has no labels"),
+        ("train", [0.0, 1.0] * 12, "column 'label': holds double.*accepted"),
+    ],
+)
+def test_rows_without_labels_are_found_before_training(tmp_path, split, labels, words):
+    foreign = dataset(tmp_path / "d", train=24, validation=12, test=4)
+    path = f"{foreign}/data/{split}-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("label")
+    if split == "train" and isinstance(labels[0], float):  # one type in all files
+        for other in ("validation", "test"):
+            place = f"{foreign}/data/{other}-00000-of-00001.parquet"
+            rest = pq.read_table(place)
+            pq.write_table(rest.set_column(at, "label", rest["label"].cast("float64")), place)
+    pq.write_table(table.set_column(at, "label", pa.array(labels)), path)
+    with pytest.raises(DataError, match=words):
+        train.check(make(foreign, tmp_path))
+
+
+def test_labels_that_are_hidden_in_another_split_are_in_nobodys_way(tmp_path):
+    foreign = dataset(tmp_path / "d", train=24, validation=12, test=4)
+    path = f"{foreign}/data/test-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("label")
+    pq.write_table(table.set_column(at, "label", pa.array([-1] * 4)), path)
+    assert train.check(make(foreign, tmp_path)).labels == LABELS
 
 
 def test_the_schedule_warms_up_and_comes_down():

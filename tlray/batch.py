@@ -25,6 +25,7 @@ import ray.data
 import torch
 
 from tlray import bundle, runtime, schema, storage, stream
+from tlray import shards as files
 from tlray.config import Scale
 from tlray.errors import DataError, PictureError, RunError, StorageError, TlrayError
 from tlray.image import Geometry, Preprocess, render
@@ -128,9 +129,8 @@ def _there(out: str, marker: str, job: dict[str, Any]) -> set[str]:
 
 def _errors(uri: str) -> int:
     """Rows of a part whose picture could not be used, as its footer says."""
-    fs, path = storage.open_fs(uri)
-    with storage.faults(uri), fs.open_input_file(path) as file:
-        return int((pq.read_schema(file).metadata or {}).get(b"num_errors", 0))
+    with files.reading(uri):
+        return int((files.Parquet(uri).schema.metadata or {}).get(b"num_errors", 0))
 
 
 def _pipeline(source: Source, work: Work, out: str, todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -184,7 +184,7 @@ def _render(
     for part in block.to_pylist():
         rows, pixels, fault = [], [], None
         try:
-            for data, row in _read(part, uri, fingerprint):
+            for data, row in _read(part, uri, fingerprint, columns):
                 error, size = None, None
                 try:
                     if isinstance(data, StorageError):
@@ -212,14 +212,17 @@ def _render(
     return pa.concat_tables(made)
 
 
-def _read(part: dict[str, Any], uri: str, fingerprint: str) -> Iterator[tuple[bytes | StorageError, Row]]:
+def _read(
+    part: dict[str, Any], uri: str, fingerprint: str, columns: pa.Schema
+) -> Iterator[tuple[bytes | StorageError, Row]]:
     """Pictures of a part and their other columns."""
     if part["paths"] is not None:
         pictures = shards.read(uri, part["paths"]) if uri else map(_bytes, part["paths"])
         for path, data in zip(part["paths"], pictures, strict=True):
             yield data, {schema.ID: path, "path": path}
         return
-    read = stream.reader(uri, part["split"], _CACHE_MB, fingerprint)
+    wanted = (schema.IMAGE, *(name for name in columns.names if name != "path"))
+    read = stream.reader(uri, part["split"], _CACHE_MB, fingerprint, wanted)
     for index in range(part["start"], part["stop"]):
         yield read(index)
 

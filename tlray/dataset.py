@@ -11,14 +11,12 @@ order per split (by file name, then position), and a row's global index counts t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import re
-import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +25,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlray import extensions, shards, storage
 from tlray import schema as columns_of
-from tlray import shards, storage
 from tlray.errors import DataError
 from tlray.image import EXTENSIONS
-from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT, SPLITS
+from tlray.labels import ACCEPTED, Fault, find_fault, fits, is_hidden
+from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT, SPLITS, Kind
 
 MANIFEST = "dataset.json"
 _LAYOUTS = "a data set of `tlray ingest`, Parquet files, or a folder of datasets' save_to_disk"
+_READERS = 16  # threads that read labels: object storage is all waiting
+_NO_LABEL = {2**bits - 1 for bits in (7, 8, 15, 16, 31, 32, 63, 64)}  # the largest that a type holds
 
 
 def split_name(name: str) -> str:
@@ -113,12 +114,90 @@ class Dataset:
             )
         seen: set[int] = set()
         for split in self.splits:
-            seen.update(v for v in pc.unique(self.read(split, [column])[column]).to_pylist() if v is not None)
-        if not seen or min(seen) < 0:
+            found = pc.unique(self.read(split, [column])[column]).to_pylist()
+            # What stands for "no label" is no class; `check_labels` refuses it where labels are needed.
+            seen.update(value for value in found if value is not None and value >= 0)
+        seen -= {value for value in _NO_LABEL if value == max(seen, default=None) and value - 1 not in seen}
+        if not seen:
+            raise DataError(f"{self.uri} column {column!r}: holds no label; accepted: 0, 1, ...")
+        rows = sum(self.num_rows(split) for split in self.splits)
+        if max(seen) >= 1000 + 10 * rows:
             raise DataError(
-                f"{self.uri} column {column!r}: has label {min(seen, default=None)}; accepted: 0, 1, ..."
+                f"{self.uri} column {column!r}: has label {max(seen)}, and {rows} rows; accepted: classes "
+                "numbered 0, 1, ..., or class names"
             )
         return [str(number) for number in range(max(seen) + 1)]
+
+    def check_labels(self, split: str, column: str, kind: Kind, num_classes: int) -> None:
+        """Raise DataError unless every row of a split has a label of this kind.
+
+        Reads labels alone, and only where the files' footers do not tell. Masks are pictures: nulls are
+        found where a footer counts them, and their pixels are looked at when they are used.
+        """
+        self.require([column])
+        stored, split = self.schema.field(column).type, self._split(split)
+        if not fits(kind, stored):
+            raise DataError(f"{self.uri} column {column!r}: holds {stored}; accepted: {ACCEPTED[kind]}")
+        if not self.num_rows(split):
+            raise DataError(f"{self.uri}: split {split!r} has no rows; accepted: one or more")
+
+        def look(group: _Group) -> Fault | None:
+            if self._is_sound(group, column, kind, num_classes):
+                return None
+            return find_fault(kind, self._values(split, group, column), num_classes)
+
+        groups, num_threads = self._groups[split], 1 if storage.is_local(self.uri) else _READERS
+        with ThreadPoolExecutor(num_threads) as pool:
+            looked_at = zip(groups, pool.map(look, groups), strict=True)
+            first = next(((group, fault) for group, fault in looked_at if fault is not None), None)
+            pool.shutdown(cancel_futures=True)
+        if first is None:
+            return
+        if all(is_hidden(kind, self._values(split, group, column)) for group in groups):
+            raise DataError(
+                f"{self.uri}: split {split!r} has no labels (column {column!r} is null or -1 in all "
+                f"{self.num_rows(split)} rows); accepted: a split with labels"
+            )
+        raise self._fault(*first, column)
+
+    def check_pictures(self, split: str) -> None:
+        """Raise DataError for the first row of a split without a picture, as far as footers count them."""
+        split = self._split(split)
+        for group in self._groups[split]:
+            if self._summary(group, IMAGE).nulls:
+                fault = find_fault("mask", self._values(split, group, IMAGE), 0)
+                if fault is not None:
+                    raise self._fault(group, fault._replace(accepted="an encoded picture"), IMAGE)
+
+    def _is_sound(self, group: _Group, column: str, kind: Kind, num_classes: int) -> bool:
+        """Whether a footer tells that labels are as they should be, or of masks that no more is known."""
+        summary = self._summary(group, column)
+        if kind == "mask":
+            return not summary.nulls
+        if kind not in ("class", "identity") or summary.nulls != 0 or summary.least is None:
+            return False
+        return bool(summary.least >= 0 and summary.greatest < num_classes)
+
+    def _summary(self, group: _Group, column: str) -> shards.Summary:
+        theirs = next(theirs for theirs, ours in self._names[group.file].items() if ours == column)
+        file = self._files[group.file]
+        bytes_ = ".bytes" if _is_picture(file.schema.field(theirs).type) else ""
+        with shards.reading(self._place(group.file)):
+            return file.summary(group.index, theirs + bytes_)
+
+    def _values(self, split: str, group: _Group, column: str) -> pa.Array:
+        """A column of one group."""
+        return self._read(split, group, 0, [column])[column].combine_chunks()
+
+    def _fault(self, group: _Group, fault: Fault, column: str) -> DataError:
+        """Name file, row and column; rows are counted from 0."""
+        row = fault.row if group.take is None else group.take[fault.row]
+        row += sum(self._files[group.file].rows[: group.index])
+        theirs = next(theirs for theirs, ours in self._names[group.file].items() if ours == column)
+        return DataError(
+            f"{self._place(group.file)} row {row} column {theirs + fault.part!r}: {fault.value}; accepted: "
+            f"{fault.accepted}"
+        )
 
     def require(self, columns: Iterable[str]) -> None:
         """Raise DataError naming the first of these columns that is not there in every file."""
@@ -184,7 +263,7 @@ class Dataset:
         self.require(wanted)
         own = self._names[group.file]  # name in the file -> name here
         stored = [theirs for theirs, ours in own.items() if ours in wanted]
-        with self._reading(self._paths[group.file]):
+        with shards.reading(self._place(group.file)):
             table = self._handles.read(self._files[group.file], group.index, stored)
         if group.take is not None:
             table = table.take(pa.array(group.take, pa.int64()))
@@ -223,21 +302,12 @@ class Dataset:
             return split_name(name)
         raise DataError(f"{self.uri}: no split {name!r}; there: {', '.join(self.splits)}")
 
-    @contextlib.contextmanager
-    def _reading(self, path: str) -> Iterator[None]:
-        """Say which file is damaged or out of reach."""
-        place = storage.join(self.uri, path)
-        try:
-            with storage.faults(place):
-                yield
-        except (pa.ArrowException, struct.error) as error:
-            raise DataError(
-                f"{place}: damaged or no such file format ({str(error).splitlines()[0]})"
-            ) from None
+    def _place(self, file: int) -> str:
+        return storage.join(self.uri, self._paths[file])
 
     def _open_file(self, path: str) -> shards.Shard:
         place = storage.join(self.uri, path)
-        with self._reading(path):
+        with shards.reading(place):
             return shards.ArrowStream(place) if place.endswith(".arrow") else shards.Parquet(place)
 
     def _common_schema(self) -> tuple[list[dict[str, str]], pa.Schema]:
@@ -255,9 +325,7 @@ class Dataset:
         meaning: dict[str, Any] = {}
         for theirs, ours in names[0].items():
             if all(ours in other.values() for other in names):
-                fields[ours] = pa.field(
-                    ours, IMAGE_TYPE if ours == IMAGE else _plain(first.field(theirs).type)
-                )
+                fields[ours] = pa.field(ours, IMAGE_TYPE if ours == IMAGE else self._type(theirs))
                 if theirs in features:
                     meaning[ours] = features[theirs]
         for made in (SPLIT, ID):
@@ -267,12 +335,18 @@ class Dataset:
         metadata = {"huggingface": json.dumps({"info": {"features": meaning}})}
         return names, pa.schema(list(fields.values()), metadata=metadata)
 
+    def _type(self, column: str) -> pa.DataType:
+        """The type of a column, by the first file that has more than nulls in it."""
+        held = [file.schema.field(column).type for file in self._files if column in file.schema.names]
+        return _plain(next((kind for kind in held if not pa.types.is_null(kind)), held[0]))
+
     def _check_same(self, first: pa.Schema, other: pa.Schema, path: str) -> None:
         """What two files both have must mean the same."""
         for column in set(first.names) & set(other.names):
             place, there = f"{self.uri}/{path}: column {column!r}", other.field(column).type
             here, is_image = first.field(column).type, _is_picture(other.field(column).type)
-            if _plain(there) != _plain(here) and not is_image:
+            empty = pa.types.is_null(there) or pa.types.is_null(here)
+            if _plain(there) != _plain(here) and not is_image and not empty:
                 raise DataError(f"{place} holds {there}, but {here} in {self._paths[0]}; accepted: one type")
             if columns_of.class_names(first, column) != columns_of.class_names(other, column):
                 raise DataError(f"{place} has other class names than in {self._paths[0]}; accepted: the same")
@@ -286,7 +360,7 @@ class Dataset:
                 if split is not None or theirs is None:
                     found[split or "train"].append(_Group(number, index, rows))
                     continue
-                with self._reading(self._paths[number]):
+                with shards.reading(self._place(number)):
                     values = self._handles.read(file, index, [theirs])[theirs].to_pylist()
                 positions: dict[str, list[int]] = defaultdict(list)
                 for i, value in enumerate(values):
@@ -408,6 +482,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     """The type under which a column is given out: other writers' large and coded text is plain text."""
+    kind = extensions.plain(kind)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.string() if pa.types.is_large_string(kind) else kind

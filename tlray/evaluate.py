@@ -6,12 +6,30 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tlray import schema, stream, tasks
+from tlray import bundle, schema, stream, tasks
 from tlray.dataset import Dataset
 from tlray.errors import DataError
 from tlray.predict import Predictor
 
 BATCH_SIZE = 64
+
+
+def check(bundle_uri: str, data_uri: str, split: str) -> None:
+    """Everything that can be wrong before evaluation starts: labels that are not the model's, or no labels.
+
+    Raises BundleError, DataError.
+    """
+    manifest, data = bundle.read_manifest(bundle_uri), Dataset.open(data_uri)
+    task = tasks.load(manifest.task)
+    data.group_rows(split)
+    theirs, labels = tasks.labels_of(task, data), manifest.labels
+    if theirs != labels:
+        odd = sorted(set(theirs) ^ set(labels)) or ["their order"]
+        raise DataError(
+            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(odd[:5])}); "
+            "accepted: a data set with the same labels in the same order"
+        )
+    tasks.check_split(task, data, split)
 
 
 def evaluate(
@@ -27,14 +45,8 @@ def evaluate(
     """
     began = time.perf_counter()
     predictor = Predictor(bundle_uri)
+    check(bundle_uri, data_uri, split)
     data, task, labels = Dataset.open(data_uri), predictor.task, predictor.labels
-    theirs = tasks.labels_of(task, data)
-    if theirs != labels:
-        odd = sorted(set(theirs) ^ set(labels)) or ["their order"]
-        raise DataError(
-            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(odd[:5])}); "
-            "accepted: a data set with the same labels in the same order"
-        )
     source = stream.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
     columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]
     rows = data.read(split, columns).to_pylist()

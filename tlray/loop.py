@@ -28,6 +28,7 @@ from tlray.dataset import Dataset
 from tlray.errors import RunError, StorageError
 from tlray.image import Geometry
 from tlray.order import Indices, Order, share
+from tlray.schema import IMAGE
 from tlray.tasks.base import Row
 from tlray.track import Tracker
 
@@ -503,8 +504,9 @@ class Loop:
     def golden(self) -> list[bytes]:
         """Encoded pictures, spread over the validation split, for golden samples of bundles."""
         if self._golden is None:
-            table = self.data.rows(self.validation_split, checkpoint.golden_rows(self.num_rows))
-            self._golden = [picture["bytes"] for picture in table["image"].to_pylist()]
+            chosen = checkpoint.golden_rows(self.num_rows)
+            table = self.data.rows(self.validation_split, chosen, [IMAGE])
+            self._golden = [picture["bytes"] for picture in table[IMAGE].to_pylist()]
         return self._golden
 
 

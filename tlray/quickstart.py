@@ -11,6 +11,7 @@ from tlray import road, runtime, storage
 from tlray.config import Config, parse
 from tlray.errors import DataError, RunError
 from tlray.progress import Display, duration
+from tlray.schema import IMAGE, LABEL
 
 STEPS = ("Sample", "Ingest", "Search", "Evaluate", "Promote", "Serve")
 NAME = "quickstart"
@@ -122,10 +123,10 @@ def _ask(config: Config, split: str, verbose: bool) -> dict[str, Any]:
     from tlray.serve import deploy
 
     data = Dataset.open(config.data.uri)
-    row = data.rows(split, [0]).to_pylist()[0]
+    row = data.rows(split, [0], [IMAGE, LABEL]).to_pylist()[0]
     names = data.labels()
     file = storage.join(config.run_uri, "asked.jpg")
-    storage.write_bytes(file, row["image"]["bytes"])
+    storage.write_bytes(file, row[IMAGE]["bytes"])
     with deploy.run([NAME], config.serve, config.models, verbose=verbose) as server:
         url = f"{server.url}/v1/models/{NAME}/predict"
         reply = httpx.post(
@@ -137,7 +138,7 @@ def _ask(config: Config, split: str, verbose: bool) -> dict[str, Any]:
         )
     if reply.status_code != 200:
         raise RunError(f"{url}: answered {reply.status_code}: {reply.text[:200]}")
-    return {"url": url, "asked": file, "truth": names[row["label"]], "answer": reply.json()}
+    return {"url": url, "asked": file, "truth": names[row[LABEL]], "answer": reply.json()}
 
 
 def _tell(found: dict[str, Any], config: Config, say: Callable[[str], None]) -> None:

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import struct
 import threading
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import extensions, storage
+from tlray.errors import DataError
 
 _MAX_IDLE = 16  # open files kept for the next read, per data set and process
 _PEEK = 4096  # bytes: the header of a record batch is smaller unless it has hundreds of columns
 
 
+class Summary(NamedTuple):
+    """What can be told of a column in a group without reading it; None: not known."""
+
+    nulls: int | None = None
+    least: Any = None
+    greatest: Any = None
+
+
 class Shard(Protocol):
-    """A file of groups; immutable, so that threads may share it."""
+    """A file of groups; immutable, so that threads may share it. No schema holds an extension type
+    but those of `extensions.PLAIN`."""
 
     schema: pa.Schema
     rows: list[int]  # of each group
 
     def facts(self) -> Any:
         """What the file says of its content without a row being read; JSON-able."""
+        ...
+
+    def summary(self, index: int, leaf: str) -> Summary:
+        """Of a column of plain values in a group; ``leaf`` is its dotted path, as ``image.bytes``."""
         ...
 
     def connect(self) -> Any:
@@ -43,7 +60,7 @@ class Parquet:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         with self._source() as source:
-            self._footer = pq.read_metadata(source)
+            self._footer = extensions.parquet_footer(source, uri)
         self.schema = self._footer.schema.to_arrow_schema()
         self.rows = [self._footer.row_group(i).num_rows for i in range(self._footer.num_row_groups)]
 
@@ -54,9 +71,24 @@ class Parquet:
     def facts(self) -> Any:
         return self._footer.to_dict()
 
+    @functools.cached_property
+    def _leaves(self) -> dict[str, int]:
+        parquet = self._footer.schema
+        return {parquet.column(i).path: i for i in range(len(parquet))}
+
+    def summary(self, index: int, leaf: str) -> Summary:
+        at = self._leaves.get(leaf)
+        found = None if at is None else self._footer.row_group(index).column(at).statistics
+        if found is None:
+            return Summary()
+        whole = found.has_min_max and found.physical_type in ("INT32", "INT64")
+        bounds = (found.min, found.max) if whole else (None, None)
+        return Summary(found.null_count if found.has_null_count else None, *bounds)
+
     def connect(self) -> Any:
         # pre_buffer joins the ranges of neighbouring columns: on s3 one request instead of several.
-        return pq.ParquetFile(self._source(), metadata=self._footer, pre_buffer=True)
+        source = self._source()
+        return pq.ParquetFile(source, metadata=self._footer, pre_buffer=True, arrow_extensions_enabled=False)
 
     def group(self, handle: Any, index: int, columns: Sequence[str]) -> pa.Table:
         # Leaves would be named image.bytes; a column's own name takes all below it. The reading threads
@@ -90,7 +122,7 @@ class ArrowStream:
             if end > size:
                 raise pa.ArrowInvalid(f"truncated: {size} bytes, {end} or more expected")
             if kind == _SCHEMA:
-                schema = ipc.read_schema(pa.BufferReader(source.read_at(end - position, position)))
+                schema = extensions.stream_schema(source.read_at(end - position, position), uri)
             elif kind == _RECORD_BATCH:
                 self._places.append((position, end - position))
                 self.rows.append(rows)
@@ -103,6 +135,15 @@ class ArrowStream:
 
     def facts(self) -> Any:
         return [str(self.schema), self.rows, self._places]
+
+    def summary(self, index: int, leaf: str) -> Summary:
+        if not storage.is_local(self._uri):
+            return Summary()  # it would take the whole batch
+        name, *inner = leaf.split(".")
+        column = self.group(self.connect(), index, [name])[name]
+        for part in inner:
+            column = pc.struct_field(column, part)
+        return Summary(column.null_count)
 
     def connect(self) -> Any:
         fs, path = storage.open_fs(self._uri)
@@ -154,6 +195,16 @@ def _field(data: bytes, table: int, number: int) -> int:
     entry = 4 + 2 * number
     offset = struct.unpack_from("<H", data, slots + entry)[0] if entry < size else 0
     return table + offset if offset else 0
+
+
+@contextlib.contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Say which file is damaged (DataError) or out of reach (StorageError)."""
+    try:
+        with storage.faults(place):
+            yield
+    except (pa.ArrowException, struct.error) as error:
+        raise DataError(f"{place}: damaged or no such file format ({str(error).splitlines()[0]})") from None
 
 
 class Handles:

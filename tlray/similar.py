@@ -112,7 +112,7 @@ def _groups(
         if part not in (None, name):
             continue
         place, start = storage.join(uri, name), told["start"]
-        with storage.faults(place):
+        with shards.reading(place):
             file = shards.Parquet(place)
             handle = file.connect()
             for group, rows in enumerate(file.rows):

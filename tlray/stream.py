@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ import torch
 from tlray import schema
 from tlray.config import Augmentation
 from tlray.dataset import Dataset
-from tlray.errors import DataError, PictureError
+from tlray.errors import DataError
 from tlray.image import Augment, Geometry, Preprocess, render, source_size
 from tlray.order import Indices, Order, row_rng, share
 from tlray.tasks.base import Row, Target, Task
@@ -66,11 +66,14 @@ class Batch(NamedTuple):
 
 
 class RowReader:
-    """Random access to the rows of a split through a bounded cache of row groups."""
+    """Random access to the rows of a split through a bounded cache of row groups.
 
-    def __init__(self, uri: str, split: str, cache_mb: int) -> None:
+    ``columns``: those that are read, the picture's among them; all by default.
+    """
+
+    def __init__(self, uri: str, split: str, cache_mb: int, columns: Sequence[str] | None = None) -> None:
         self.data = Dataset.open(uri)
-        self.split = split
+        self.split, self.columns = split, columns
         self.starts = np.concatenate([[0], np.cumsum(self.data.group_rows(split))])
         self.budget = cache_mb * 2**20
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
@@ -78,19 +81,19 @@ class RowReader:
         self._lock = threading.Lock()
 
     def __call__(self, row: int) -> tuple[bytes, Row]:
-        """The encoded picture of a global row, and its other columns."""
+        """The encoded picture of a global row (no bytes where it is null), and its other columns."""
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
         table = self._group(group)
         values = table.slice(row - int(self.starts[group]), 1).to_pylist()[0]
-        picture = values.pop(schema.IMAGE)
-        return picture["bytes"], {**values, "path": picture["path"]}
+        picture = values.pop(schema.IMAGE) or {"bytes": None, "path": None}
+        return picture["bytes"] or b"", {**values, "path": picture["path"]}
 
     def _group(self, group: int) -> pa.Table:
         with self._lock:
             if group in self._groups:
                 self._groups.move_to_end(group)
                 return self._groups[group]
-        table = self.data.read_group(self.split, group)
+        table = self.data.read_group(self.split, group, self.columns)
         with self._lock:
             if group not in self._groups:
                 self._groups[group] = table
@@ -101,15 +104,20 @@ class RowReader:
 
 
 @cache
-def reader(uri: str, split: str, cache_mb: int, fingerprint: str) -> RowReader:
+def reader(uri: str, split: str, cache_mb: int, fingerprint: str, columns: tuple[str, ...]) -> RowReader:
     """This process's reader of a split; the fingerprint keeps a data set made anew from being mixed up."""
-    return RowReader(uri, split, cache_mb)
+    return RowReader(uri, split, cache_mb, columns)
+
+
+def _reader(source: Source, fingerprint: str) -> RowReader:
+    """The reader of a source: pictures and the task's labels, and nothing else that the files may hold."""
+    columns = (schema.IMAGE, *source.task.columns)
+    return reader(source.uri, source.split, source.cache_mb, fingerprint, columns)
 
 
 def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> Batch:
     """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, view, row)."""
-    read = reader(source.uri, source.split, source.cache_mb, fingerprint)
-    labels = list(source.labels)
+    read = _reader(source, fingerprint)
     pictures, targets, geometries, paths = [], [], [], []
     for index in map(int, rows):
         data, row = read(index)
@@ -118,11 +126,14 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
             x, _ = render(data, source.preprocess, geometry)
             if source.augment is not None and rng is not None:
                 x = Augment(source.augment).colour(rng, x)
-        except PictureError as error:
-            where = f"{source.uri} ({source.split}, row {index}, {row['path']})"
-            raise DataError(f"{where}: {error}; `tlray ingest` sets such pictures aside") from None
+            target = _target(source, row, geometry)
+        except DataError as error:  # of the picture, or of its label
+            where = ", ".join(filter(None, (source.split, f"row {index}", row["path"])))
+            raise DataError(
+                f"{source.uri} ({where}): {error}; `tlray ingest` sets such pictures aside"
+            ) from None
         pictures.append(x)
-        targets.append(source.task.encode(row, geometry, labels))
+        targets.append(target)
         geometries.append(geometry)
         paths.append(row["path"] or "")
     return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries, paths)
@@ -130,15 +141,23 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
 
 def pixels(source: Source, fingerprint: str, rows: Indices) -> torch.Tensor:
     """x_BCHW uint8 of rows without randomness, rendered in this process."""
-    read = reader(source.uri, source.split, source.cache_mb, fingerprint)
+    read = _reader(source, fingerprint)
     return torch.from_numpy(np.stack([render(read(int(row))[0], source.preprocess)[0] for row in rows]))
 
 
 def annotation(source: Source, fingerprint: str, epoch: int, row: int) -> tuple[Target, Geometry]:
     """What `make_batch` says of a row besides its pixels, without decoding them."""
-    data, values = reader(source.uri, source.split, source.cache_mb, fingerprint)(row)
+    data, values = _reader(source, fingerprint)(row)
     geometry, _ = _geometry(source, epoch, row, data)
-    return source.task.encode(values, geometry, list(source.labels)), geometry
+    return _target(source, values, geometry), geometry
+
+
+def _target(source: Source, row: Row, geometry: Geometry) -> Target:
+    """A row's annotation in model space. Raises DataError where it has none."""
+    for column in source.task.columns:
+        if row[column] is None:
+            raise DataError(f"column {column!r} is null; accepted: a label")
+    return source.task.encode(row, geometry, list(source.labels))
 
 
 def _geometry(
@@ -244,7 +263,10 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
 
     def make(block: pa.Table) -> dict[str, Any]:
         epoch, rows = plan[block["id"][0].as_py()]
-        batch = make_batch(source, fingerprint, epoch, rows)
+        try:
+            batch = make_batch(source, fingerprint, epoch, rows)
+        except DataError as error:  # a value, because Ray would wrap an exception and lose what it was
+            return {"fault": np.array([str(error)])}
         # Ragged targets travel as Ray Data's object columns; geometries are small and plain.
         targets = {f"target.{name}": _column(value) for name, value in batch.targets.items()}
         told = {"geometry": _column(batch.geometries), "path": np.array(batch.paths)}
@@ -262,6 +284,8 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
     # Closed by name: the pipeline of a consumer that stops early must not go on behind its back.
     with contextlib.closing(blocks):
         for (_, rows), block in zip(plan, blocks, strict=True):
+            if "fault" in block:
+                raise DataError(str(block["fault"][0]))
             # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.
             targets = {
                 name.removeprefix("target."): _tensors(value)

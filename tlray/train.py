@@ -59,6 +59,7 @@ def check(config: Config) -> Model:
     labels = tasks.labels_of(task, data)
     for split in (config.data.train_split, config.data.validation_split):
         data.group_rows(split)
+        tasks.check_split(task, data, split)
     Order(
         data.group_rows(config.data.train_split),
         config.train.batch_size,

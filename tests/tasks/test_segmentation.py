@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests import toys
 from tlray import tasks
+from tlray.errors import DataError
 from tlray.image import Preprocess, decode_mask, encode_mask
 from tlray.tasks.segmentation import UNKNOWN, from_runs, to_runs
 
@@ -41,6 +42,14 @@ def test_a_mask_comes_back_from_every_fit_and_flip(fit, hflip, vflip):
     # Letterbox is at scale 1 here: exact. The others resample, which may move a border by a pixel.
     assert same == 1.0 if fit == "letterbox" else same > 0.95
     assert decode_mask(task.image_of(found)).tolist() == said_HW.tolist()
+
+
+def test_an_id_without_a_class_is_refused():
+    task, pre = tasks.load({"name": "segmentation"}), Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+    ids_HW = np.zeros((8, 8), np.uint8)
+    ids_HW[3, 3] = len(NAMES)
+    with pytest.raises(DataError, match=r"id 4 in its mask; accepted: 0 to 3, 255"):
+        task.encode({"mask": {"bytes": encode_mask(ids_HW), "path": ""}}, pre.geometry((8, 8)), NAMES)
 
 
 def test_runs_are_the_mask():

@@ -39,8 +39,10 @@ def evaluate(
         uri = road.bundle_of(bundle, models)
         Dataset.open(data).group_rows(split)  # a wrong place or split is told before anything slow starts
         runtime.prepare(verbose(context))
+        from tlray.evaluate import check
         from tlray.evaluate import evaluate as run
 
+        check(uri, storage.absolute(data), split)
         with (
             out.watch() as show,
             show.step(f"Evaluate {uri}", quiet_start=True),

@@ -140,7 +140,7 @@ def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> 
             place = {row: ids[rows[row]["id"]] for row in wanted if rows[row]["id"] in ids}
         else:
             place = {row: at for row, at in place.items() if at < dataset.num_rows(split)}
-        table = dataset.rows(split, list(place.values()))
+        table = dataset.rows(split, list(place.values()), [IMAGE])
         for row, image in zip(place, table[IMAGE].to_pylist(), strict=True):
             if uri := _thumbnail(
                 image["bytes"], partial(task.draw, record=rows[row], labels=run.evaluation["labels"]), notes

@@ -67,6 +67,7 @@ def rank(
     """
     data, task = Dataset.open(config.data.uri), tasks.load(config.task)
     split = config.data.train_split
+    tasks.check_split(task, data, split)
     total = sum(data.group_rows(split))
     at = np.unique(np.linspace(0, total - 1, min(rows, total)).astype(np.int64))
     column, kind = next(iter(task.columns.items()))

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray import storage
-from tlray.errors import StorageError
+from tlray import extensions, storage
+from tlray.errors import DataError, StorageError
 
 FORMAT = 1  # part of every digest: a reader never meets files that it does not know
 MARKER = "entry.json"
@@ -407,12 +407,12 @@ class _Mapped:
             rows, part_rows = self.facts["rows"], self.facts["part_rows"]
             self._columns: dict[str, list[Any]] = {name: [] for name in self.facts["shapes"]}
             for n, start in enumerate(range(0, rows, part_rows)):
-                batch = pa.ipc.open_file(pa.memory_map(str(folder / _part(n)))).get_batch(0)
+                batch = _open(str(folder / _part(n))).get_batch(0)
                 if batch.num_rows != min(part_rows, rows - start):
                     raise _Damaged(f"{_part(n)}: {batch.num_rows} rows")
                 for name, columns in self._columns.items():
                     columns.append(self._view(batch.column(name), self.facts["shapes"][name]))
-        except (OSError, KeyError, TypeError, ValueError) as error:  # Arrow's own are among them
+        except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # Arrow's own are among them
             raise _Damaged(f"{type(error).__name__}: {error}") from None
 
     def _view(self, column: Any, shape: list[int]) -> Any:
@@ -437,6 +437,10 @@ class _Mapped:
                 here = np.flatnonzero(parts == part)
                 stored[here] = views[part][offsets[here]]
         return out if stored is out else _decode(stored, self._kind, out)
+
+
+def _open(path: str) -> Any:
+    return extensions.open_file(pa.memory_map(path), path, accepted=["arrow.fixed_shape_tensor"])
 
 
 def _mapped(place: str, key: Key) -> _Mapped:

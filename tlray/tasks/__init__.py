@@ -55,6 +55,13 @@ def labels_of(task: Task, data: Dataset) -> list[str]:
     return []
 
 
+def check_split(task: Task, data: Dataset, split: str) -> None:
+    """Raise DataError for the first row of a split without a picture or a label of the task's kind."""
+    data.check_pictures(split)
+    for column, kind in task.columns.items():
+        data.check_labels(split, column, kind, len(data.labels(column)))
+
+
 def counts(task: Task, data: Dataset, split: str) -> list[int] | None:
     """Rows of a split per class or identity; None where a row has pixels or boxes instead."""
     for column, kind in task.columns.items():

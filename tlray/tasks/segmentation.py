@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tlray import masks, plots
 from tlray.config import Count, Share, Strict
+from tlray.errors import DataError
 from tlray.image import Geometry, Pixels, decode_mask, encode_mask, render_mask
 from tlray.schema import MASK, Kind
 from tlray.tasks import base
@@ -118,8 +119,12 @@ class Task(Strict):
         return Segmenter(backbone, len(labels), self)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
-        """``mask`` (H, W) uint8: class ids, 255 where there is none."""
-        ids_HW = render_mask(decode_mask(row[MASK]["bytes"]), geometry, UNKNOWN)
+        """``mask`` (H, W) uint8: class ids, 255 where there is none. Raises DataError for an unknown id."""
+        stored_HW = decode_mask(row[MASK]["bytes"])
+        odd = stored_HW[(stored_HW >= len(labels)) & ~np.isin(stored_HW, (UNKNOWN, self.ignore_index))]
+        if odd.size:
+            raise DataError(f"id {odd[0]} in its mask; accepted: 0 to {len(labels) - 1}, {UNKNOWN}")
+        ids_HW = render_mask(stored_HW, geometry, UNKNOWN)
         return {MASK: np.where(ids_HW == self.ignore_index, UNKNOWN, ids_HW).astype(np.uint8)}
 
     def decode(
