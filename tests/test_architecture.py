@@ -20,8 +20,8 @@ ORDER = [
     "dataset", "stages", "weights", "backbone", "tasks", "bundle", "predict", "registry", "gallery",
     "runtime", "progress", "preflight", "sample", "ingest", "order", "stream", "pictures", "batch",
     "similar", "embed", "track",
-    "candidate", "checkpoint", "evaluate", "loop", "train", "search", "serve", "report", "road", "doctor",
-    "quickstart", "cli",
+    "candidate", "checkpoint", "resume", "evaluate", "loop", "train", "search", "serve", "report", "road",
+    "doctor", "quickstart", "cli",
 ]
 # fmt: on
 # Forbidden although the order would allow it.
