@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.toys import LABELS, dataset
-from tlray import checkpoint, config, loop, train
+from tests.toys import LABELS, dataset, scenes_dataset
+from tlray import checkpoint, config, loop, report, resume, train
 from tlray.candidate import schedule
+from tlray.dataset import Dataset
 from tlray.errors import ConfigError, DataError, StorageError
+from tlray.predict import Predictor
+from tlray.tasks import classification
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +152,48 @@ def test_the_schedule_warms_up_and_comes_down():
     factors = [schedule(s, 100, 10, 0.01) for s in range(100)]
     assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] == pytest.approx(0.01)
     assert factors[9:] == sorted(factors[9:], reverse=True)
+
+
+def test_a_validation_split_that_cannot_verify_is_refused_before_training(tmp_path):
+    single = scenes_dataset(tmp_path / "d", {"label": "identity"}, train=6, validation=2)
+    settings = make(single, tmp_path, task={"name": "face_recognition"})
+    with pytest.raises(DataError, match=r"validation.*no pair.*verification_accuracy.*has no value"):
+        train.check(settings)
+    empty = dataset(tmp_path / "e", train=20, validation=0)
+    with pytest.raises(DataError, match=r"data\.validation_split = 'validation'.*no rows"):
+        train.check(make(empty, tmp_path))
+    with pytest.raises(DataError, match=r"data\.train_split = 'train'.*no rows"):
+        train.check(make(dataset(tmp_path / "f", train=0, validation=20), tmp_path))
+
+
+@pytest.mark.parametrize("early", [None, 1])
+def test_a_goal_that_never_has_a_value_leaves_the_last_weights(ray_local, uri, tmp_path, monkeypatch, early):
+    compute = classification.Metrics.compute
+    monkeypatch.setattr(
+        classification.Metrics, "compute", lambda self: {**compute(self), "accuracy": float("nan")}
+    )
+    settings = make(uri, tmp_path, **{"train.early_stop_epochs": early})
+    records = run(settings)
+    assert [math.isnan(r["goal"]) for r in records] == [True] * (early or 2)
+    found = train.result(settings)
+    assert found["epochs"] == (early or 2) and found["note"].startswith("no epoch had a value of accuracy")
+    newest = checkpoint.listing(settings.run_uri)[-1]
+    last = weights(tmp_path / "run" / "checkpoints" / newest)
+    kept = weights(tmp_path / "run" / "best")
+    assert all(torch.equal(kept[k], last[k]) for k in kept)
+    assert math.isnan(Predictor(str(tmp_path / "run" / "best")).manifest.metrics["accuracy"])
+    report.write(settings.run_uri)
+
+
+def test_the_same_name_goes_on_and_what_the_story_lost_is_written_again(ray_local, uri, tmp_path):
+    settings = make(uri, tmp_path)
+    run(settings)
+    fingerprint = Dataset.open(uri).fingerprint
+    assert resume.check_training(settings, fingerprint) == []
+    with pytest.raises(ConfigError, match=r"optim\.lr = 0\.5: this run began with 0\.003"):
+        resume.check_training(settings.override({"optim.lr": 0.5}), fingerprint)
+    (tmp_path / "run/metrics.json").unlink()
+    more = settings.override({"train.epochs": 3})
+    assert run(settings) == [] and train.result(settings)["epochs"] == 2
+    assert [r["epoch"] for r in run(more)] == [3]
+    assert train.result(more)["steps"] == 12

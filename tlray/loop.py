@@ -232,7 +232,8 @@ class Run:
         }  # fmt: skip
         now.history.append(record)
         now.loss_sum, now.loss_rows = 0.0, 0
-        if improved and self.worker.rank == 0:
+        # Where no epoch had a value the last one is kept: better than nothing, and `train.result` says so.
+        if (improved or (self.over and now.best is None)) and self.worker.rank == 0:
             frozen = {n for n, p in self.model.module.named_parameters() if not p.requires_grad}
             kept = {
                 name: value.detach().clone()
@@ -384,6 +385,10 @@ class Loop:
         if self.worker.rank == 0:
             for run in self.runs:
                 self.emit({"kind": "start", "run": run.uri, "step": run.now.step, "steps": run.num_steps})
+            for run in self.runs:
+                # A start that was killed at its very end has not written it.
+                if run.over and not self.sparing and not storage.exists(storage.join(run.uri, METRICS)):
+                    run.write_story()
         told = 0.0
         step = min((run.now.step for run in self.active), default=0)
         batches = self.feed.train(step, max(run.num_steps for run in self.runs))

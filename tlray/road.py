@@ -44,22 +44,32 @@ def ingest(
         return run(source, target, progress=progress, **settings)
 
 
-def train(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]:
-    """Train, evaluate, report: the result of `train.fit`, and ``evaluation`` (metrics) and ``report``."""
+def train(config: Config, show: Display, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
+    """Train, evaluate, report: the result of `train.fit`, and ``evaluation`` (metrics) and ``report``.
+
+    Goes on with the run of this name, or refuses where that was another one; ``fresh``: begins anew.
+    """
     check(config)
     config = runtime.placed(config)
     runtime.prepare(verbose)
+    from tlray import resume
     from tlray import train as training
 
-    training.check(config)
+    fingerprint = training.check(config).fingerprint
+    notes = [] if fresh else resume.check_training(config, fingerprint)
     show.begin()
+    for note in notes:
+        show.event({"kind": "note", "run": config.run_uri, "text": note})
     with runtime.session(verbose), runtime.events(show.event) as emit:
-        found = training.fit(config, emit)
+        found = training.fit(config, emit, fresh=fresh)
         return found | conclude(config, found["bundle"], show)
 
 
-def tune(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]:
-    """Search, evaluate the winner, report: ``bundle``, ``trials``, ``best``, ``evaluation``, ``report``."""
+def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
+    """Search, evaluate the winner, report: ``bundle``, ``trials``, ``best``, ``evaluation``, ``report``.
+
+    Goes on with the search of this name, or refuses where that was another one; ``fresh``: begins anew.
+    """
     check(config)
     config = runtime.placed(config)
     runtime.prepare(verbose)
@@ -69,7 +79,7 @@ def tune(config: Config, show: Display, verbose: bool = False) -> dict[str, Any]
     training.check(config)
     show.begin()
     with runtime.session(verbose):
-        result = search.tune(config, show.event)
+        result = search.tune(config, show.event, fresh)
         story = storage.read_json(storage.join(config.run_uri, "trials.json"))
         found = {"run": config.run_uri, "bundle": result.bundle, **story}
         return found | conclude(config, result.bundle, show)

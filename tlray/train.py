@@ -13,14 +13,15 @@ import torch
 import torch.distributed
 from ray.train.torch import TorchTrainer
 
-from tlray import errors, runtime, storage, tasks
+from tlray import errors, resume, runtime, storage, tasks
 from tlray.bundle import Model
 from tlray.candidate import build_model
 from tlray.config import Config, parse
 from tlray.dataset import Dataset
-from tlray.errors import ConfigError, RunError, TlrayError
+from tlray.errors import ConfigError, DataError, RunError, TlrayError
 from tlray.loop import METRICS, epochs
 from tlray.order import Order
+from tlray.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,14 @@ def check(config: Config) -> Model:
     task = tasks.load(config.task)
     data = Dataset.open(config.data.uri)
     labels = tasks.labels_of(task, data)
-    for split in (config.data.train_split, config.data.validation_split):
-        data.group_rows(split)
+    for key in ("train_split", "validation_split"):
+        split = getattr(config.data, key)
+        if not data.num_rows(split):
+            raise DataError(
+                f"data.{key} = {split!r}: {data.uri} has no rows in it; accepted: a split with rows"
+            )
         tasks.check_split(task, data, split)
+    _check_goal(config, task, data, labels)
     Order(
         data.group_rows(config.data.train_split),
         config.train.batch_size,
@@ -70,18 +76,36 @@ def check(config: Config) -> Model:
     return build_model(config, task, labels, counts, data.fingerprint)
 
 
-def fit(config: Config, emit: Emit | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def _check_goal(config: Config, task: Task, data: Dataset, labels: list[str]) -> None:
+    """Raise DataError where the labels of the validation split give the goal no value."""
+    split, columns = config.data.validation_split, list(task.columns)
+    data.require(columns)
+    groups = range(len(data.group_rows(split)))
+    reason = task.unmeasurable((data.read_group(split, i, columns) for i in groups), labels)
+    if reason is not None:
+        raise DataError(
+            f"data.validation_split = {split!r} ({data.uri}): {reason}; {task.goal.name}, which decides, has "
+            "no value there; accepted: a split where it has one (see `tlray ingest --validation`)"
+        )
+
+
+def fit(
+    config: Config, emit: Emit | None = None, callbacks: Sequence[Any] = (), fresh: bool = False
+) -> dict[str, Any]:
     """Train through Ray Train with ``config.scale`` workers; the run's result. Blocks.
 
+    ``fresh``: what the run of this name left is deleted first, once everything else was checked.
     ``callbacks``: of ray.train.UserCallback, they run in Ray Train's controller. Lost workers are replaced
     up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
     config = runtime.placed(config)
     check(config)
+    need = runtime.resources(config.scale)
+    if fresh:
+        resume.clear(config)
     storage.delete(storage.join(config.run_uri, REFUSED))
     storage.write_json(storage.join(config.run_uri, "config.json"), config.model_dump(mode="json"))
-    need = runtime.resources(config.scale)
     filesystem, path = storage.open_fs(storage.join(config.run_uri, "ray"))
     trainer = TorchTrainer(
         _work,
@@ -118,17 +142,27 @@ def fit(config: Config, emit: Emit | None = None, callbacks: Sequence[Any] = ())
 
 
 def result(config: Config) -> dict[str, Any]:
-    """What a finished run came to: its bundle, the metrics of the best epoch, epochs, steps, seconds."""
+    """What a finished run came to: its bundle, the metrics of the best epoch, epochs, steps, seconds.
+
+    Where no epoch had a value of the goal, the last one's, and ``note`` says so.
+    """
     story = storage.read_json(storage.join(config.run_uri, METRICS))["epochs"]
-    best = next(record for record in story if record["goal"] == story[-1]["best"])
-    return {
+    if not story:
+        raise RunError(f"{config.run_uri}: ended without an epoch; the same with --fresh begins anew")
+    best = next((r for r in story if r["best"] is not None and r["goal"] == story[-1]["best"]), None)
+    kept = best or story[-1]
+    found = {
         "run": config.run_uri,
         "bundle": storage.join(config.run_uri, "best"),
-        "metrics": {k: v for k, v in best.items() if k.startswith("val_") or k == "train_loss"},
+        "metrics": {k: v for k, v in kept.items() if k.startswith("val_") or k == "train_loss"},
         "epochs": len(story),
         "steps": story[-1]["step"],
         "seconds": story[-1]["seconds"],
     }
+    if best is None:
+        goal = tasks.load(config.task).goal.name
+        found["note"] = f"no epoch had a value of {goal}: the weights of the last one are kept, unverified"
+    return found
 
 
 def _silent(event: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tests import toys
 from tlray import schema, stream, tasks
 from tlray.backbone import Backbone
 from tlray.errors import ConfigError
-from tlray.image import Preprocess, decode, render
+from tlray.image import Preprocess, decode, encode_mask, render
 
 TASKS = tasks.names()
 PRE = Preprocess(size=(64, 64), fit="letterbox", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -177,3 +177,25 @@ def test_sound_labels_pass_the_preflight(name):
     names = {"mask": toys.names("mask")} if "mask" in task.columns.values() else {}
     kept, remarks = task.preflight(table, names)
     assert kept["kind"].null_count == 6 and not [r for r in remarks if r.severity != "info"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_that_give_the_goal_no_value_are_known_before_training(name):
+    task = tasks.load({"name": name})
+    (column, kind), *_ = task.columns.items()
+    labels = toys.names(kind)
+    _, rows = toys.scenes(task.columns, 4)
+    table = pa.Table.from_pylist([{column: row[column]} for row in rows])
+    table = table.cast(pa.schema([(column, schema.TYPES[kind])]))
+    assert task.unmeasurable(iter([table[:2], table[2:]]), labels) is None
+    nothing = {
+        "class": [], "identity": [0, 1, 2, 3], "classes": [[], []],
+        "objects": [{"bbox": [], "category": []}] * 2,
+        "mask": [{"bytes": encode_mask(np.full((8, 8), 255, np.uint8)), "path": ""}] * 2,
+    }[kind]  # fmt: skip
+    empty = pa.table({column: pa.array(nothing, schema.TYPES[kind])})
+    for tables in ([], [table[:0]], [empty], [empty[:1], empty[1:]]):
+        reason = task.unmeasurable(iter(tables), labels)
+        assert reason and "\n" not in reason
+
+    assert math.isnan(task.metrics(labels).compute()[task.goal.name])

@@ -12,6 +12,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in optim.lr=0.01.")
 ]
 Recipe = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, as in jobs/recipes/.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run of this name left; begin anew.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -69,14 +70,20 @@ def ingest(
         out.say(found.report.to_text().rstrip())
 
 
-def train(context: typer.Context, recipe: Recipe, overrides: Overrides = None, json: Json = False) -> None:
-    """Fine-tune one model. The same name again goes on where the run stood."""
+def train(
+    context: typer.Context,
+    recipe: Recipe,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """Fine-tune one model. The same name again goes on where the run stood, on the same data and settings."""
     with output(json) as out:
         from tlray import config, road
 
         settings = config.load(recipe, overrides or [])
         with out.watch() as show, show.step(f"Train {settings.run_uri}", quiet_start=True):
-            out.result = road.train(settings, show, verbose(context))
+            out.result = road.train(settings, show, verbose(context), fresh)
         _tell(out, settings.name)
 
 
@@ -87,6 +94,7 @@ def tune(
     explain: Annotated[
         bool, typer.Option("--explain", help="Measure and say what the search will cost; train nothing.")
     ] = False,
+    fresh: Fresh = False,
     json: Json = False,
 ) -> None:
     """Search for the best model over freeze depth, learning rate and whatever the recipe names."""
@@ -99,7 +107,7 @@ def tune(
             out.say(plans_table(out.result["plans"]))
             return
         with out.watch() as show, show.step(f"Search {settings.run_uri}", quiet_start=True):
-            out.result = road.tune(settings, show, verbose(context))
+            out.result = road.tune(settings, show, verbose(context), fresh)
         out.say(trials_table(out.result))
         if out.result.get("plans"):
             out.say(plans_table(out.result["plans"]))
@@ -218,6 +226,8 @@ def plans_table(plans: list[dict[str, Any]]) -> str:
 
 def _tell(out: Any, name: str) -> None:
     found = out.result
+    if found.get("note"):
+        out.say(f"note        {found['note']}")
     out.say(f"model       {found['bundle']}")
     out.say(f"validation  {metrics(found['evaluation'])}")
     out.say(f"report      {found['report']}")

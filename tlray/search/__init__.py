@@ -19,8 +19,10 @@ def explain(config: Config) -> list[dict[str, Any]]:
     return explain(config)
 
 
-def tune(config: Config, emit: Callable[[dict[str, Any]], None] | None = None) -> SearchResult:
+def tune(
+    config: Config, emit: Callable[[dict[str, Any]], None] | None = None, fresh: bool = False
+) -> SearchResult:
     """Run or go on with the search of this name; see `tlray.search.driver.run`."""
     from tlray.search.driver import run
 
-    return run(config, emit)
+    return run(config, emit, fresh)

@@ -21,7 +21,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from tlray import runtime, train
+from tlray import resume, runtime, train
 from tlray.bundle import Model
 from tlray.candidate import copy_model, kind
 from tlray.config import Choice, Config
@@ -71,8 +71,10 @@ class SearchResult:
         return asdict(self)
 
 
-def run(config: Config, emit: Emit | None = None) -> SearchResult:
+def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> SearchResult:
     """Run the search of this name, or go on with it: trials that are over are never run again.
+
+    ``fresh``: what the run of this name left is deleted first, once everything else was checked.
 
     ``emit`` gets ``search_start``, ``trial_start``, ``trial_step``, ``trial_epoch``, ``trial_end`` and
     ``note`` events. Leaves trials.json, config.json, metrics.json and best (the winner's bundle) in the
@@ -85,6 +87,11 @@ def run(config: Config, emit: Emit | None = None) -> SearchResult:
     model = train.check(config)
     task = model.task
     _check_choices(config, space, model)
+    if fresh or ray.is_initialized():  # whether the cluster has room, before anything is written
+        with runtime.session():
+            fit_in(config)
+    if fresh:
+        resume.clear(config)
     table = Table(config, space, task.goal, Dataset.open(config.data.uri).fingerprint)
     for note in table.notes:
         log.warning("%s", note)

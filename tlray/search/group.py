@@ -20,13 +20,14 @@ from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import RunError, TlrayError
 from tlray.loop import Loop, Record, Solo, Worker
+from tlray.resume import flat
 from tlray.search.plan import Plan, measure
 from tlray.search.prefix import Shared
 from tlray.search.rungs import Rungs
 from tlray.search.sampler import Sampler
 from tlray.search.space import lineage
 from tlray.search.trial import free_memory, one_line
-from tlray.search.trials import Table, flat
+from tlray.search.trials import Table
 
 log = logging.getLogger(__name__)
 

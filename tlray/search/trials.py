@@ -15,7 +15,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from tlray import storage
+from tlray import checkpoint, resume, storage
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
 from tlray.search.space import Params, Space
@@ -28,13 +28,6 @@ RESULTS = "result.json"  # in a trial's folder: its epochs, a line each, as Ray 
 RULED_OUT = "ruled out"  # before it began, see deepen.py
 OVER = ("finished", "stopped", RULED_OUT)  # never run again; a failed one is, when the search is
 Row = dict[str, Any]
-
-# What may differ when a search goes on: it alters no result of a trial that is over.
-FREE = (
-    "name", "runs", "models", "search", "serve", "track", "data.uri", "data.cache_mb", "data.test_split",
-    "scale.cpus_per_worker", "scale.gpus_per_worker", "scale.max_failures",
-    "train.keep_checkpoints", "train.checkpoint_every_steps",
-)  # fmt: skip
 
 
 class Table:
@@ -60,27 +53,21 @@ class Table:
             self.plans, self.scores = stored.get("plans", []), stored.get("scores", [])
             self.correlation = stored.get("correlation", {})
             self._mark_outside()
-        elif storage.exists(storage.join(self.run_uri, "metrics.json")):
-            raise ConfigError(f"name = {config.name!r}: {self.run_uri} is a training; accepted: a new name")
+        elif storage.exists(storage.join(self.run_uri, "metrics.json")) or checkpoint.listing(self.run_uri):
+            raise ConfigError(
+                f"name = {config.name!r}: {self.run_uri} is a training; accepted: a new name, or --fresh to "
+                "begin anew"
+            )
         storage.write_json(storage.join(self.run_uri, "config.json"), config.model_dump(mode="json"))
         self.write()
         self.tidy()
 
     def _compare(self, stored: Mapping[str, Any], config: Config) -> None:
-        advice = f"accepted: the old value, or a new name than {config.name!r}"
-        if stored.get("fingerprint") != self.fingerprint:
-            raise ConfigError(
-                f"data.uri = {config.data.uri!r}: not the data that this search began with; {advice}"
-            )
         before = storage.read_json(storage.join(self.run_uri, "config.json"))
-        old, new = flat(before), flat(config.model_dump(mode="json"))
-        free = (*FREE, *before["search"]["space"], *config.search.space)
-        for key in sorted(set(old) | set(new)):
-            if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free):
-                raise ConfigError(
-                    f"{key} = {new.get(key)!r}: this search began with {old.get(key)!r}, and its "
-                    f"trials would not compare; {advice}"
-                )
+        free = (*resume.FREE_OF_SEARCH, *before["search"]["space"], *config.search.space)
+        note = resume.compare(config, before, free, stored.get("fingerprint"), self.fingerprint, "search")
+        if note:
+            self.notes.append(note)
 
     def _mark_outside(self) -> None:
         outside = []
@@ -275,14 +262,3 @@ def _drop(uri: str) -> None:
 def _finite(value: Any) -> Any:
     """NaN is no JSON."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration as dotted keys and their values."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            out.update(flat(value, f"{prefix}{key}."))
-        else:
-            out[prefix + key] = value
-    return out

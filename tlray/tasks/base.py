@@ -7,7 +7,7 @@ methods; nothing else in tlray asks which task it has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -98,6 +98,13 @@ class Task(Protocol):
         already where the picture itself is unusable); a mask has mask_width, mask_height and mask_values
         (null where it cannot be read). ``names``: class names by column where the layout gives them.
         A row that cannot be used comes back with kind (one word) and reason set; what can be mended is.
+        """
+        ...
+
+    def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
+        """Why the goal has no value on a split, whatever the model predicts; None: it has one.
+
+        ``tables``: the split's label columns, a part at a time; not all of them need be looked at.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -37,6 +37,9 @@ class Task(Strict):
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         return rows, []  # what there is to say of classes is said of all tasks that have them
+
+    def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
+        return None if any(table.num_rows for table in tables) else "it has no pictures"
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """Linear classifier over the backbone's pooled features."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
@@ -91,6 +92,12 @@ class Task(Strict):
             ("info", "no_objects", "pictures show no object"),
         ]
         return rows, [Remark(s, k, f"{notes[k]} {text}", examples[k]) for s, k, text in texts if notes[k]]
+
+    def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
+        columns = (table[OBJECTS].combine_chunks() for table in tables)
+        if any(len(pc.list_flatten(pc.struct_field(column, "category"))) for column in columns):
+            return None
+        return "none of its pictures shows an object"
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """The chosen detector over a feature pyramid of the backbone."""

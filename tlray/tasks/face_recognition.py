@@ -6,7 +6,7 @@ bundles; whoever shall be known later is enrolled by a picture, and told apart b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -59,6 +59,13 @@ class Task(Strict):
             return rows, []
         said = f"{len(single)} of {len(counts)} people have a single picture: they make no pair of the same"
         return rows, [Remark("warning", "single_picture", said, single[:10])]
+
+    def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
+        person_N = np.concatenate([np.zeros(0, np.int64), *(table[LABEL].to_numpy() for table in tables)])
+        _, counts = np.unique(person_N[_chosen(person_N)], return_counts=True)
+        if len(counts) < 2:
+            return f"it has {len(counts) or 'no'} person, and no pair of two"
+        return None if counts.max() > 1 else "none of its people has two pictures, so there is no pair of one"
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """Linear embedding and batch norm over the backbone's pooled features; in training the head."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -47,6 +47,11 @@ class Task(Strict):
         if not paths:
             return rows, []
         return rows, [Remark("info", "no_class", f"{len(paths)} pictures of no class", paths)]
+
+    def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
+        if any(len(pc.list_flatten(table[LABELS])) for table in tables):
+            return None
+        return "none of its pictures has a class"
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """Linear classifier over the backbone's pooled features, one logit a class.

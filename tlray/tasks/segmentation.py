@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -113,6 +113,14 @@ class Task(Strict):
             ),
         ]  # fmt: skip
         return rows, [remark for remark in remarks if remark.examples]
+
+    def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
+        for table in tables:
+            for mask in table[MASK].to_pylist():
+                ids_HW = decode_mask(mask["bytes"])
+                if ((ids_HW < len(labels)) & (ids_HW != self.ignore_index)).any():
+                    return None
+        return "its masks have no pixel of a class"
 
     def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
         """Feature pyramid over the backbone, its levels added up (Panoptic FPN, arXiv 1901.02446)."""
