@@ -30,11 +30,11 @@ import pyarrow.compute as pc
 from tlray import schema as columns_of
 from tlray import shards, storage
 from tlray.errors import DataError
+from tlray.image import EXTENSIONS
 from tlray.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT, SPLITS
 
 MANIFEST = "dataset.json"
 _LAYOUTS = "a data set of `tlray ingest`, Parquet files, or a folder of datasets' save_to_disk"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def split_name(name: str) -> str:
@@ -341,7 +341,7 @@ def _find(uri: str) -> _Found:
     else:
         files = [(_split_of(path), path) for path in sorted(sizes) if path.endswith(".parquet")]
     if not files:
-        if any(path.lower().endswith(_PICTURES) for path in sizes):
+        if any(path.lower().endswith(EXTENSIONS) for path in sizes):
             raise DataError(f"{uri}: holds pictures, no data set; run `tlray ingest` on it first")
         there = ", ".join(sorted({p.split("/")[0] for p in sizes})[:5]) or "nothing"
         raise DataError(f"{uri}: no data set; accepted: {_LAYOUTS}; there: {there}")

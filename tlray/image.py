@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from tlray.config import Augmentation
@@ -29,7 +29,10 @@ from tlray.errors import PictureError
 
 # What may be opened: raster formats only, none that hands its bytes to another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 MAX_PIXELS = 50_000_000  # of a picture as stored; more is taken for a decompression bomb
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -175,19 +178,19 @@ class PictureInfo:
     width: int
     height: int
     mode: str
-    orientation: int
+    orientation: int  # EXIF's tag as stored, 1 = upright
     frames: int
+    depth: str = ""  # how values beyond 8 bits are read, as in "12 bits"; "" = 8 bits or fewer
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    """Header only: (lazy picture, EXIF orientation)."""
+    """Header only: (lazy picture, the turn of EXIF's orientation that is still to be applied)."""
     if not data:
         raise PictureError("empty", "0 bytes: accepted: an encoded picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bombs are counted below, odd metadata does no harm
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            orientation = int(picture.getexif().get(_ORIENTATION, 1) or 1)
     except Image.DecompressionBombError:
         raise PictureError(
             "too_many_pixels", f"more than {max_pixels} pixels: accepted: at most that"
@@ -200,7 +203,23 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
         raise PictureError(
             "too_many_pixels", f"{picture.width} x {picture.height} px: accepted: at most {max_pixels} pixels"
         )
-    return picture, orientation if 1 <= orientation <= 8 else 1
+    # Pillow turns TIFFs itself while it loads them, and gives their upright size before.
+    return picture, 1 if picture.format == "TIFF" else _orientation(picture)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8, before the picture is loaded; 1 where it says something else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # metadata may hold anything; the pixels are judged when they are loaded
+        return 1
+    if isinstance(value, tuple) and value:  # some writers store a list
+        value = value[0]
+    if isinstance(value, bytes):  # or the type BYTE in place of SHORT
+        value = int.from_bytes(value, "little")
+    return int(value) if isinstance(value, int | float) and value in range(1, 9) else 1
 
 
 def _load(picture: Image.Image) -> None:
@@ -216,8 +235,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def _oriented(size: Size, orientation: int) -> Size:
-    return (size[1], size[0]) if orientation >= 5 else size
+def _oriented(size: Size, turn: int) -> Size:
+    return (size[1], size[0]) if turn >= 5 else size
 
 
 def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> PictureInfo:
@@ -225,11 +244,13 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> PictureInfo:
 
     Raises PictureError (empty, not_a_picture, truncated, too_many_pixels).
     """
-    picture, orientation = _open(data, max_pixels)
-    size, mode, kind = picture.size, picture.mode, picture.format or ""
+    picture, turn = _open(data, max_pixels)
+    mode, kind, orientation = picture.mode, picture.format or "", _orientation(picture)
+    width, height = _oriented(picture.size, turn)
     _load(picture)
-    width, height = _oriented(size, orientation)
-    return PictureInfo(kind, width, height, mode, orientation, getattr(picture, "n_frames", 1))
+    frames = getattr(picture, "n_frames", 1)
+    depth = _eight_bits(picture)[1] if _is_deep(picture) else ""
+    return PictureInfo(kind, width, height, mode, orientation, frames, depth)
 
 
 def header(data: bytes) -> PictureInfo:
@@ -237,9 +258,9 @@ def header(data: bytes) -> PictureInfo:
 
     Raises PictureError as `probe` does.
     """
-    picture, orientation = _open(data, MAX_PIXELS)
-    width, height = _oriented(picture.size, orientation)
-    return PictureInfo(picture.format or "", width, height, picture.mode, orientation, 1)
+    picture, turn = _open(data, MAX_PIXELS)
+    width, height = _oriented(picture.size, turn)
+    return PictureInfo(picture.format or "", width, height, picture.mode, _orientation(picture), 1)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -247,26 +268,51 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises PictureError as `probe` does.
     """
-    picture, orientation = _open(data, max_pixels)
-    return _upright(picture, orientation)
+    picture, turn = _open(data, max_pixels)
+    return _upright(picture, turn)
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether a pixel has more than 8 bits, or is a float."""
+    return picture.mode == "F" or picture.mode.startswith("I")
+
+
+def _eight_bits(picture: Image.Image) -> tuple[Image.Image, str]:
+    """A greyscale picture of more than 8 bits -> (8 bits, the range that its values were taken for).
+
+    Files rarely say which part of a type's range is in use: it is the smallest usual one that holds the
+    brightest pixel, so that a 12-bit scan in a 16-bit file is not taken for a black picture.
+    """
+    values_HW = np.nan_to_num(np.asarray(picture).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    most = float(values_HW.max(initial=0))
+    if picture.mode == "F" and most <= 1:
+        scale, depth = 255.0, "0 to 1"
+    elif most <= 255:
+        scale, depth = 1.0, "8 bits"
+    elif most <= 4095:
+        scale, depth = 255 / 4095, "12 bits"
+    elif most <= 65535:
+        scale, depth = 255 / 65535, "16 bits"
+    else:
+        scale, depth = 255 / most, "its own brightest pixel"
+    return Image.fromarray((values_HW * scale).round().clip(0, 255).astype(np.uint8)), depth
+
+
+def _upright(picture: Image.Image, turn: int) -> Image.Image:
     _load(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel
-        depth = np.asarray(picture).astype(np.float32) / 257.0
-        picture = Image.fromarray(depth.round().clip(0, 255).astype(np.uint8))
+    if _is_deep(picture):
+        picture = _eight_bits(picture)[0]
     elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         picture = Image.new("RGBA", layer.size, "white")
         picture.alpha_composite(layer)
     rgb = picture.convert("RGB")
-    if orientation > 1:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    if turn > 1:
+        rgb = rgb.transpose(TRANSPOSE[turn])
     return rgb
 
 
-_TRANSPOSE = {
+TRANSPOSE = {  # EXIF orientation -> what makes such a picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -279,8 +325,8 @@ _TRANSPOSE = {
 
 def source_size(data: bytes, max_pixels: int = MAX_PIXELS) -> Size:
     """(width, height) in px after EXIF orientation, from the header alone. Raises PictureError."""
-    picture, orientation = _open(data, max_pixels)
-    return _oriented(picture.size, orientation)
+    picture, turn = _open(data, max_pixels)
+    return _oriented(picture.size, turn)
 
 
 def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tuple[Pixels, Geometry]:
@@ -289,8 +335,8 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
     Without a geometry the one without randomness is taken. A JPEG much larger than needed is decoded
     at 1/2, 1/4 or 1/8 (libjpeg's scaled DCT). Raises PictureError as `probe` does.
     """
-    picture, orientation = _open(data, pre.max_pixels)
-    source = _oriented(picture.size, orientation)
+    picture, turn = _open(data, pre.max_pixels)
+    source = _oriented(picture.size, turn)
     geometry = geometry or pre.geometry(source)
     x0, y0, x1, y1 = geometry.crop
     px0, py0, px1, py1 = geometry.placed
@@ -299,7 +345,7 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
         need = min((x1 - x0) / (px1 - px0), (y1 - y0) / (py1 - py0))
         if need >= 2:
             picture.draft("RGB", (math.ceil(picture.width / need), math.ceil(picture.height / need)))
-    upright = _upright(picture, orientation)
+    upright = _upright(picture, turn)
     sx, sy = upright.width / source[0], upright.height / source[1]
     box = (x0 * sx, y0 * sy, min(x1 * sx, upright.width), min(y1 * sy, upright.height))
     upright = upright.resize((px1 - px0, py1 - py0), _RESAMPLING[pre.interpolation], box=box)
@@ -360,10 +406,12 @@ def shrink(data: bytes, max_side: int, quality: int = 92) -> bytes:
     width, height = source_size(data)
     if max(width, height) <= max_side:
         return data
-    picture, orientation = _open(data, MAX_PIXELS)
+    picture, turn = _open(data, MAX_PIXELS)
     if picture.format == "JPEG":
         picture.draft("RGB", (2 * max_side, 2 * max_side))
-    upright = ImageOps.contain(_upright(picture, orientation), (max_side, max_side), Image.Resampling.LANCZOS)
+    scale = max_side / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))  # of 3000 x 2 px, too
+    upright = _upright(picture, turn).resize(size, Image.Resampling.LANCZOS)
     out = io.BytesIO()
     upright.save(out, "JPEG", quality=quality)
     return out.getvalue()

@@ -25,6 +25,7 @@ from tlray.errors import DataError, PictureError
 from tlray.findings import SHOWN, Finding, Severity
 
 TINY_SIDE = 32  # px
+FLAT = 2  # of 255: a picture whose pixels differ by no more shows nothing
 FEW_ROWS = 10  # training pictures of a class below which nothing can be learned well
 IMBALANCE = 10.0  # largest class / smallest class
 HASH_DISTANCE = 6  # of 64 bits
@@ -55,6 +56,9 @@ SEEN = pa.schema(
         ("frames", pa.int32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("depth", pa.string()),  # how values beyond 8 bits are read; "" = 8 bits or fewer
+        ("darkest", pa.int32()),  # 0 to 255, of all channels of a small copy
+        ("brightest", pa.int32()),
     ]
 )
 """One picture as `inspect` saw it."""
@@ -75,6 +79,9 @@ def inspect(data: bytes) -> dict[str, Any]:
         thumb_CHW = image.render(data, _THUMB)[0]
     except PictureError as error:
         return {**unusable(error.kind, str(error)), "num_bytes": len(data)}
+    except Exception as error:  # whatever a decoder raises, the other pictures go on
+        reason = f"cannot be handled ({type(error).__name__}: {str(error)[:200]})"
+        return {**unusable("not_handled", reason), "num_bytes": len(data)}
     # pHash (Zauner 2010): signs of the low frequencies against their median, on luma.
     luma = np.tensordot(np.array([0.299, 0.587, 0.114]), thumb_CHW.astype(np.float64), 1)
     waves = (_DCT @ luma @ _DCT.T).ravel()
@@ -93,6 +100,9 @@ def inspect(data: bytes) -> dict[str, Any]:
         "frames": info.frames,
         "width": info.width,
         "height": info.height,
+        "depth": info.depth,
+        "darkest": int(thumb_CHW.min()),
+        "brightest": int(thumb_CHW.max()),
     }
 
 
@@ -290,6 +300,18 @@ def examine(
     note("warning", "tiny", sized, f"{{n}} pictures with a side below {TINY_SIDE} px")
     turned = np.flatnonzero(rows["orientation"].to_numpy() > 1)
     note("info", "exif_orientation", (path[i] for i in turned), "{n} pictures turned by EXIF (it is applied)")
+    dark, bright = rows["darkest"].to_numpy(), rows["brightest"].to_numpy()
+    flat = np.flatnonzero(bright - dark <= FLAT)
+    shades = (f"{path[i]} ({_shade(int(dark[i]), int(bright[i]))})" for i in flat)
+    note("warning", "constant", shades, "{n} pictures are of a single shade when read")
+    depths = Counter(depth for depth in rows["depth"].to_pylist() if depth)
+    note(
+        "info",
+        "depth",
+        (f"{depth}: {number}" for depth, number in sorted(depths.items())),
+        "{n} pictures with values of more than 8 bits (brought to 8; the range is told by the brightest pixel)",
+        sum(depths.values()),
+    )
     moving = np.flatnonzero(rows["frames"].to_numpy() > 1)
     note("info", "frames", (path[i] for i in moving), "{n} files with several frames (the first is taken)")
     modes = Counter(mode for mode in rows["mode"].to_pylist() if mode != "RGB")
@@ -306,6 +328,10 @@ def examine(
     found.sort(key=lambda finding: rank[finding.severity])
     taken = {part: split.count(part) for part in counts}
     return Report(source, rows.num_rows + bad.num_rows, taken, counts, found, quarantined)
+
+
+def _shade(darkest: int, brightest: int) -> str:
+    return "black" if brightest <= FLAT else "white" if darkest >= 255 - FLAT else "grey or one colour"
 
 
 def _duplicates(

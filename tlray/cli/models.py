@@ -13,7 +13,7 @@ Ref = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle, a run, or a model's name (pets, pets@2).")
 ]
 BATCH_SIZE = 64
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 
 
 def add(app: typer.Typer) -> None:
@@ -114,7 +114,7 @@ def _predict_all(
     runtime.prepare(verbose(context))
     from tlray import batch, pictures
 
-    source = pictures.find(files, splits, SUFFIXES)
+    source = pictures.find(files, splits, EXTENSIONS)
     with (
         out.watch() as show,
         show.step(f"Predict {', '.join(files)}", quiet_start=True),
@@ -258,9 +258,9 @@ def _pictures(files: list[str]) -> Iterator[str]:
             yield file
             continue
         there = [f.path for f in storage.walk(file)]
-        inside = [path for path in there if path.lower().endswith(SUFFIXES)]
+        inside = [path for path in there if path.lower().endswith(EXTENSIONS)]
         if not inside and any(path.endswith((".parquet", ".arrow")) for path in there):
             raise DataError(f"{file}: is a data set; accepted: pictures, or --out URI for its predictions")
         if not inside:
-            raise DataError(f"{file}: holds no picture; accepted: files ending in {', '.join(SUFFIXES)}")
+            raise DataError(f"{file}: holds no picture; accepted: files ending in {', '.join(EXTENSIONS)}")
         yield from (storage.join(file, *path.split("/")) for path in inside)

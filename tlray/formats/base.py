@@ -44,6 +44,7 @@ class Look:
     pictures: Collection[str]  # pictures that the label files speak of
     labels: Collection[str]  # label files: of whichever look explains more, the others' count as left over
     lacks: str = ""
+    gives: tuple[str, ...] = ()  # label columns that this source really has, the usual one first; (): GIVES
 
 
 @dataclass(frozen=True)

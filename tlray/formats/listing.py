@@ -17,7 +17,7 @@ from tlray.image import EXTENSIONS
 from tlray.schema import SPLITS
 
 # Pictures that tlray cannot open: listed too, so that the report names each instead of losing them.
-OTHER_PICTURES = (".jpe", ".jfif", ".pbm", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".dng", ".cr2")
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".dng", ".cr2")
 LABEL_ENDINGS = (
     ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".data", ".names",
     ".parquet", ".arrow", ".tar",

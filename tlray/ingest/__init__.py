@@ -22,10 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray import formats, preflight, schema, storage
+from tlray import preflight, schema, storage
 from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
-from tlray.ingest import plan, shards
+from tlray.ingest import plan, preview, shards
+from tlray.ingest.survey import survey
+
+PREVIEW = "preview.html"  # in the data set's folder
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages "list", "inspect", "write"."""
@@ -87,8 +90,8 @@ def ingest(
         seconds[stage] = round(time.monotonic() - started, 2)
         started = time.monotonic()
 
-    found = _index(source, format, task)
-    index, root, kinds = found.table, found.root, found.task.columns
+    found = survey(source, format, task)
+    index, root, kinds = found.table, found.root, found.kinds
     tell("list", index.num_rows, index.num_rows)
     lap("list")
     seen = _inspect(root, index, tell)
@@ -121,6 +124,13 @@ def ingest(
         fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         storage.write_json(storage.join(stage, "preflight.json"), report.to_dict())
         storage.write_bytes(storage.join(stage, "preflight.txt"), report.to_text().encode())
+        first = {shard["split"]: storage.join(stage, shard["name"]) for shard in reversed(planned)}
+        about = f"Layout: {found.format} ({found.look.summary}); task: {found.task.name}"
+        page = preview.render(
+            {split: first[split] for split in report.taken if split in first},
+            found.task, kinds, names, report, about,
+        )  # fmt: skip
+        storage.write_bytes(storage.join(stage, PREVIEW), page)
         manifest = {
             "format": 1,
             "task": found.task.name,
@@ -148,8 +158,6 @@ def _check(
         raise ConfigError(
             f"validation + test = {validation + test:g}: accepted: less than 1, the rest is train"
         )
-    if not storage.exists(source):
-        raise DataError(f"{source}: not found; accepted: a folder or table of labelled pictures")
     here, there = (storage.open_fs(uri)[1].rstrip("/") for uri in (source, target))
     if storage.is_local(source) == storage.is_local(target) and f"{there}/".startswith(f"{here}/"):
         raise DataError(f"{target}: lies in the source {source}; accepted: a place outside it")
@@ -163,50 +171,10 @@ def _check(
         and not storage.unfinished(target)
     ):
         others = set(storage.listdir(target)) if storage.is_dir(target) else {""}
-        if others - {"preflight.json", "preflight.txt"}:
+        if others - {"preflight.json", "preflight.txt", PREVIEW}:
             raise DataError(
                 f"{target}: is there and no data set; accepted: a new place, or a data set to replace"
             )
-
-
-@dataclass(frozen=True)
-class _Index:
-    """A source as its format sees it: where its pictures are, and the task that its labels are for."""
-
-    table: pa.Table  # path, split, label columns
-    root: str  # URI that paths are relative to
-    task: Any
-    ignored: dict[str, int]  # files passed over, by kind
-    names: dict[str, list[str]]  # class names by column, where the layout numbers its classes itself
-    relative_boxes: bool  # in shares of the picture's sides
-
-
-def _index(source: str, format: str, task: str) -> _Index:
-    from tlray import tasks  # here, because Ray's workers import this file and need no models
-
-    fs, path = storage.open_fs(source)
-    with storage.faults(source):
-        name = formats.find(fs, path) if format == "auto" else format
-        index = formats.load(name).index(fs, path)
-    fitting = tasks.for_columns(index.column_names)
-    if task == "auto" and not fitting:
-        raise DataError(f"{source}: format {name} gives {', '.join(index.column_names)}: labels of no task")
-    chosen = tasks.load({"name": fitting[0] if task == "auto" else task}, "--task")
-    if chosen.name not in fitting:
-        raise DataError(
-            f"{source}: format {name} gives no labels for --task {task}; "
-            f"accepted: {', '.join(fitting) or 'another format'}"
-        )
-    root = storage.absolute(source)  # workers have working directories of their own
-    told = index.schema.metadata or {}
-    return _Index(
-        index.select(["path", "split", *chosen.columns]).replace_schema_metadata(None),
-        root if storage.is_dir(root) else storage.parent(root),
-        chosen,
-        json.loads(told.get(b"ignored", b"{}")),
-        json.loads(told.get(b"names", b"{}")),
-        b"relative_boxes" in told,
-    )
 
 
 def _inspect(root: str, index: pa.Table, tell: Progress) -> pa.Table:

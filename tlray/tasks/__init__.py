@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tlray.config import validate
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, nearest
+from tlray.schema import Kind
 from tlray.tasks.base import Task
 
 
@@ -31,10 +32,16 @@ def load(settings: dict[str, Any], origin: str = "configuration") -> Task:
     return task
 
 
-def for_columns(columns: Iterable[str]) -> list[str]:
-    """Tasks whose label columns are among these; the plainest first."""
-    there = set(columns)
-    return [name for name in names() if set(load({"name": name}).columns) <= there]
+def for_columns(columns: Iterable[str], kinds: Mapping[str, Kind] | None = None) -> list[str]:
+    """Tasks whose label columns are among these, with these meanings where any are given; the plainest
+    first."""
+    there, meant = set(columns), dict(kinds or {})
+    return [
+        name
+        for name in names()
+        if (wants := load({"name": name}).columns).keys() <= there
+        and all(meant.get(column, kind) == kind for column, kind in wants.items())
+    ]
 
 
 def labels_of(task: Task, data: Dataset) -> list[str]:

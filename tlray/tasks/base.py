@@ -129,6 +129,11 @@ class Task(Protocol):
         """A record over its picture (RGB, source px), truth beside prediction where there is one."""
         ...
 
+    def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
+        """A row's labels over its picture (RGB; boxes and mask in its px); the picture itself where labels
+        have no place in it."""
+        ...
+
     def image_of(self, prediction: Prediction) -> bytes | None:
         """The prediction itself as an encoded PNG in source size; None where it is no picture."""
         ...

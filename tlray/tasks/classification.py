@@ -80,6 +80,9 @@ class Task(Strict):
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         return picture  # a class has no place in the picture
 
+    def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
+        return picture  # a class has no place in the picture
+
     def image_of(self, prediction: Prediction) -> bytes | None:
         return None
 

@@ -38,6 +38,9 @@ CANDIDATES = 1000  # scores a picture that suppression looks at
 COCO_OBJECTS = 100  # a picture, that COCO's metric counts
 
 
+_BOX_COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a0488b", "#806b00", "#444444", "#5b2a91", "#b3261e")
+
+
 class Task(Strict):
     """Settings under ``task:``."""
 
@@ -154,6 +157,14 @@ class Task(Strict):
             pen.box(box, "#ffd400", dashed=True, below="" if hit[i] else f"missed {labels[label]}")
         for label, score, *box in sure[::-1]:
             pen.box(box, "#0072b2", above=f"{labels[label]} {score:.2f}")
+        return picture
+
+    def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
+        """Boxes with the names of their classes."""
+        picture = picture.copy()
+        pen = _Pen(picture)
+        for label, *box in _truth(row):
+            pen.box(box, _BOX_COLOURS[int(label) % len(_BOX_COLOURS)], above=labels[int(label)])
         return picture
 
     def image_of(self, prediction: Prediction) -> bytes | None:

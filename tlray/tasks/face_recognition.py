@@ -88,6 +88,9 @@ class Task(Strict):
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         return picture  # an embedding has no place in the picture
 
+    def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
+        return picture  # a person is a name, not a place
+
     def image_of(self, prediction: Prediction) -> bytes | None:
         return None
 

@@ -140,26 +140,23 @@ class Task(Strict):
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         """Predicted classes in colours over the picture, borders of the truth in white, a legend."""
         ids_HW = _sized(decode_mask(base64.b64decode(record["prediction"])), picture.size)
-        tint = Image.fromarray(_COLOURS[ids_HW % len(_COLOURS)])
-        seen = Image.fromarray(np.where(ids_HW < len(labels), 140, 0).astype(np.uint8), "L")
-        drawn = Image.composite(tint, picture, seen)
-        pixels = np.asarray(Image.composite(drawn, picture, Image.new("L", picture.size, 255))).copy()
+        drawn = _tinted(picture, ids_HW, len(labels))
         if "truth" in record:
             truth_HW = _sized(decode_mask(base64.b64decode(record["truth"])), picture.size)
             edge = np.zeros(truth_HW.shape, bool)
             edge[1:] |= truth_HW[1:] != truth_HW[:-1]
             edge[:, 1:] |= truth_HW[:, 1:] != truth_HW[:, :-1]
+            pixels = np.asarray(drawn).copy()
             pixels[edge] = 255
-        drawn = Image.fromarray(pixels)
-        pen, y = ImageDraw.Draw(drawn), 2
-        font = ImageFont.load_default(max(9, max(picture.size) / 40))
-        for name in sorted(record["shares"], key=lambda name: -record["shares"][name])[:8]:
-            ground = _COLOURS[labels.index(name) % len(_COLOURS)]
-            x1, y1 = pen.textbbox((4, y), name, font=font)[2:]
-            pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(ground.tolist()))
-            pen.text((4, y), name, fill="black" if ground @ _LUMA > 110 else "white", font=font)
-            y = int(y1) + 2
-        return drawn
+            drawn = Image.fromarray(pixels)
+        return _legend(drawn, record["shares"], labels)
+
+    def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
+        """Classes in colours over the picture, a legend; pixels of no class as they are."""
+        ids_HW = decode_mask(row[MASK]["bytes"])
+        counts = np.bincount(ids_HW.ravel(), minlength=256)
+        shares = {name: counts[i] / ids_HW.size for i, name in enumerate(labels) if counts[i]}
+        return _legend(_tinted(picture, ids_HW, len(labels)), shares, labels)
 
     def summary(self, prediction: Prediction, top: int) -> str:
         ranked = sorted(prediction["shares"].items(), key=lambda item: -item[1])
@@ -193,6 +190,27 @@ class Task(Strict):
 
 
 _SEEN = ("mask_width", "mask_height", "mask_values")
+
+
+def _tinted(picture: Image.Image, ids_HW: Pixels, num_classes: int) -> Image.Image:
+    """The picture under the colours of its classes; ids beyond the classes leave it as it is."""
+    tint = Image.fromarray(_COLOURS[ids_HW % len(_COLOURS)])
+    seen = Image.fromarray(np.where(ids_HW < num_classes, 140, 0).astype(np.uint8), "L")
+    return Image.composite(tint, picture, seen)
+
+
+def _legend(picture: Image.Image, shares: Mapping[str, float], labels: list[str]) -> Image.Image:
+    """Names of the eight largest classes on their colours, in the top left corner."""
+    drawn = picture.copy()
+    pen, y = ImageDraw.Draw(drawn), 2
+    font = ImageFont.load_default(max(9, max(picture.size) / 40))
+    for name in sorted(shares, key=lambda name: -shares[name])[:8]:
+        ground = _COLOURS[labels.index(name) % len(_COLOURS)]
+        x1, y1 = pen.textbbox((4, y), name, font=font)[2:]
+        pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(ground.tolist()))
+        pen.text((4, y), name, fill="black" if ground @ _LUMA > 110 else "white", font=font)
+        y = int(y1) + 2
+    return drawn
 
 
 class Segmenter(nn.Module):
