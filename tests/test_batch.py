@@ -132,7 +132,7 @@ def test_pictures_as_they_lie_and_bad_ones(ray_local: Any, model: str, small: No
         (folder / "sub" / f"{n}.jpg").write_bytes(toys.picture(n % 3, n))
     (folder / "bad.jpg").write_text("no picture")
     (folder / "notes.txt").write_text("passed over")
-    source = pictures.find([str(folder)], [], (".jpg",))
+    source = pictures.find([str(folder)], [])
     found = batch.predict(model, source, str(tmp_path / "out"))
     assert (found["num_rows"], found["num_errors"]) == (10, 1)
     rows = rows_of(str(tmp_path / "out"))
@@ -141,7 +141,7 @@ def test_pictures_as_they_lie_and_bad_ones(ray_local: Any, model: str, small: No
     one = Predictor(model).predict([(folder / "sub" / "4.jpg").read_bytes()])[0]
     assert rows[5]["predicted"] == one["label"] and rows[5]["error"] is None
     few = [str(folder / "sub" / "1.jpg"), str(folder / "bad.jpg")]
-    found = batch.predict(model, pictures.find(few, [], (".jpg",)), str(tmp_path / "few"))
+    found = batch.predict(model, pictures.find(few, []), str(tmp_path / "few"))
     assert [row["path"] for row in rows_of(str(tmp_path / "few"))] == sorted(few) and found["num_errors"] == 1
 
 
@@ -159,15 +159,15 @@ def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp
 
 def test_mistakes(model: str, data: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not found; accepted: a data set, pictures"):
-        pictures.find([str(tmp_path / "none")], [], (".jpg",))
+        pictures.find([str(tmp_path / "none")], [])
     with pytest.raises(DataError, match="no split 'nothing'"):
-        pictures.find([data], ["nothing"], (".jpg",))
+        pictures.find([data], ["nothing"])
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds no picture"):
-        pictures.find([str(tmp_path / "in")], [], (".jpg",))
+        pictures.find([str(tmp_path / "in")], [])
     with pytest.raises(DataError, match="has no splits"):
-        pictures.find([str(tmp_path / "in")], ["train"], (".jpg",))
+        pictures.find([str(tmp_path / "in")], ["train"])
     with pytest.raises(DataError, match=r"holds other files \(a.txt\)"):
         batch.predict(model, pictures.Source.dataset(data), str(tmp_path / "in"))
 

@@ -96,7 +96,7 @@ def test_parquet(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
         lambda: shards.Parquet(str(first)),
         lambda: train.check(settings(uri, tmp_path)),
         lambda: pictures.Source.dataset(uri),
-        lambda: pictures.find([uri], [], [".jpg"]),
+        lambda: pictures.find([uri], []),
     ):
         said = canary.refusal(read, file)
         assert said.startswith(str(tmp_path / "d/data/")) and REFUSED.search(said)

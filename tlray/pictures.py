@@ -16,6 +16,7 @@ import pyarrow as pa
 from tlray import schema, storage
 from tlray.dataset import MANIFEST, Dataset
 from tlray.errors import DataError
+from tlray.image import EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def cuts(groups: Sequence[int], most: int) -> list[tuple[int, int]]:
     return [*ranges, (start, at)] if at > start else ranges
 
 
-def find(places: Sequence[str], splits: Sequence[str], suffixes: Sequence[str]) -> Source:
+def find(places: Sequence[str], splits: Sequence[str]) -> Source:
     """The data set at the one place, else the pictures at all of them.
 
     Raises DataError for what is not there.
@@ -110,9 +111,9 @@ def find(places: Sequence[str], splits: Sequence[str], suffixes: Sequence[str]) 
             paths.append(storage.absolute(place))
             continue
         folders = True
-        found = [path for path in inside if path.lower().endswith(tuple(suffixes))]
+        found = [path for path in inside if path.lower().endswith(EXTENSIONS)]
         if not found:
-            raise DataError(f"{place}: holds no picture; accepted: files ending in {', '.join(suffixes)}")
+            raise DataError(f"{place}: holds no picture; accepted: files ending in {', '.join(EXTENSIONS)}")
         alone = len(places) == 1
         paths += found if alone else [storage.join(storage.absolute(place), path) for path in found]
     return Source.files(places[0] if folders and len(places) == 1 else "", paths)

@@ -81,7 +81,9 @@ class Made:
     def has(self, column: str) -> bool:
         return column in self.data.schema.names
 
-    def reports(self, pattern: str, named: str = "", levels: Sequence[str] = ("error", "warning", "info")) -> bool:
+    def reports(
+        self, pattern: str, named: str = "", levels: Sequence[str] = ("error", "warning", "info")
+    ) -> bool:
         """Whether a finding matches a pattern and, with ``named``, its examples or text that one too."""
         return any(
             f["severity"] in levels
@@ -186,7 +188,9 @@ def mask_0_255(made: Made) -> str:
 
 
 def mask_suffix(made: Made) -> str:
-    return _want(made.has("mask") and len(made.rows) == 12 and made.ids() <= {0, 1}, "not 12 pictures with masks")
+    return _want(
+        made.has("mask") and len(made.rows) == 12 and made.ids() <= {0, 1}, "not 12 pictures with masks"
+    )
 
 
 def mask_ids(*ids: int) -> Right:
@@ -194,7 +198,9 @@ def mask_ids(*ids: int) -> Right:
 
 
 def antialiased(made: Made) -> str:
-    worried = made.reports("edge|hardly|never|smooth|resiz|rare|few|between|sparse", levels=("warning", "error"))
+    worried = made.reports(
+        "edge|hardly|never|smooth|resiz|rare|few|between|sparse", levels=("warning", "error")
+    )
     return _want(worried, f"{len(made.data.labels('mask'))} classes in silence")
 
 
@@ -246,7 +252,11 @@ def _coco_right(made: Made) -> str:
         name = picture["file_name"].replace("\\", "/").split("/")[-1]
         if name == "e.jpg":
             continue
-        right = [(names[a["category_id"]], a["bbox"]) for a in tree["annotations"] if a["image_id"] == picture["id"]]
+        right = [
+            (names[a["category_id"]], a["bbox"])
+            for a in tree["annotations"]
+            if a["image_id"] == picture["id"]
+        ]
         seen = made.boxes(name)
         if len(seen) != len(right) or not all(
             a == c and _near(b, d) for (a, b), (c, d) in zip(seen, right, strict=True)
@@ -261,7 +271,9 @@ def coco_exif(made: Made) -> str:
     if made.reports(".", r"e\.jpg"):
         return ""
     seen = made.boxes("e.jpg")
-    return _want(len(seen) == 1 and seen[0][0] == "dog" and _near(seen[0][1], (5, 5, 10, 20)), f"e.jpg: {seen}")
+    return _want(
+        len(seen) == 1 and seen[0][0] == "dog" and _near(seen[0][1], (5, 5, 10, 20)), f"e.jpg: {seen}"
+    )
 
 
 def yolo_upper(made: Made) -> str:
@@ -306,11 +318,16 @@ def multilabel_list(made: Made) -> str:
 
 def rare_share(made: Made) -> str:
     names = made.data.labels("objects")
-    train = {names[n] for row in made.rows.values() if row["where"] == "train" for n in row["objects"]["category"]}
+    train = {
+        names[n] for row in made.rows.values() if row["where"] == "train" for n in row["objects"]["category"]
+    }
     all_of_them = {"cat", *(f"rare{n}" for n in range(10))}
     if len(made.rows) != 40:
         return f"{len(made.rows)} pictures of 40"
-    return _want({n for n in names if n.startswith("rare")} <= train and len(all_of_them - train) <= 1, f"train: {train}")
+    return _want(
+        {n for n in names if n.startswith("rare")} <= train and len(all_of_them - train) <= 1,
+        f"train: {train}",
+    )
 
 
 def breeds(made: Made) -> str:
@@ -320,12 +337,16 @@ def breeds(made: Made) -> str:
 
 def case_classes(made: Made) -> str:
     names = made.data.labels()
-    return _want(len(names) == 2 or made.reports("(?i)cat.*cat", levels=("warning", "error")), f"classes {names}")
+    return _want(
+        len(names) == 2 or made.reports("(?i)cat.*cat", levels=("warning", "error")), f"classes {names}"
+    )
 
 
 def nfd(made: Made) -> str:
     same = made.data.labels() == ["caf\u00e9", "th\u00e9"]
-    return _want(same and made.splits == {"train": 12, "validation": 4}, f"{made.data.labels()}, {made.splits}")
+    return _want(
+        same and made.splits == {"train": 12, "validation": 4}, f"{made.data.labels()}, {made.splits}"
+    )
 
 
 def one_class(made: Made) -> str:
@@ -382,7 +403,11 @@ def face_single(folder: Path) -> tuple[str, str]:
 
 
 def same_name(folder: Path) -> tuple[str, str]:
-    for argv in (("ingest", "pictures_one", "data_one"), ("ingest", "pictures_two", "data_two"), ("train", "train.yaml")):
+    for argv in (
+        ("ingest", "pictures_one", "data_one"),
+        ("ingest", "pictures_two", "data_two"),
+        ("train", "train.yaml"),
+    ):
         ended = tlray_command(folder, *argv)
         if ended.code:
             return "unexpected", f"{' '.join(argv)}: {ended.line}"
@@ -469,7 +494,9 @@ def run(case: Case, folder: Path) -> tuple[str, str]:
             return case.commands(source)
         for seed in case.seeds:
             target = Path(work, f"out{seed}")
-            ended = here(["ingest", str(source / case.source), str(target), "--seed", str(seed), *case.options])
+            ended = here(
+                ["ingest", str(source / case.source), str(target), "--seed", str(seed), *case.options]
+            )
             if ended.code == 2:
                 line = ended.line.replace(work + "/", "")
                 left = {p.name for p in target.iterdir()} if target.exists() else set()

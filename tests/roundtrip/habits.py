@@ -165,7 +165,9 @@ class Out:
     def json(self, path: str, tree: Any) -> str:
         """A JSON file, its lines and mark by habit."""
         indent = 1 if self.habits.crlf else None
-        return self.write(path, self.bytes(json.dumps(tree, ensure_ascii=self.habits.shuffled, indent=indent)))
+        return self.write(
+            path, self.bytes(json.dumps(tree, ensure_ascii=self.habits.shuffled, indent=indent))
+        )
 
     def csv(self, path: str, rows: Sequence[Sequence[object]], sign: str = ",") -> str:
         """A table by habit; the first row is the header."""

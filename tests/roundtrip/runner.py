@@ -150,7 +150,9 @@ def compare(layout: Layout, out: Out, result: ingest.IngestResult, data: Dataset
             elif layout.kind != "objects" or row[column]["category"]:
                 wrong.append(f"{where} has labels, though nothing speaks of it")
             continue
-        wrong += [f"{where}: {line}" for line in _row(layout, truth, picture, row, names, key in out.unlabelled)]
+        wrong += [
+            f"{where}: {line}" for line in _row(layout, truth, picture, row, names, key in out.unlabelled)
+        ]
         wrong += _split(truth, picture, split, where)
     wrong += _free_names(layout, truth, known, rows, names)
     wrong += _classes_in_train(layout, truth, rows, names)
@@ -199,7 +201,7 @@ def _row(
     elif layout.kind == "objects":
         read_boxes = [(names[n], box) for box, n in zip(value["bbox"], value["category"], strict=True)]
         things = [(plain(t.name), t.box) for t in picture.things]
-        if (read_boxes if unlabelled else not _same_boxes(read_boxes, things)):
+        if read_boxes if unlabelled else not _same_boxes(read_boxes, things):
             wrong.append(f"boxes {read_boxes}, not {'none' if unlabelled else things}")
     elif layout.names != "free":
         wrong += _pixels(layout, truth, picture, image.decode_mask(value["bytes"]), names, unlabelled)

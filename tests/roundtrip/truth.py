@@ -184,7 +184,9 @@ def truths(
         if given:
             # The first pictures are train's, one for each class; the next are one for each other split.
             at = n - len(classes)
-            split = "train" if at < 0 else given[at + 1] if at < len(given) - 1 else draw(st.sampled_from(given))
+            split = (
+                "train" if at < 0 else given[at + 1] if at < len(given) - 1 else draw(st.sampled_from(given))
+            )
         sure = classes[n % len(classes)] if n < len(classes) else None
         picture = Picture(first + n, stem.format(n + 1), ending, width, height, turn, split)
         if kind in ("label", "identity"):

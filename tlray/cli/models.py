@@ -15,7 +15,6 @@ Ref = Annotated[
 BATCH_SIZE = 64
 
 
-
 def add(app: typer.Typer) -> None:
     """Put the verbs of this file on the command line."""
     for verb in (evaluate, predict, promote, rollback, models, serve):
@@ -116,7 +115,7 @@ def _predict_all(
     runtime.prepare(verbose(context))
     from tlray import batch, pictures
 
-    source = pictures.find(files, splits, EXTENSIONS)
+    source = pictures.find(files, splits)
     with (
         out.watch() as show,
         show.step(f"Predict {', '.join(files)}", quiet_start=True),
@@ -252,6 +251,7 @@ def _pictures(files: list[str]) -> Iterator[str]:
     """Files as they are, folders as the pictures below them. Raises DataError for what is not there."""
     from tlray import storage
     from tlray.errors import DataError
+    from tlray.image import EXTENSIONS
 
     for file in files:
         if not storage.exists(file):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tlray.cli.models import SUFFIXES, batch_line, batch_result
+from tlray.cli.models import batch_line, batch_result
 from tlray.cli.output import Json, Models, Splits, output, verbose
 
 
@@ -43,7 +43,7 @@ def embed(
         from tlray import pictures
 
         embedder = _embedder(model, weights, size, models)
-        source = pictures.find([data], split or [], SUFFIXES)
+        source = pictures.find([data], split or [])
         with (
             out.watch() as show,
             show.step(f"Embed {data}", quiet_start=True),

@@ -12,16 +12,19 @@ from tlray.errors import PictureError, StorageError
 from tlray.formats.listing import LABEL_ENDINGS, Listing, stem
 from tlray.schema import SPLITS
 
-IMAGE_WORDS = frozenset(
-    "image images img imgs pic pics picture pictures photo photos jpegimages jpegs jpgs input inputs "
-    "original originals raw rgb data obj_train_data obj_valid_data obj_test_data".split()
-)
-LABEL_WORDS = frozenset(
-    "label labels mask masks annotation annotations annot annots ann anns anno annos xml xmls json jsons "
-    "gt gts groundtruth ground_truth ground-truth segmentation segmentations segmentationclass "
-    "segmentationobject seg segs labelled bbox bboxes boxes target targets labeltxt imagesets matte mattes "
-    "class_mask pixel_labels labels_my-project-name trimap trimaps".split()
-)
+IMAGE_WORDS = frozenset({
+    "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos",
+    "jpegimages", "jpegs", "jpgs", "input", "inputs", "original", "originals", "raw", "rgb", "data",
+    "obj_train_data", "obj_valid_data", "obj_test_data",
+})  # fmt: skip
+LABEL_WORDS = frozenset({
+    "label", "labels", "mask", "masks", "annotation", "annotations", "annot", "annots", "ann",
+    "anns", "anno", "annos", "xml", "xmls", "json", "jsons", "gt", "gts", "groundtruth",
+    "ground_truth", "ground-truth", "segmentation", "segmentations", "segmentationclass",
+    "segmentationobject", "seg", "segs", "labelled", "bbox", "bboxes", "boxes", "target", "targets",
+    "labeltxt", "imagesets", "matte", "mattes", "class_mask", "pixel_labels",
+    "labels_my-project-name", "trimap", "trimaps",
+})  # fmt: skip
 _WORDS_ALONE = IMAGE_WORDS | LABEL_WORDS
 _LOOKED_INTO = 50  # label files of one ending: on object storage each costs a request
 _SAMPLE = 6  # pictures whose headers are read to tell a mask from a photograph

@@ -100,9 +100,9 @@ def _spoken_of(listing: Listing, t: _Table) -> set[str]:
     return there
 
 
-def _gives(groups: Sequence[_Group]) -> set[str]:
+def _gives(groups: Sequence[_Group]) -> tuple[str, ...]:
     kinds = {group.labels.kind for group in groups if group.labels is not None}
-    return {OBJECTS} if kinds == {"objects"} else {LABEL, LABELS}
+    return (OBJECTS,) if kinds == {"objects"} else (LABEL, LABELS)
 
 
 def _lost(listing: Listing, lost: Sequence[_Lost]) -> Look | None:

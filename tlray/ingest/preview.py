@@ -69,7 +69,8 @@ def _rows(uri: str, kinds: Mapping[str, schema.Kind]) -> list[dict[str, Any]]:
     table = shards.Handles().read(shard, 0, [schema.IMAGE, *kinds])
     labels = table.select(list(kinds)).to_pylist()
     seen: set[int] = set()
-    first, rest = [], []
+    first: list[int] = []
+    rest: list[int] = []
     for at, row in enumerate(labels):
         classes = _classes(row, kinds)
         (first if classes - seen else rest).append(at)
@@ -122,9 +123,7 @@ def _shot(
     }
 
 
-def _caption(
-    row: Mapping[str, Any], kinds: Mapping[str, schema.Kind], names: Mapping[str, list[str]]
-) -> str:
+def _caption(row: Mapping[str, Any], kinds: Mapping[str, schema.Kind], names: Mapping[str, list[str]]) -> str:
     for column, kind in kinds.items():
         known = functools.partial(_name, names[column])
         value = row[column]

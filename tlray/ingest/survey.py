@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow as pa
 from tlray import formats, schema
 from tlray.errors import DataError
 from tlray.findings import Finding
+from tlray.formats import base
 from tlray.formats.base import Index, Look
 from tlray.formats.listing import Listing
 
@@ -77,8 +78,18 @@ def survey(source: str, format: str = "auto", task: str = "auto") -> Survey:
     index = formats.load(name).index(listing, column)
     if index.table.num_rows == 0:
         raise DataError(f"{source}: format {name} ({look.summary}) names no picture")
+    # A table may hold one kind of labels only, which its format learns when it reads all rows.
+    present = [c for c in gives if c in index.table.column_names]
     if wanted is None:
-        wanted = tasks.load({"name": tasks.for_columns([column], index.kinds)[0]})
+        wanted = tasks.load({"name": tasks.for_columns(present[:1], index.kinds)[0]})
+    elif not set(wanted.columns) <= set(present):
+        raise DataError(
+            f"{source}: format {name} gives {', '.join(present)}, no labels for --task {task}; "
+            f"accepted: {', '.join(_tasks(tuple(present)))}"
+        )
+    unused = {*base.TYPES} - set(wanted.columns)
+    kept = [c for c in index.table.column_names if c not in unused]
+    index = replace(index, table=index.table.select(kept))
     return Survey(source, listing, name, look, index, wanted)
 
 

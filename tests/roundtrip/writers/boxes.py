@@ -114,7 +114,9 @@ def _coco_tree(out: Out, pictures: list[Picture], folder: str, form: str, first_
     names = out.truth.classes[1:] if out.truth.kind == "mask" else out.truth.classes
     number = {name: offset + n * step for n, name in enumerate(names)}
     split = pictures[0].split
-    categories = [{"id": n, "name": out.spelt(name, split), "supercategory": ""} for name, n in number.items()]
+    categories = [
+        {"id": n, "name": out.spelt(name, split), "supercategory": ""} for name, n in number.items()
+    ]
     images, annotations = [], []
     for n, picture in enumerate(pictures):
         w, h_px = size_of(out, picture)
@@ -145,12 +147,20 @@ def _coco_tree(out: Out, pictures: list[Picture], folder: str, form: str, first_
         out.refuse = "a category that the file does not hold"
     if h.fault == "crowd" and form == "boxes":
         crowd = {"id": 9000, "image_id": images[0]["id"], "category_id": categories[0]["id"], "iscrowd": 1}
-        annotations.append({**crowd, "bbox": [0, 0, 20, 20], "area": 400, "segmentation": {"counts": [0, 400]}})
+        annotations.append(
+            {**crowd, "bbox": [0, 0, 20, 20], "area": 400, "segmentation": {"counts": [0, 400]}}
+        )
         out.must_report.append("crowd")
     if h.shuffled:
         images.reverse()
         annotations.reverse()
-    return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    return {
+        "info": {},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
 
 
 def _rle(box: Box, width: int, height: int, compressed: bool) -> dict[str, Any]:
@@ -174,7 +184,9 @@ def _coco(out: Out, form: str) -> None:
     first_id = 1
     for split, pictures in _by_split(out).items():
         word = out.split(pictures[0])
-        folder = {0: f"{word}2017" if word else "images", 1: posixpath.join("images", word)}.get(style, "images")
+        folder = {0: f"{word}2017" if word else "images", 1: posixpath.join("images", word)}.get(
+            style, "images"
+        )
         for picture in pictures:
             out.picture(folder, picture)
         # file_name is below the folder of the pictures; in some files it holds that folder, too.
@@ -206,7 +218,9 @@ def coco_roboflow(out: Out) -> None:
         folder = out.split(pictures[0])
         for picture in pictures:
             out.picture(folder, picture)
-        out.json(posixpath.join(folder, "_annotations.coco.json"), _coco_tree(out, pictures, folder, "boxes", 0))
+        out.json(
+            posixpath.join(folder, "_annotations.coco.json"), _coco_tree(out, pictures, folder, "boxes", 0)
+        )
     out.stray(folder)
 
 
@@ -327,7 +341,9 @@ def cvat(out: Out) -> None:
             x, y, bw, bh = box_of(out, picture, thing)
             if thing.diamond:
                 points = ";".join(f"{a:.2f},{b:.2f}" for a, b in outline_of(out, picture, thing))
-                boxes.append(f'<polygon label={label} source="manual" occluded="0" points="{points}" z_order="0"></polygon>')
+                boxes.append(
+                    f'<polygon label={label} source="manual" occluded="0" points="{points}" z_order="0"></polygon>'
+                )
             else:
                 boxes.append(
                     f'<box label={label} source="manual" occluded="0" xtl="{x:.2f}" ytl="{y:.2f}" '

@@ -153,7 +153,10 @@ def webdataset(out: Out) -> None:
             with tarfile.open(fileobj=sink, mode="w") as tar:
                 for picture in part:
                     key = f"{picture.number:06d}"
-                    files = [(key + picture.ending, picture.encoded()), (f"{key}.cls", picture.label.encode())]
+                    files = [
+                        (key + picture.ending, picture.encoded()),
+                        (f"{key}.cls", picture.label.encode()),
+                    ]
                     for name, data in files:
                         info = tarfile.TarInfo(name)
                         info.size = len(data)
@@ -203,7 +206,9 @@ def hub_parquet(out: Out) -> None:
 # ---- several classes
 
 
-def _one_hot(out: Out, path: str, pictures: list[Picture], folder: str, name_of: Any, blank: str = "") -> None:
+def _one_hot(
+    out: Out, path: str, pictures: list[Picture], folder: str, name_of: Any, blank: str = ""
+) -> None:
     rows: list[list[Any]] = [["filename", *(blank + out.spelt(name, "train") for name in out.truth.classes)]]
     form = out.truth.pictures[0].number % 4
     yes, no = [("1", "0"), ("1", "0"), ("True", "False"), ("1.0", "0.0")][form if not blank else 0]
@@ -275,7 +280,9 @@ def lfw(out: Out) -> None:
     """Flat names, as in George_W_Bush_0001.jpg."""
     for picture in out.truth.pictures:
         name = f"{picture.label}_{picture.number:04d}"
-        path = out.write(posixpath.join(out.folder("faces"), name + out.ending(picture.ending)), picture.encoded())
+        path = out.write(
+            posixpath.join(out.folder("faces"), name + out.ending(picture.ending)), picture.encoded()
+        )
         out.paths[picture.number] = path
 
 

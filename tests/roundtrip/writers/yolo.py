@@ -30,7 +30,12 @@ def _label(out: Out, path: str, picture: Picture, outlines: bool = False) -> Non
     lines = []
     for thing in picture.things:
         x, y, w, h = thing.box
-        values = [(x + w / 2) / picture.width, (y + h / 2) / picture.height, w / picture.width, h / picture.height]
+        values = [
+            (x + w / 2) / picture.width,
+            (y + h / 2) / picture.height,
+            w / picture.width,
+            h / picture.height,
+        ]
         if outlines:
             values = [v for px, py in thing.outline for v in (px / picture.width, py / picture.height)]
         lines.append(" ".join([str(names.index(thing.name)), *(f"{v:.6f}" for v in values)]))
