@@ -225,16 +225,8 @@ class Report:
         kept = sum(self.taken.values())
         lines = [f"Pre-flight of {self.source}", f"{self.num_files} pictures listed, {kept} taken"]
         if self.counts:
-            lines += ["", *_count_table(self.counts, self.taken)]
-        order: list[Severity] = ["error", "warning", "info"]
-        levels = Counter(f.severity for f in self.findings)
-        said = ", ".join(f"{levels[s]} {s}" for s in order if levels[s]) or "nothing"
-        lines += ["", f"Findings: {said}"]
-        for finding in self.findings:
-            lines.append(f"  {finding.severity:<8} {finding.message}")
-            lines += [f"           - {example}" for example in finding.examples[:3]]
-            if len(finding.examples) > 3:
-                lines.append("           - ... (more in preflight.json)")
+            lines += ["", *count_table(self.counts, self.taken)]
+        lines += ["", *finding_lines(self.findings)]
         if self.quarantined:
             lines += ["", f"Left out (the files themselves are untouched): {len(self.quarantined)}"]
             lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:SHOWN]]
@@ -243,7 +235,21 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def _count_table(counts: Mapping[str, Mapping[str, int]], taken: Mapping[str, int]) -> list[str]:
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
+    """Findings for a terminal, with three examples each."""
+    order: list[Severity] = ["error", "warning", "info"]
+    levels = Counter(f.severity for f in findings)
+    counts = ", ".join(f"{levels[s]} {s}" for s in order if levels[s]) or "nothing"
+    lines = [f"Findings: {counts}"]
+    for finding in findings:
+        lines.append(f"  {finding.severity:<8} {finding.message}")
+        lines += [f"           - {example}" for example in finding.examples[:3]]
+        if len(finding.examples) > 3:
+            lines.append("           - ... (more in preflight.json)")
+    return lines
+
+
+def count_table(counts: Mapping[str, Mapping[str, int]], taken: Mapping[str, int]) -> list[str]:
     """Classes down, splits across; pictures below where they are not as many."""
     splits, classes = list(counts), sorted({name for by_class in counts.values() for name in by_class})
     if not classes:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tlray.cli.output import Json, metrics, output, verbose
+from tlray.errors import ConfigError
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in optim.lr=0.01.")
@@ -41,8 +42,15 @@ def sample(
 def ingest(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SRC", help="Labelled pictures: folder or s3:// URI.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="Where the data set goes.")],
-    format: Annotated[str, typer.Option(help="Layout of SRC: auto, folder, csv.")] = "auto",
+    target: Annotated[
+        str | None, typer.Argument(metavar="DST", help="Where the data set goes; not needed with --dry-run.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show layout, task, classes and counts; read no picture.")
+    ] = False,
+    format: Annotated[
+        str, typer.Option(help="Layout of SRC: auto, or a name as the error for a wrong one lists them.")
+    ] = "auto",
     task: Annotated[str, typer.Option(help="Which kind of labels: auto, or a task's name.")] = "auto",
     max_side: Annotated[int | None, typer.Option(help="Shrink larger pictures to this side, px.")] = None,
     validation: Annotated[float, typer.Option(help="Share cut off where SRC has no such split.")] = 0.1,
@@ -50,6 +58,9 @@ def ingest(
     seed: Annotated[int, typer.Option(help="Decides what is cut off.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Findings of the report are fatal.")] = False,
     max_bad_share: Annotated[float, typer.Option(help="More unusable pictures than this are fatal.")] = 0.05,
+    one_class: Annotated[
+        bool, typer.Option("--one-class", help="A single class is meant; otherwise that is refused.")
+    ] = False,
     merge_classes: Annotated[
         bool, typer.Option("--merge-classes", help="Cat, cat and CAT are one class; so are 1 and 1.0.")
     ] = False,
@@ -57,17 +68,27 @@ def ingest(
 ) -> None:
     """Check labelled pictures and make a Parquet data set of them, with a pre-flight report."""
     with output(json) as out:
+        if dry_run:
+            from tlray.ingest.survey import survey
+
+            seen = survey(source, format, task, merge_classes, one_class)
+            out.result = seen.to_dict()
+            out.say(seen.to_text())
+            return
+        if target is None:
+            raise ConfigError("DST is missing; accepted: tlray ingest SRC DST, or tlray ingest SRC --dry-run")
         from tlray import road
 
         with out.watch() as show, show.step(f"Ingest {source}", quiet_start=True):
             found = road.ingest(
                 source, target, show, verbose(context), format=format, task=task, max_side=max_side,
                 validation=validation, test=test, seed=seed, strict=strict, max_bad_share=max_bad_share,
-                merge_classes=merge_classes,
+                merge_classes=merge_classes, one_class=one_class,
             )  # fmt: skip
         out.result = found.to_dict()
         out.say(f"{target}: {_splits(found.splits)}, {sum(map(len, found.labels.values()))} classes")
         out.say(found.report.to_text().rstrip())
+        out.say(f"Look at {found.preview}")
 
 
 def train(

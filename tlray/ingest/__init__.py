@@ -28,7 +28,6 @@ from tlray.errors import ConfigError, DataError, StorageError
 from tlray.findings import SHOWN, Finding
 from tlray.formats.base import STATED
 from tlray.ingest import boxes, plan, preview, shards
-from tlray.ingest.names import unify
 from tlray.ingest.survey import survey
 
 PREVIEW = "preview.html"  # in the data set's folder
@@ -48,6 +47,11 @@ class IngestResult:
     report: preflight.Report
     seconds: dict[str, float]
 
+    @property
+    def preview(self) -> str:
+        """URI of the page that shows pictures with their labels."""
+        return storage.join(self.uri, PREVIEW)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without the whole report."""
         found = Counter(f.severity for f in self.report.findings)
@@ -58,6 +62,7 @@ class IngestResult:
             "fingerprint": self.fingerprint,
             "findings": dict(found),
             "left_out": len(self.report.quarantined),
+            "preview": self.preview,
             "seconds": self.seconds,
         }
 
@@ -75,6 +80,7 @@ def ingest(
     strict: bool = False,
     max_bad_share: float = 0.05,
     merge_classes: bool = False,
+    one_class: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Make the data set at ``target``; one that stands there already is replaced.
@@ -83,8 +89,9 @@ def ingest(
     shrinks larger pictures, boxes and masks too. Without splits in the source, shares ``validation`` and
     ``test`` of each class are cut off by ``seed``, duplicates on one side; where the source has train but
     no validation, validation is cut from train. ``merge_classes`` makes one class of names that differ in
-    case, width, separators or the form of a number alone. Raises DataError for an unusable source, more than
-    ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
+    case, width, separators or the form of a number alone. ``one_class``: a single class is meant, which
+    otherwise is taken for a layout that was not understood. Raises DataError for an unusable source, more
+    than ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
     """
     tell = progress or (lambda stage, done, total: None)
     _check(source, target, max_side, validation, test, max_bad_share)
@@ -95,13 +102,12 @@ def ingest(
         seconds[stage] = round(time.monotonic() - started, 2)
         started = time.monotonic()
 
-    found = survey(source, format, task)
-    root, kinds = found.root, found.kinds
-    index, given_names, respelled = unify(found.table, kinds, found.index.names, merge_classes)
+    found = survey(source, format, task, merge_classes, one_class)
+    index, root, kinds, given_names = found.table, found.root, found.kinds, found.names
     tell("list", index.num_rows, index.num_rows)
     lap("list")
     seen = _inspect(root, index, found.index.mask_code, tell)
-    remarks, code = [*found.findings, *respelled], masks.AS_STORED
+    remarks, code = list(found.findings), masks.AS_STORED
     if schema.MASK in kinds:
         decided = mask_code.decide(source, seen, given_names.get(schema.MASK), found.index.mask_code)
         seen, code, given_names[schema.MASK] = decided.rows, decided.code, decided.names
@@ -112,6 +118,7 @@ def ingest(
     remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in of_task]
     lap("inspect")
     good, bad = plan.part(source, seen, max_bad_share)
+    plan.check_classes(source, good, kinds, "those of its pictures that can be used", one_class)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
     cut = plan.shares(good, validation, test)
@@ -137,10 +144,9 @@ def ingest(
         storage.write_json(storage.join(stage, "preflight.json"), report.to_dict())
         storage.write_bytes(storage.join(stage, "preflight.txt"), report.to_text().encode())
         first = {shard["split"]: storage.join(stage, shard["name"]) for shard in reversed(planned)}
-        about = f"Layout: {found.format} ({found.look.summary}); task: {found.task.name}"
         page = preview.render(
             {split: first[split] for split in report.taken if split in first},
-            found.task, kinds, names, report, about,
+            found.task, kinds, names, report, found.about,
         )  # fmt: skip
         storage.write_bytes(storage.join(stage, PREVIEW), page)
         manifest = {

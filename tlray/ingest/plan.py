@@ -72,6 +72,26 @@ def classes(rows: pa.Table, kinds: Mapping[str, schema.Kind]) -> preflight.Class
     return None
 
 
+def check_classes(
+    source: str, rows: pa.Table, kinds: Mapping[str, schema.Kind], seen: str, one_class: bool
+) -> None:
+    """Raise DataError where labels name no class, or a single one and that was not asked for.
+
+    Of boxes one class is usual. Masks are checked where their values are decided.
+    """
+    names = classes(rows, kinds)
+    if names is None:
+        return
+    different = {name for row in names for name in row}
+    if not different:
+        raise DataError(f"{source}: no label in {seen}; accepted: pictures at least one of which has a label")
+    if len(different) == 1 and not one_class and "objects" not in kinds.values():
+        raise DataError(
+            f"{source}: a single class {next(iter(different))!r} in {seen}: nothing can be told apart; "
+            "accepted: two classes or more, or --one-class where that is meant"
+        )
+
+
 def shares(rows: pa.Table, validation: float, test: float) -> dict[str, float]:
     """Splits to cut off from train, and their shares of it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +15,15 @@ from tlray.findings import Finding
 from tlray.formats import base
 from tlray.formats.base import Index, Look
 from tlray.formats.listing import Listing
+from tlray.ingest import plan
+from tlray.ingest.names import unify
+from tlray.preflight import count_table, finding_lines
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A source as one format and one task see it; `tlray ingest --dry-run` shows it."""
+    """A source as one format and one task see it; ``table`` and ``names`` are its index's, class names in one
+    spelling."""
 
     source: str
     listing: Listing
@@ -27,6 +31,9 @@ class Survey:
     look: Look
     index: Index
     task: Any  # `tlray.tasks.base.Task`
+    table: pa.Table
+    names: dict[str, list[str]]  # class names by label column, where the layout numbers its classes itself
+    findings: list[Finding]
 
     @property
     def root(self) -> str:
@@ -40,18 +47,49 @@ class Survey:
         return columns
 
     @property
-    def table(self) -> pa.Table:
-        """Rows of the index, all label columns of the task among them."""
-        return self.index.table
+    def about(self) -> str:
+        """Layout and task in one line."""
+        return f"Layout: {self.format} ({self.look.summary}); task: {self.task.name}"
 
-    @property
-    def findings(self) -> list[Finding]:
-        """What was noticed so far."""
-        return [*self.listing.findings, *self.index.findings]
+    def counts(self) -> dict[str, Counter[str]]:
+        """Split ("all" where the layout has none) -> class -> how often its labels name it."""
+        by_split: dict[str, Counter[str]] = {split: Counter() for split in self.pictures()}
+        classes = plan.classes(self.table, self.kinds)
+        for row, split in enumerate(self.table["split"].to_pylist()):
+            if classes is not None:
+                by_split[split or "all"].update(classes[row])
+        return by_split
+
+    def pictures(self) -> dict[str, int]:
+        """Split ("all" where the layout has none) -> number of pictures."""
+        counts = Counter(split or "all" for split in self.table["split"].to_pylist())
+        return {split: counts[split] for split in (*dict.fromkeys(schema.SPLITS.values()), "all") if counts[split]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "task": self.task.name,
+            "summary": self.look.summary,
+            "pictures": self.pictures(),
+            "counts": {split: dict(counts) for split, counts in self.counts().items()},
+            "names": self.names,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        lines = [self.about, *count_table(self.counts(), self.pictures()), *finding_lines(self.findings)]
+        for column, names in self.names.items():
+            lines.append(f"Classes of {column} in their order: {', '.join(names[:50])}")
+        return "\n".join(lines)
 
 
-def survey(source: str, format: str = "auto", task: str = "auto") -> Survey:
-    """Find layout and task of a source and read its labels.
+def survey(
+    source: str, format: str = "auto", task: str = "auto", merge_classes: bool = False, one_class: bool = False
+) -> Survey:
+    """Find layout and task of a source and read its labels; settings as of `tlray.ingest.ingest`.
 
     Raises DataError where no layout explains it, two do, or the layout has no labels for the task;
     ConfigError for an unknown format or task.
@@ -90,23 +128,13 @@ def survey(source: str, format: str = "auto", task: str = "auto") -> Survey:
     unused = {*base.TYPES} - set(wanted.columns)
     kept = [c for c in index.table.column_names if c not in unused]
     index = replace(index, table=index.table.select(kept))
-    return Survey(source, listing, name, look, index, wanted)
+    table, given, respelled = unify(index.table, wanted.columns, index.names, merge_classes)
+    plan.check_classes(source, table, wanted.columns, look.summary, one_class)
+    findings = [*listing.findings, *index.findings, *respelled]
+    return Survey(source, listing, name, look, index, wanted, table, dict(given), findings)
 
 
 def _tasks(columns: tuple[str, ...]) -> list[str]:
     from tlray import tasks
 
     return sorted({name for column in columns for name in tasks.for_columns([column])})
-
-
-def counts(survey: Survey) -> dict[str, Counter[str]]:
-    """Split ("" where the layout has none) -> class -> how often the labels name it; empty for masks."""
-    from tlray.ingest import plan
-
-    by_split: dict[str, Counter[str]] = {}
-    classes = plan.classes(survey.table, survey.kinds)
-    for row, split in enumerate(survey.table["split"].to_pylist()):
-        here = by_split.setdefault(split or "", Counter())
-        if classes is not None:
-            here.update(classes[row])
-    return by_split
