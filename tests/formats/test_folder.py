@@ -113,7 +113,7 @@ def test_found_by_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["images/a.jpg", "images/b.jpg", "annots/c.jpg"], "'annots' and 'images' are each a name of layouts"),
+        (["images/a.jpg", "images/b.jpg", "data/c.jpg"], "'data' and 'images' are each a name of layouts"),
         (["train/a.jpg", "test/b.jpg"], "'test' and 'train' are each a name of splits, not of a class"),
         (["a/x.jpg", "b/y.jpg", "a/x.xml"], r"1 \.xml \(a/x\.xml\) may hold the labels"),
         ([f"{n}/{n}.jpg" for n in range(20)], "20 classes for 20 pictures is one for nearly every picture"),
