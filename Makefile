@@ -7,7 +7,7 @@ LOCK := cluster/requirements.lock
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast lint lock clean
+.PHONY: help setup quickstart test test-fast test-long lint lock clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test: lint  ## ruff, mypy and all tests
 
 test-fast: setup  ## the tests without the slow ones
 	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-long: setup  ## ten times as many random data sets for each layout, others each time
+	TLRAY_ROUNDTRIP_SETS=300 $(VENV)/bin/python -m pytest tests/roundtrip
 
 lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
 """Pixels and coordinates: what a geometry does to pixels it does to points, and undoes."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from tests.toys import picture
 from tlray.config import Augmentation
 from tlray.errors import PictureError
-from tlray.image import Augment, Preprocess, decode, probe, render, shrink, source_size
+from tlray.image import TRANSPOSE, Augment, Preprocess, decode, probe, render, shrink, source_size
 
 FITS = ("crop", "letterbox", "stretch")
 
@@ -70,8 +71,6 @@ def test_exif_orientation_is_applied(orientation):
     upright = np.zeros((24, 40, 3), np.uint8)
     upright[:8, :8] = 255
     back = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, 1)
-    from tlray.image import TRANSPOSE
-
     stored = Image.fromarray(upright)
     stored = stored.transpose(TRANSPOSE[back]) if back > 1 else stored
     exif = Image.Exif()
@@ -157,3 +156,73 @@ def test_shrink_bounds_the_side_and_leaves_small_pictures_alone():
     assert source_size(shrink(data, 100)) == (100, 67)
     assert shrink(data, 300) is data
     assert shrink(data, 100) == shrink(data, 100)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(orientation: int) -> None:
+    """Pillow turns TIFFs itself while it loads them."""
+    upright = np.zeros((24, 40, 3), np.uint8)
+    upright[:8, :8] = 255
+    back = {6: 8, 8: 6}.get(orientation, orientation)
+    stored = Image.fromarray(upright)
+    stored = stored.transpose(TRANSPOSE[back]) if back > 1 else stored
+    out = io.BytesIO()
+    stored.save(out, "TIFF", tiffinfo={0x0112: orientation})
+    data = out.getvalue()
+    assert (source_size(data), probe(data).orientation) == ((40, 24), orientation)
+    assert np.array_equal(np.asarray(decode(data)), upright)
+    x_CHW, geometry = render(data, Preprocess(size=(40, 24), fit="stretch", mean=(0, 0, 0), std=(1, 1, 1)))
+    assert geometry.source == (40, 24)
+    assert np.array_equal(x_CHW.transpose(1, 2, 0), upright)
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "depth", "mean"),
+    [
+        (np.linspace(0, 1, 600, dtype=np.float32), "TIFF", "0 to 1", 127),
+        (np.linspace(0, 255, 600, dtype=np.float32), "TIFF", "8 bits", 127),
+        (np.linspace(0, 255, 600).astype(np.int32), "TIFF", "8 bits", 127),
+        (np.linspace(0, 4095, 600).astype(np.uint16), "PNG", "12 bits", 127),
+        (np.linspace(0, 65535, 600).astype(np.uint16), "PNG", "16 bits", 127),
+        (np.linspace(-500, 255, 600).astype(np.int32), "TIFF", "8 bits", 43),
+        (np.linspace(0, 1e6, 600).astype(np.int32), "TIFF", "its own brightest pixel", 127),
+        (np.where(np.arange(600) % 2, np.nan, 1).astype(np.float32), "TIFF", "0 to 1", 127),
+    ],
+)
+def test_values_of_more_than_8_bits_keep_their_brightness(
+    array: np.ndarray, kind: str, depth: str, mean: float
+) -> None:
+    out = io.BytesIO()
+    Image.fromarray(array.reshape(20, 30)).save(out, kind)
+    assert probe(out.getvalue()).depth == depth
+    assert abs(np.asarray(decode(out.getvalue())).mean() - mean) < 2
+
+
+BYTE, ASCII, SHORT, RATIONAL, FLOAT = 1, 2, 3, 5, 11  # types of EXIF values
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "turned"),
+    [
+        (BYTE, b"\x06\0\0\0", True),
+        (ASCII, b"6\0\0\0", False),
+        (SHORT, b"\x06\0\0\0", True),
+        (SHORT, b"\x2c\x01\0\0", False),  # 300
+        (RATIONAL, b"\xff\xff\xff\xff", False),  # lies beyond the end
+        (FLOAT, struct.pack("<f", 6), True),
+    ],
+)
+def test_odd_orientations_do_not_make_a_picture_unusable(kind: int, value: bytes, turned: bool) -> None:
+    ifd = struct.pack("<HHHI", 1, 0x0112, kind, 1) + value + bytes(4)
+    out = io.BytesIO()
+    Image.new("RGB", (40, 24), "red").save(out, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + ifd)
+    assert source_size(out.getvalue()) == ((24, 40) if turned else (40, 24))
+    assert decode(out.getvalue()).size == source_size(out.getvalue())
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (1, 900), (300, 200)])
+def test_shrinking_never_reaches_0_px(size: tuple[int, int]) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", size, "red").save(out, "PNG")
+    small = source_size(shrink(out.getvalue(), 256))
+    assert max(small) == 256 and min(small) == max(1, round(min(size) * 256 / max(size)))

@@ -23,7 +23,6 @@ import torch
 import torchvision.transforms.v2 as T
 from bench_accuracy import Scores, winner
 from PIL import Image
-from pyarrow import fs as pafs
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import JaccardIndex
@@ -32,10 +31,11 @@ from torchvision import tv_tensors
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from tlray import config, formats, runtime, storage, tasks
+from tlray import config, runtime, storage, tasks
 from tlray.backbone import Backbone
 from tlray.dataset import Dataset
 from tlray.image import decode_mask
+from tlray.ingest.survey import survey
 from tlray.tasks import detection, segmentation
 
 RATES = (1e-3, 3e-3)
@@ -46,8 +46,7 @@ class Pictures(torch.utils.data.Dataset[Any]):
     """(picture, label) of a folder's split, through a transform."""
 
     def __init__(self, folder: Path, split: str, labels: list[str], ignore: int, transform: Any) -> None:
-        fs = pafs.LocalFileSystem()
-        rows = formats.load(formats.find(fs, str(folder))).index(fs, str(folder)).to_pylist()
+        rows = survey(str(folder)).table.to_pylist()
         self.rows = [row for row in rows if row["split"] == split]
         self.folder, self.labels, self.ignore, self.transform = folder, labels, ignore, transform
 
@@ -58,7 +57,7 @@ class Pictures(torch.utils.data.Dataset[Any]):
         row = self.rows[n]
         picture = Image.open(self.folder / row["path"]).convert("RGB")
         if "mask" in row:
-            ids_HW = torch.from_numpy(decode_mask((self.folder / row["mask"]).read_bytes()).copy())
+            ids_HW = torch.from_numpy(decode_mask((self.folder / row["mask"]["paths"][0]).read_bytes()).copy())
             return self.transform(picture, tv_tensors.Mask(ids_HW.masked_fill(ids_HW == self.ignore, NONE)))
         boxes = detection.corners(row["objects"]["bbox"]).clip(0, [*picture.size] * 2)
         sound = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(1)
