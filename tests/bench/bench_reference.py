@@ -57,7 +57,8 @@ class Pictures(torch.utils.data.Dataset[Any]):
         row = self.rows[n]
         picture = Image.open(self.folder / row["path"]).convert("RGB")
         if "mask" in row:
-            ids_HW = torch.from_numpy(decode_mask((self.folder / row["mask"]["paths"][0]).read_bytes()).copy())
+            file = self.folder / row["mask"]["paths"][0]
+            ids_HW = torch.from_numpy(decode_mask(file.read_bytes()).copy())
             return self.transform(picture, tv_tensors.Mask(ids_HW.masked_fill(ids_HW == self.ignore, NONE)))
         boxes = detection.corners(row["objects"]["bbox"]).clip(0, [*picture.size] * 2)
         sound = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(1)
