@@ -1,9 +1,9 @@
 """Tables beside masks: which class an id, a grey value or a colour is.
 
-By content, a line each (csv with a header by its columns): ``name:r,g,b:parts:actions`` (labelmap.txt of CVAT),
-``r g b name`` (label_colors.txt of CamVid), ``name,r,g,b`` (class_dict.csv), ``value, name`` (_classes.csv of
-Roboflow), or a name alone, the line's number being the id (classes.txt). JSON: a list of names, or an object
-of ids and names or of names and colours.
+By the columns of a csv's header: ``name,r,g,b`` (class_dict.csv), ``Pixel Value, Class`` (_classes.csv of
+Roboflow). Else by content, a line each: ``name:r,g,b:parts:actions`` (labelmap.txt of CVAT), ``r g b name``
+(label_colors.txt of CamVid), ``name,r,g,b``, ``value, name``, or a name alone, the line's number being the id
+(classes.txt). JSON: a list of names, or an object of ids and names or of names and colours.
 """
 
 from __future__ import annotations
