@@ -253,6 +253,10 @@ PLAIN: dict[str, bytes | str] = {"images/a.jpg": photo(), "masks/a.png": IDS}
         ("classes.txt", "ground\n\ndog\n", ["ground", "1", "dog"], None),  # an empty line keeps its place
         ("classes.txt", "0 ground\n255 dog\n", ["ground", "dog"], {"values": {0: 0, 255: 1}}),
         ("classes.txt", "2: cat\n1: dog\n", ["dog", "cat"], {"values": {1: 0, 2: 1}}),
+        ("classes.txt", "'ground'\nsay \"hi\"\nrock'n'roll\n", ["ground", 'say "hi"', "rock'n'roll"], None),
+        ("classes.txt", '0 "ground"\n1 say "hi"\n', ["ground", 'say "hi"'], {"values": {0: 0, 1: 1}}),
+        ("labelmap.txt", "ground:0,0,0::\n3:128,0,0::\n", ["ground", "3"], {"colours": {0: 0, 0x800000: 1}}),
+        ("labelmap.txt", "7:0,0,0::\n3:128,0,0::\n", ["7", "3"], {"colours": {0: 0, 0x800000: 1}}),
         ("train/_classes.csv", "Pixel Value, Class\n0, background\n1, cat\n", ["background", "cat"],
          {"values": {0: 0, 1: 1}}),
         ("labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:128,0,0::\n",

@@ -28,6 +28,7 @@ FILES = (
 )  # fmt: skip
 _NUMBER = r"(\d{1,3})"
 _GAP = r"[\s,;:]+"
+_LABELMAP = re.compile(rf"^(.+?):{_NUMBER},{_NUMBER},{_NUMBER}(?::.*)?$")  # its names may be numbers
 _COLOUR_LAST = re.compile(rf"^(.+?)\s*[:,;\t ]\s*{_NUMBER}{_GAP}{_NUMBER}{_GAP}{_NUMBER}\s*(?::.*)?$")
 _COLOUR_FIRST = re.compile(rf"^{_NUMBER}{_GAP}{_NUMBER}{_GAP}{_NUMBER}{_GAP}(.+)$")
 _VALUE_FIRST = re.compile(r"^(-?\d{1,5})(?:\s*[,;:=\t]\s*|\s+)(\D.*)$")
@@ -84,15 +85,18 @@ def _text(listing: Listing, path: str) -> Names | None:
     if not rows:
         return None
     stated = [(number, line) for number, line in rows if line and not line.startswith("#")]
-    for pattern, of_row in ((_COLOUR_FIRST, _first), (_COLOUR_LAST, _last), (_VALUE_FIRST, _value)):
-        # A csv's header is the one line that may be otherwise.
-        for start in (0, 1):
-            matches = [pattern.match(_unquoted(line)) for _, line in stated[start:]]
+    forms = (
+        (_LABELMAP, _last), (_COLOUR_FIRST, _first), (_COLOUR_LAST, _last), (_VALUE_FIRST, _value),
+    )  # fmt: skip
+    # A csv's header is the one line that may be otherwise; without one, all lines are of a form.
+    for start in (0, 1):
+        for pattern, of_row in forms:
+            matches = [pattern.match(_plain(line, path)) for _, line in stated[start:]]
             if matches and all(matches):
                 pairs = [(of_row(match.groups()), number) for match, (number, _) in
                          zip(matches, stated[start:], strict=True) if match]  # fmt: skip
                 return _of_pairs(listing, path, pairs)
-    return _listed(listing, path, [line.strip("\"'") for _, line in rows])
+    return _listed(listing, path, [_unquoted(line) for _, line in rows])
 
 
 def _columns(listing: Listing, path: str, lines: Sequence[str]) -> Names | None:
@@ -123,20 +127,29 @@ def _columns(listing: Listing, path: str, lines: Sequence[str]) -> Names | None:
     return _of_pairs(listing, path, pairs) if pairs else None
 
 
-def _unquoted(line: str) -> str:
-    return line.replace('"', "").replace("\t", " ").strip()
+def _plain(line: str, path: str) -> str:
+    """A line without tabs, and that of a csv without the quotes of its cells."""
+    if path.lower().endswith(".csv"):
+        line = ",".join(next(csv.reader([line], skipinitialspace=True), []))
+    return line.replace("\t", " ").strip()
+
+
+def _unquoted(name: str) -> str:
+    """A name without quotes around it; those within are its own."""
+    name = name.strip()
+    return name[1:-1] if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" else name
 
 
 def _first(groups: Sequence[str]) -> tuple[str, tuple[int, ...]]:
-    return groups[3].strip(), tuple(map(int, groups[:3]))
+    return _unquoted(groups[3]), tuple(map(int, groups[:3]))
 
 
 def _last(groups: Sequence[str]) -> tuple[str, tuple[int, ...]]:
-    return groups[0].strip(" :,;"), tuple(map(int, groups[1:4]))
+    return _unquoted(groups[0].strip(" :,;")), tuple(map(int, groups[1:4]))
 
 
 def _value(groups: Sequence[str]) -> tuple[str, tuple[int, ...]]:
-    return groups[1].strip(), (int(groups[0]),)
+    return _unquoted(groups[1]), (int(groups[0]),)
 
 
 def _of_pairs(listing: Listing, path: str, pairs: Sequence[tuple[tuple[str, tuple[int, ...]], int]]) -> Names:
