@@ -253,6 +253,10 @@ PLAIN: dict[str, bytes | str] = {"images/a.jpg": photo(), "masks/a.png": IDS}
         ("classes.txt", "ground\n\ndog\n", ["ground", "1", "dog"], None),  # an empty line keeps its place
         ("classes.txt", "0 ground\n255 dog\n", ["ground", "dog"], {"values": {0: 0, 255: 1}}),
         ("classes.txt", "2: cat\n1: dog\n", ["dog", "cat"], {"values": {1: 0, 2: 1}}),
+        ("classes.txt", "'ground'\nsay \"hi\"\nrock'n'roll\n", ["ground", 'say "hi"', "rock'n'roll"], None),
+        ("classes.txt", '0 "ground"\n1 say "hi"\n', ["ground", 'say "hi"'], {"values": {0: 0, 1: 1}}),
+        ("labelmap.txt", "ground:0,0,0::\n3:128,0,0::\n", ["ground", "3"], {"colours": {0: 0, 0x800000: 1}}),
+        ("labelmap.txt", "7:0,0,0::\n3:128,0,0::\n", ["7", "3"], {"colours": {0: 0, 0x800000: 1}}),
         ("train/_classes.csv", "Pixel Value, Class\n0, background\n1, cat\n", ["background", "cat"],
          {"values": {0: 0, 1: 1}}),
         ("labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:128,0,0::\n",
@@ -364,3 +368,44 @@ def test_many_files_are_quick() -> None:
     started = time.monotonic()
     assert len(masks._pairs(listing).masks_of) == 50_000
     assert time.monotonic() - started < 10
+
+
+def test_a_validation_split_without_masks_is_refused(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {"train/images/a.jpg": photo(), "train/masks/a.png": IDS}
+    folders = made(tmp_path / "folders", {**files, "val/images/b.jpg": photo(1)})
+    with pytest.raises(DataError, match=r"1 pictures of validation, as val/images/b\.jpg, and none has"):
+        read(folders)
+    assert rows(made(tmp_path / "test", {**files, "test/images/b.jpg": photo(1)}))  # as Kaggle hands it out
+    lists = {"JPEGImages/a.jpg": photo(), "SegmentationClass/a.png": IDS, "JPEGImages/b.jpg": photo(1),
+             "ImageSets/Segmentation/train.txt": "a\n", "ImageSets/Segmentation/val.txt": "b\n"}  # fmt: skip
+    with pytest.raises(DataError, match=r"1 pictures of validation, as JPEGImages/b\.jpg"):
+        read(made(tmp_path / "lists", lists))
+
+
+def test_names_in_a_csv_may_be_quoted_or_numbers(tmp_path: Path) -> None:
+    table = 'name,r,g,b\n007,0,0,0\n3,128,0,0\n"a,b",0,128,0\n"say ""hi""","128","128","0"\n#5,0,0,128\n'
+    index = read(made(tmp_path, {"images/a.jpg": photo(), "masks/a.png": IDS, "class_dict.csv": table}))
+    assert index.names == {"mask": ["007", "3", "a,b", 'say "hi"', "#5"]}
+    assert index.mask_code.colours == {0: 0, 0x800000: 1, 0x008000: 2, 0x808000: 3, 0x000080: 4}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("cat,128,0", r"class_dict\.csv line 3: 'cat,128,0'; accepted: name,r,g,b"),
+     ("cat,128,x,0", r"class_dict\.csv line 3: g = 'x'; accepted: a whole number"),
+     ("cat,128,-1,0", r"class_dict\.csv line 3: colour \(128, -1, 0\)")],
+)  # fmt: skip
+def test_mistakes_in_a_csv_of_colours(row: str, message: str, tmp_path: Path) -> None:
+    table = f"name,r,g,b\nnothing,0,0,0\n{row}\n"
+    listing = made(tmp_path, {"images/a.jpg": photo(), "masks/a.png": IDS, "class_dict.csv": table})
+    with pytest.raises(DataError, match=message):
+        read(listing)
+
+
+@pytest.mark.parametrize("name", ["frame-8", "img_8", "8"])
+def test_a_folder_a_picture_may_be_called_by_any_number(name: str, tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {}
+    for number, folder in enumerate(["frame-7", name, "frame-10"]):
+        files[f"train/{folder}/images/{folder}.jpg"] = photo(number)
+        files |= {f"train/{folder}/masks/{number}a{n}.png": IDS for n in range(2)}
+    assert [len(paths) for _, _, paths in rows(made(tmp_path, files))] == [2, 2, 2]

@@ -201,7 +201,7 @@ class Out:
         if not self.habits.missing or picture is not self.truth.pictures[-1]:
             return False
         self.unlabelled.add(picture.sha256)
-        self.must_report.append(r"label|annotation|in no file|not listed|no row")
+        self.must_report.append(r"label|annotation|without mask|in no file|not listed|no row")
         return True
 
     def stray(self, folder: str) -> None:

@@ -22,15 +22,15 @@ Point = tuple[float, float]
 
 PLAIN_NAMES = ["cat", "dog", "T-shirt", "bus_stop", "3", "Zebra"]
 ODD_NAMES = [
-    "black cat", "café", "naïve thé", "猫", "Ärger", "100%", "R&D <x>", "it's", "rock'n'roll", "v1.5", "(none)",
-    "a,b", "x;y", 'say "hi"', "007", "c++", "#5", "null", "train", "emoji 🐈",
+    "black cat", "café", "naïve thé", "猫", "Ärger", "100%", "R&D <x>", "it's", "rock'n'roll", "v1.5",
+    "(none)", "a,b", "x;y", 'say "hi"', "007", "c++", "#5", "null", "train", "emoji 🐈",
 ]  # fmt: skip
 ODD_FOLDERS = [name for name in ODD_NAMES if not set(name) & set('<>"')]
 ODD_PERSONS = ["Ann Lee", "José Núñez", "李雷", "O'Neil", "de la Cruz", "p 7"]
 PERSONS = ["Ann_Lee", "Bo_Ek", "Cy_Po_Xu", "Di_Wu"]
 STEMS = [
-    "p{}", "IMG_{:04d}", "{:06d}", "my pic {}", "a.b.{}", "été {}", "été_{}", "DSC({})", "x#{}", "50%25_{}", "UPPER{}",
-    "p{}_jpg.rf.a1b2", "猫{}", "frame-{}", "it's {}", "a+b&{}",
+    "p{}", "IMG_{:04d}", "{:06d}", "my pic {}", "a.b.{}", "été {}", "été_{}", "DSC({})", "x#{}", "50%25_{}",
+    "UPPER{}", "p{}_jpg.rf.a1b2", "猫{}", "frame-{}", "it's {}", "a+b&{}",
 ]  # fmt: skip
 _SPLITS = [("train", "validation"), ("train", "validation", "test"), ("train", "test")]
 _STORED = {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ _IMAGE_WORDS = frozenset((
 # Words that say nothing of which pictures a folder holds.
 _FILLERS = frozenset((
     "png", "jpg", "jpeg", "tif", "tiff", "bmp", "class", "raw", "aug", "binary", "bin", "fine",
-    "coarse", "files", "all", "ground", "truth", "left", "bit", "8", "full", "stills", "approved", "my",
+    "coarse", "files", "all", "ground", "truth", "left", "bit", "full", "stills", "approved", "my",
     "project", "name", "fold", "data", "dataset", "output", "outputs", "out",
 ))  # fmt: skip
 _OBJECTS = frozenset(("segmentationobject", "instances", "instance_masks", "panoptic"))  # not a class a pixel
@@ -129,6 +129,7 @@ def index(listing: Listing, column: str) -> Index:
             "beside a_mask.png"
         )
     splits, unlisted = _splits(listing, pairs)
+    _check_validation(listing, pairs, splits)
     rows: list[dict[str, Any]] = [
         {
             "path": path,
@@ -268,6 +269,8 @@ def _words(name: str, names: frozenset[str]) -> tuple[list[str], str]:
     words = [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+", name)]
     if {"ground", "truth"} <= set(words):
         words.append("groundtruth")
+    if {"8", "bit"} <= set(words):  # leftImg8bit; frame-8 is a number like others
+        words.remove("8")
     role = "mask" if _MASK_WORDS & set(words) else "picture" if _IMAGE_WORDS & set(words) else ""
     if not role:
         return [lower], ""
@@ -321,6 +324,7 @@ def _matched(files: Sequence[_File]) -> _Pairs:
     pairs.objects = any(len(paths) > 1 for paths in pairs.masks_of.values())
     with_mask = pairs.masks_of.keys()
     pairs.pictures_alone = [file.path for file in plain if file.path not in with_mask]
+    pairs.split_of |= {file.path: file.split for file in plain if file.path not in with_mask}
     return pairs
 
 
@@ -430,6 +434,25 @@ def _splits(listing: Listing, pairs: _Pairs) -> tuple[dict[str, str], set[str]]:
     if not found:
         return {}, set()
     return found, set(pairs.masks_of) - found.keys()
+
+
+def _check_validation(listing: Listing, pairs: _Pairs, splits: Mapping[str, str]) -> None:
+    """Refuse a validation split none of whose pictures has a mask: another would be cut from train."""
+    if not splits or "validation" in splits.values():
+        return
+    alone = sorted(path for path in pairs.pictures_alone if pairs.split_of.get(path) == "validation")
+    if not any(pairs.split_of.get(path) for path in pairs.masks_of):  # splits of lists
+        by_name: dict[str, list[str]] = defaultdict(list)
+        for path in pairs.pictures_alone:
+            by_name[stem(path.rpartition("/")[2]).lower()].append(path)
+        files = [f for f in _lists(listing) if SPLITS.get(stem(f.rpartition("/")[2]).lower()) == "validation"]
+        lines = [line for file in files for line in lines_of(listing.text(file))]
+        alone = sorted(filter(None, (_picture_in(line, by_name) for line in lines)))
+    if alone:
+        raise DataError(
+            f"{listing.root}: {len(alone)} pictures of validation, as {alone[0]}, and none has a mask; "
+            "accepted: masks for some of them, or no validation split (one is cut from train then)"
+        )
 
 
 def _picture_in(line: str, by_name: dict[str, list[str]]) -> str:

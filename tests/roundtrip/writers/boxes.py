@@ -153,7 +153,10 @@ def _coco_tree(out: Out, pictures: list[Picture], folder: str, form: str, first_
         out.must_report.append("crowd")
     if h.shuffled:
         images.reverse()
-        annotations.reverse()
+        if out.truth.kind == "mask":  # the order of one picture's outlines says which lies on top
+            annotations.sort(key=lambda item: -item["image_id"])
+        else:
+            annotations.reverse()
     return {
         "info": {},
         "licenses": [],

@@ -173,16 +173,16 @@ LAYOUTS = [
     Layout("masks_ids", "mask", ids, HABITS, names="numbers", tasks=PIXELS),
     Layout("masks_named", "mask", ids_named, HABITS | TEXT, tasks=PIXELS),
     Layout(
-        "masks_palette", "mask", palette, frozenset({"junk", "missing", "upper_endings"}) | TEXT, names="numbers",
-        tasks=PIXELS,
+        "masks_palette", "mask", palette, frozenset({"junk", "missing", "upper_endings"}) | TEXT,
+        names="numbers", tasks=PIXELS,
     ),
     Layout(
-        "masks_labelmap", "mask", labelmap, frozenset({"junk", "missing"}) | TEXT - {"empty_lines"}, names="plain",
-        tasks=PIXELS,
+        "masks_labelmap", "mask", labelmap, frozenset({"junk", "missing"}) | TEXT - {"empty_lines"},
+        names="plain", tasks=PIXELS,
     ),
     Layout(
-        "masks_roboflow", "mask", roboflow_masks, frozenset({"junk", "missing", "crlf"}), names="plain", tasks=PIXELS,
-        splits="given", words=("valid",), same_stems=True,
+        "masks_roboflow", "mask", roboflow_masks, frozenset({"junk", "missing", "crlf"}), names="plain",
+        tasks=PIXELS, splits="given", words=("valid",), same_stems=True,
     ),
     Layout(
         "masks_camvid", "mask", camvid, frozenset({"junk", "missing", "crlf", "bom", "quotes"}), tasks=PIXELS,
