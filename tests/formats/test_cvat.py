@@ -155,3 +155,10 @@ def test_other_xml(tmp_path: Path) -> None:
         assert cvat.look(Listing.open(str(tmp_path))) is None
     with pytest.raises(DataError, match="no XML with <annotations>; accepted: CVAT for images"):
         index(tmp_path)
+
+
+def test_labels_in_another_form_of_letters(tmp_path: Path) -> None:
+    box = '<box label="cafe\u0301" xtl="1" ytl="2" xbr="4" ybr="6"></box>'
+    labels = "<meta><task><labels><label><name>caf\u00e9</name></label></labels></task></meta>"
+    text = f"<annotations><version>1.1</version>{labels}{image('a.jpg', box)}</annotations>"
+    assert rows(put(tmp_path, text, "images/a.jpg"))[0][2] == ["caf\u00e9"]

@@ -113,6 +113,11 @@ def index(listing: Listing, column: str) -> Index:
     for t in tables:
         references = _references(listing, t)
         num_double = _read(listing, t, references)
+        if not t.pictures and t.split and len(tables) > 1:  # else a split that is given would be made anew
+            raise DataError(
+                f"{listing.where(t.file)}: no row below the header, so no picture of {t.split}; accepted: one "
+                "row at least, or no such table"
+            )
         references.check()
         findings += references.findings()
         if num_double:
