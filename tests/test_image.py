@@ -70,10 +70,10 @@ def test_exif_orientation_is_applied(orientation):
     upright = np.zeros((24, 40, 3), np.uint8)
     upright[:8, :8] = 255
     back = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, 1)
-    from tlray.image import _TRANSPOSE
+    from tlray.image import TRANSPOSE
 
     stored = Image.fromarray(upright)
-    stored = stored.transpose(_TRANSPOSE[back]) if back > 1 else stored
+    stored = stored.transpose(TRANSPOSE[back]) if back > 1 else stored
     exif = Image.Exif()
     exif[0x0112] = orientation
     out = io.BytesIO()

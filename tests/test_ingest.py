@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from tlray import ingest as module
-from tlray import sample, schema, storage
+from tlray import masks, sample, schema, storage
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, DataError, StorageError
 from tlray.ingest import ingest, plan, shards
@@ -327,8 +327,10 @@ def test_from_and_to_s3(here: None, flat: Path, s3_uri: str, tmp_path: Path) -> 
     ingest(str(flat), str(tmp_path / "out"))
     storage.download(f"{s3_uri}/out", tmp_path / "fetched")
     here_files, there_files = content(tmp_path / "out"), content(tmp_path / "fetched")
-    assert {n: d for n, d in here_files.items() if "preflight" not in n} == {
-        n: d for n, d in there_files.items() if "preflight" not in n
+    names_source = ("preflight.json", "preflight.txt", "preview.html")
+    assert here_files.keys() == there_files.keys()
+    assert {n: d for n, d in here_files.items() if n not in names_source} == {
+        n: d for n, d in there_files.items() if n not in names_source
     }
     assert Dataset.open(f"{s3_uri}/out").fingerprint == result.fingerprint
     ingest(f"{s3_uri}/in", f"{s3_uri}/out", validation=0)  # replaced, nothing of the old one left
@@ -432,13 +434,13 @@ def test_pictures_in_tars_and_rows_are_read_where_they_are(here: None, tmp_path:
     names = [f"{n}" for n in range(6)]
     for root, sources in ((tmp_path, in_tar), (tmp_path / "rows", in_rows)):
         index = pa.table({"path": names, "source": sources, "label": ["a", "b"] * 3, "split": ["train"] * 6})
-        seen = module._inspect(str(root), index, lambda *done: None)
+        seen = module._inspect(str(root), index, None, lambda *done: None)
         assert seen["kind"].null_count == 6
         assert seen["sha256"].to_pylist() == [hashlib.sha256(picture).hexdigest() for picture in data]
         planned = plan.shards(plan.encoded(seen, {"label": "class"}, {"label": ["a", "b"]}), 0)
         columns = {"label": (pa.int64(), schema.class_label(["a", "b"]))}
         target = tmp_path / f"out-{root.name}"
-        module._write(str(root), str(target), planned, columns, None, lambda *done: None)
+        module._write(str(root), str(target), planned, columns, None, masks.AS_STORED, lambda *done: None)
         rows = table(target, "train").to_pylist()
         assert {row["image"]["path"]: row["image"]["bytes"] for row in rows} == dict(
             zip(names, data, strict=True)
@@ -446,6 +448,6 @@ def test_pictures_in_tars_and_rows_are_read_where_they_are(here: None, tmp_path:
     gone = ["row:train:99:", "tar:gone.tar:0:9"]
     broken = pa.table({"path": ["a", "b"], "source": gone, "split": ["train"] * 2})
     for row, says in ((0, "no row 99"), (1, "not found")):
-        seen = module._inspect(str(tmp_path / "rows"), broken.slice(row, 1), lambda *done: None)
+        seen = module._inspect(str(tmp_path / "rows"), broken.slice(row, 1), None, lambda *done: None)
         assert seen["kind"].to_pylist() == ["unreadable"]
         assert says in seen["reason"][0].as_py()

@@ -280,12 +280,14 @@ def examine(
     remarks: Iterable[Finding] = (),
     open_set: bool = False,
     made: Collection[str] = (),
+    pixels: Classes | None = None,
 ) -> Report:
     """The report of ``rows`` (taken; SEEN + path, split) and ``bad`` (left out).
 
     ``exact`` and ``near`` are the group numbers of ``rows``, ``classes`` the names of the classes in each;
     ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people. ``made``:
-    splits that were cut off here, of whose missing classes ``remarks`` tell.
+    splits that were cut off here, of whose missing classes ``remarks`` tell. ``pixels``: where labels are
+    pixels, the classes that each row shows; they are counted only.
     """
     found: list[Finding] = list(remarks)
 
@@ -304,7 +306,7 @@ def examine(
     ]
 
     _duplicates(note, path, split, classes, exact, near)
-    counts = _counts(split, classes)
+    counts = _counts(split, classes if classes is not None else pixels)
     for kind, number in sorted(Counter(q["kind"] for q in quarantined).items()):
         files = [f"{q['path']}: {q['reason']}" for q in quarantined if q["kind"] == kind]
         severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"

@@ -158,7 +158,8 @@ def test_other_xml(tmp_path: Path) -> None:
 
 
 def test_labels_in_another_form_of_letters(tmp_path: Path) -> None:
-    box = '<box label="cafe\u0301" xtl="1" ytl="2" xbr="4" ybr="6"></box>'
-    labels = "<meta><task><labels><label><name>caf\u00e9</name></label></labels></task></meta>"
-    text = f"<annotations><version>1.1</version>{labels}{image('a.jpg', box)}</annotations>"
-    assert rows(put(tmp_path, text, "images/a.jpg"))[0][2] == ["caf\u00e9"]
+    box = BOX.replace("cat", "cafe\u0301")
+    root = put(tmp_path, image("a.jpg", box), "images/a.jpg")
+    text = (root / "annotations.xml").read_text().replace("<name>cat</name>", "<name>caf\u00e9</name>")
+    (root / "annotations.xml").write_text(text)
+    assert rows(root)[0][2] == ["caf\u00e9"]

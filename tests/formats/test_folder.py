@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from pyarrow import fs as pafs
+from PIL import Image
 
 from tlray import formats
 from tlray.errors import ConfigError, DataError
 from tlray.formats import folder
-
-FS = pafs.LocalFileSystem()
+from tlray.formats.listing import Listing
 
 
 def lay(root: Path, *names: str) -> str:
@@ -27,7 +25,7 @@ def lay(root: Path, *names: str) -> str:
 
 
 def rows(root: str) -> list[tuple[str, str | None, str]]:
-    return [(r["path"], r["split"], r["label"]) for r in folder.index(FS, root).to_pylist()]
+    return [(r["path"], r["split"], r["label"]) for r in folder.index(Listing.open(root), "label").table.to_pylist()]
 
 
 def test_classes_without_splits(tmp_path: Path) -> None:
@@ -68,43 +66,86 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
         "__MACOSX/dog/a.jpg",
         "loose.jpg",
     )
-    table = folder.index(FS, root)
-    assert table["path"].to_pylist() == ["dog/a.jpg", "dog/b.heic", "dog/photo"]
-    assert json.loads(table.schema.metadata[b"ignored"]) == {".txt": 2, "in no class folder": 1}
+    index = folder.index(Listing.open(root), "label")
+    assert index.table["path"].to_pylist() == ["dog/a.jpg", "dog/b.heic", "dog/photo"]
+    assert dict(index.ignored) == {".txt": 2, "in no class folder": 1}
 
 
 @pytest.mark.parametrize("split", ["", "train/"])
 def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
     root = lay(tmp_path, f"{split}dog/a.jpg", f"{split}cat/readme.txt", f"{split}cow/")
     with pytest.raises(DataError, match=rf"{split}cat: class folder without pictures"):
-        folder.index(FS, root)
+        folder.index(Listing.open(root), "label")
 
 
 def test_a_folder_beside_the_splits_is_named(tmp_path: Path) -> None:
     root = lay(tmp_path, "train/dog/a.jpg", "test/dog/a.jpg", "unlabelled/a.jpg")
     with pytest.raises(DataError, match=r"unlabelled: a folder of pictures beside the splits test, train"):
-        folder.index(FS, root)
+        folder.index(Listing.open(root), "label")
 
 
 def test_one_split_under_two_names(tmp_path: Path) -> None:
     root = lay(tmp_path, "train/dog/a.jpg", "val/dog/a.jpg", "valid/dog/b.jpg")
     with pytest.raises(DataError, match="two folders for one split among train, val, valid"):
-        folder.index(FS, root)
+        folder.index(Listing.open(root), "label")
 
 
 def test_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pictures in class folders"):
-        folder.index(FS, lay(tmp_path, "a.jpg"))
-    with pytest.raises(DataError, match="no pictures in class folders"):
-        folder.index(FS, str(tmp_path / "missing"))
+        folder.index(Listing.open(lay(tmp_path, "a.jpg")), "label")
+    with pytest.raises(DataError, match="missing: not found; accepted: a folder or table"):
+        Listing.open(str(tmp_path / "missing"))
+
+
+def found(root: str) -> str:
+    return formats.find(Listing.open(root))[0]
 
 
 def test_found_by_itself(tmp_path: Path) -> None:
-    assert formats.find(FS, lay(tmp_path, "dog/a.jpg")) == "folder"
-    assert {"folder", "csv"} <= set(formats.names())
-    with pytest.raises(
-        DataError, match=r"no layout of labelled pictures found; accepted formats: .*csv, .*folder"
-    ):
-        formats.find(FS, str(tmp_path / "dog"))
+    root = lay(tmp_path / "in", "dog/a.jpg", "cat/b.jpg")
+    assert found(root) == "folder"
+    with pytest.raises(DataError, match=r"holds 1 \.jpg, no layout of labelled pictures found; .*--format .*folder"):
+        found(f"{root}/dog")
     with pytest.raises(ConfigError, match="did you mean 'folder'"):
         formats.load("foldr")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["images/a.jpg", "images/b.jpg", "data/c.jpg"], "'data' and 'images' are each a name of layouts"),
+        (["train/a.jpg", "test/b.jpg"], "'test' and 'train' are each a name of splits, not of a class"),
+        (["a/x.jpg", "b/y.jpg", "a/x.xml"], r"1 \.xml \(a/x\.xml\) may hold the labels"),
+        ([f"{n}/{n}.jpg" for n in range(20)], "20 classes for 20 pictures is one for nearly every picture"),
+    ],
+)
+def test_what_speaks_against_classes_is_named(tmp_path: Path, names: list[str], reason: str) -> None:
+    root = lay(tmp_path, *names)
+    with pytest.raises(DataError, match=f"nearest layout: folder .*{reason}"):
+        found(root)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/a.jpg", "bus/b.jpg", "car/c.jpg"],  # a train is a vehicle, too
+        ["cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "dog/2.jpg"],  # numbers in each class
+        ["cat/a.jpg", "dog/b.jpg", "README.txt", "notes.md"],
+    ],
+)
+def test_what_looks_odd_and_is_none(tmp_path: Path, names: list[str]) -> None:
+    assert found(lay(tmp_path, *names)) == "folder"
+
+
+def test_a_list_of_the_classes_is_no_label_file(tmp_path: Path) -> None:
+    root = lay(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert found(root) == "folder"
+
+
+def test_pictures_beside_folders_of_their_masks_are_no_classes(tmp_path: Path) -> None:
+    for n in range(3):
+        for name, mode in (("photographs", "RGB"), ("drawn", "L")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new(mode, (20, 10)).save(tmp_path / name / f"{n}.png")
+    assert found(str(tmp_path)) != "folder"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from pyarrow import fs as pafs
 
 from tlray import formats
 from tlray.errors import DataError
 from tlray.formats import yolo
+from tlray.formats.listing import Listing
 
-FS = pafs.LocalFileSystem()
 NAMES = "names: [cat, dog]\n"
 
 
@@ -24,7 +22,7 @@ def made(folder: Path, files: dict[str, str]) -> str:
 
 
 def rows(root: str) -> list[tuple[str, str | None, list[str], list[list[float]]]]:
-    found = yolo.index(FS, root).to_pylist()
+    found = yolo.index(Listing.open(root), "objects").table.to_pylist()
     return [(r["path"], r["split"], r["objects"]["category"], r["objects"]["bbox"]) for r in found]
 
 
@@ -37,14 +35,17 @@ def test_boxes_outlines_and_empty_pictures(tmp_path: Path) -> None:
             "images/b.png": "", "images/c.jpg": "", "labels/c.txt": "",
         },
     )  # fmt: skip
-    assert formats.find(FS, root) == "yolo"
+    assert formats.find(Listing.open(root))[0] == "yolo"
     assert rows(root) == [
         ("images/a.jpg", None, ["dog", "cat"], [[0.25, 0.375, 0.5, 0.25], [0.25, 0.5, 0.25, 0.25]]),
         ("images/b.png", None, [], []),
         ("images/c.jpg", None, [], []),
     ]
-    told = yolo.index(FS, root).schema.metadata
-    assert b"relative_boxes" in told and json.loads(told[b"ignored"]) == {"labels without a picture": 1}
+    index = yolo.index(Listing.open(root), "objects")
+    counts = {finding.kind: finding.count for finding in index.findings}
+    # labels/classes.txt has other names than data.yaml, which is taken.
+    assert index.relative
+    assert counts == {"no_label_file": 1, "no_object": 1, "label_without_picture": 1, "other_names": 2}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_boxes_outlines_and_empty_pictures(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_splits(tmp_path: Path, picture: str, label: str, yaml: str, split: str) -> None:
     root = made(tmp_path, {"data.yaml": yaml, picture: "", label: "1 0.5 0.5 1 1"})
-    assert formats.find(FS, root) == "yolo"
+    assert formats.find(Listing.open(root))[0] == "yolo"
     assert rows(root) == [(picture, split, ["dog"], [[0, 0, 1, 1]])]
 
 
@@ -76,16 +77,16 @@ def test_names_from_a_list_of_classes(tmp_path: Path) -> None:
         ("0 .5 .5 1 1\n7 .5 .5 1 1", NAMES, r"a\.txt line 2: class 7; accepted: 0 \(cat\), 1 \(dog\)"),
         ("0 .5 .5 1", NAMES, r"a\.txt line 1: 4 numbers; accepted"),
         ("cat .5 .5 1 1", NAMES, r"a\.txt line 1: 'cat .5 .5 1 1'; accepted: numbers"),
-        ("0 320 240 64 64", NAMES, r"a\.txt line 1: '0 320 240 64 64'; accepted: shares"),
+        ("0 320 240 64 64", NAMES, r"a\.txt line 1: 320 \(px\?\); accepted: shares"),
         ("", "names: [cat\nx: y", r"data\.yaml line 2: no valid YAML"),
         ("", "names: {a: b}", r"data\.yaml: names = .*accepted: a list"),
         ("0 .5 .5 1 1\n\udce9", NAMES, r"a\.txt line 2: no text in UTF-8; accepted: UTF-8"),
-        ("", "names: [c\udce9t]", r"data\.yaml: no valid YAML"),
-        ("", "nc: 2", "no names of classes; accepted: data.yaml with names, or classes.txt"),
+        ("", "names: [c\udce9t]", r"data\.yaml line 1: no text in UTF-8"),
+        ("", "nc: 2", "no names of classes; accepted: data.yaml with names, .*classes.txt"),
     ],
 )
 def test_mistakes_name_their_place(tmp_path: Path, text: str, yaml: str, says: str) -> None:
     root = made(tmp_path, {"data.yaml": yaml, "images/a.jpg": "", "labels/a.txt": text})
     with pytest.raises(DataError, match=says) as error:
-        yolo.index(FS, root)
+        yolo.index(Listing.open(root), "objects")
     assert "\n" not in str(error.value)

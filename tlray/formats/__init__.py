@@ -51,6 +51,9 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
         for name, look in looks.items()
         if not look.lacks and (not columns or not look.gives or set(look.gives) & set(columns))
     }
+    if any(look.labels for look in looks.values()):
+        # Folders alone are no evidence where there are label files, be it of a form that cannot be read.
+        ready = {name: look for name, look in ready.items() if look.labels}
     if not ready:
         raise DataError(_refusal(listing, looks, columns))
     ready = _without_masks_as_pictures(ready)
@@ -80,11 +83,14 @@ def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
 def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str]) -> str:
     """One line: what was seen, the nearest layout and what it lacks, and how to say a layout by force."""
     there = counts_by_ending(listing.files)
-    force = f"--format {'|'.join(names())}"
+    force = f"--format {'|'.join(name for name in names() if name != 'refused')}"
     if not listing.files:
         return f"{listing.root}: holds no files; accepted: labelled pictures"
     if looks:
-        name, look = max(looks.items(), key=lambda item: (len(item[1].pictures), len(item[1].labels)))
+        lacking = {name: look for name, look in looks.items() if look.lacks} or looks
+        name, look = max(
+            lacking.items(), key=lambda item: (bool(item[1].labels), len(item[1].pictures), len(item[1].labels))
+        )
         return (
             f"{listing.root}: holds {there}; nearest layout: {name} ({look.summary}), but {look.lacks}; "
             f"another can be said by {force}"

@@ -128,6 +128,7 @@ def ingest(
     report = preflight.examine(
         source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), [*remarks, *thin],
         open_set="identity" in kinds.values(), made=cut,
+        pixels=plan.pixel_classes(good, given_names[schema.MASK]) if schema.MASK in kinds else None,
     )  # fmt: skip
     _fatal(report, strict, target)
     names = plan.label_names(good, kinds, given_names)

@@ -92,6 +92,11 @@ def check_classes(
         )
 
 
+def pixel_classes(rows: pa.Table, names: Sequence[str]) -> preflight.Classes:
+    """Names of the classes that each row's mask shows."""
+    return [[names[v] for v in values if v < len(names)] for values in rows["mask_values"].to_pylist()]
+
+
 def shares(rows: pa.Table, validation: float, test: float) -> dict[str, float]:
     """Splits to cut off from train, and their shares of it.
 
