@@ -36,5 +36,5 @@ def test_a_table_for_each_split(tmp_path: Path) -> None:
 
 def test_an_empty_table_of_a_split_is_refused(tmp_path: Path) -> None:
     listing = lay(tmp_path, train_labels="a.jpg,48,36,cat,1,2,11,22\n", valid_labels="")
-    with pytest.raises(DataError, match=r"valid_labels\.csv: no row below the header, so no picture of valid"):
+    with pytest.raises(DataError, match=r"valid_labels\.csv: no row below the header, so no picture"):
         boxes_csv.index(listing, "objects")

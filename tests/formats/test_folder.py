@@ -25,7 +25,8 @@ def lay(root: Path, *names: str) -> str:
 
 
 def rows(root: str) -> list[tuple[str, str | None, str]]:
-    return [(r["path"], r["split"], r["label"]) for r in folder.index(Listing.open(root), "label").table.to_pylist()]
+    table = folder.index(Listing.open(root), "label").table
+    return [(r["path"], r["split"], r["label"]) for r in table.to_pylist()]
 
 
 def test_classes_without_splits(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def found(root: str) -> str:
 def test_found_by_itself(tmp_path: Path) -> None:
     root = lay(tmp_path / "in", "dog/a.jpg", "cat/b.jpg")
     assert found(root) == "folder"
-    with pytest.raises(DataError, match=r"holds 1 \.jpg, no layout of labelled pictures found; .*--format .*folder"):
+    with pytest.raises(DataError, match=r"holds 1 \.jpg, no layout of labelled pictures found; .*folder"):
         found(f"{root}/dog")
     with pytest.raises(ConfigError, match="did you mean 'folder'"):
         formats.load("foldr")

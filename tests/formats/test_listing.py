@@ -34,7 +34,7 @@ def test_names_in_any_case(tmp_path: Path) -> None:
     assert (listing.match("x/a.jpg"), listing.match("X/a.jpg")) == ("x/a.jpg", None)  # two, but for the case
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 need a filesystem that takes them")
+@pytest.mark.skipif(sys.platform != "linux", reason="other filesystems take no names that are no UTF-8")
 def test_links_and_names_that_cannot_be_used_do_not_stop_the_rest(tmp_path: Path) -> None:
     root = lay(tmp_path / "in", "a/b.jpg")
     (root / "a" / "broken.jpg").symlink_to("nowhere.jpg")
@@ -44,7 +44,11 @@ def test_links_and_names_that_cannot_be_used_do_not_stop_the_rest(tmp_path: Path
     listing = Listing.open(str(root))
     assert listing.files == ["a/b.jpg", "linked/c.jpg"]
     kinds = {finding.kind: finding.examples for finding in listing.findings}
-    assert kinds == {"broken_link": ["a/broken.jpg"], "link_loop": ["a/loop"], "name_not_utf8": ["a/caf\ufffd.jpg"]}
+    assert kinds == {
+        "broken_link": ["a/broken.jpg"],
+        "link_loop": ["a/loop"],
+        "name_not_utf8": ["a/caf\ufffd.jpg"],
+    }
 
 
 def test_a_label_file_stands_for_its_folder(tmp_path: Path) -> None:
@@ -80,7 +84,9 @@ def test_texts(tmp_path: Path) -> None:
 
 
 def test_words_of_names() -> None:
-    assert (split_in("instances_train2017.json"), split_in("valid"), split_in("trains")) == ("train", "validation", None)
-    assert (split_of("Val/cat/a.jpg"), split_of("a/Test/b.jpg"), split_of("train.jpg")) == ("validation", "test", None)
+    files = ["instances_train2017.json", "valid", "trains"]
+    assert [split_in(name) for name in files] == ["train", "validation", None]
+    paths = ["Val/cat/a.jpg", "a/Test/b.jpg", "train.jpg"]
+    assert [split_of(path) for path in paths] == ["validation", "test", None]
     assert (below("./a/../b.jpg"), below("../a"), below("/a"), below(".")) == ("b.jpg", None, None, None)
     assert counts_by_ending(["a.jpg", "b.JPG", "c"]) == "2 .jpg, 1 without ending"

@@ -41,7 +41,7 @@ def lay(folder: Path, name: str, content: Any) -> Listing:
     [
         ("project-1.json", STUDIO, "Label Studio"),
         ("min.json", [{"image": "a.jpg", "id": 1, "annotator": 1, "lead_time": 3.2}], "Label Studio"),
-        ("ds/ann/a.jpg.json", {"objects": [{"classTitle": "cat", "points": {"exterior": []}}]}, "Supervisely"),
+        ("ds/ann/a.jpg.json", {"objects": [{"classTitle": "a", "points": {"exterior": []}}]}, "Supervisely"),
         ("a.json", {"version": "2.0", "item": {"name": "a.jpg", "slots": []}, "annotations": []}, "Darwin"),
         ("out.ndjson", {"data_row": {"id": "x"}, "projects": {}}, "Labelbox"),
         ("via.json", {"a.jpg1": {"filename": "a.jpg", "regions": [{"shape_attributes": {}}]}}, "VGG"),
@@ -51,7 +51,7 @@ def lay(folder: Path, name: str, content: Any) -> Listing:
         ("train.tfrecord", "x", "TFRecord"),
     ],
 )
-def test_each_is_refused_by_name_with_what_is_read(tmp_path: Path, name: str, content: Any, tool: str) -> None:
+def test_each_is_refused_by_name(tmp_path: Path, name: str, content: Any, tool: str) -> None:
     listing = lay(tmp_path, name, content)
     with pytest.raises(DataError, match=f"{tool}.* is not read; accepted: ") as error:
         formats.find(listing)

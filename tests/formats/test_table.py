@@ -828,5 +828,6 @@ def test_words_for_no_value_in_lists(tmp_path: Path) -> None:
     index = table.index(one(tmp_path / "b", plain("path,labels", [text, "['cat']", "[]"])), "labels")
     assert index.table["labels"].to_pylist() == [["null", "cat"], ["cat"], []]
     assert [f.examples for f in index.findings if f.kind == "class_called_null"] == [["null: 1"]]
-    index = table.index(one(tmp_path / "c", plain("path,labels", ['"[NULL,cat]"', "[cat]", "[dog]"])), "labels")
+    text = plain("path,labels", ['"[NULL,cat]"', "[cat]", "[dog]"])
+    index = table.index(one(tmp_path / "c", text), "labels")
     assert index.table["labels"].to_pylist() == [["cat"], ["cat"], ["dog"]]

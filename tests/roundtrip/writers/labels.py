@@ -16,6 +16,7 @@ from tests.roundtrip.habits import COMMON, TEXT, Out
 from tests.roundtrip.layout import Layout
 from tests.roundtrip.truth import Picture, Truth
 
+JSON = COMMON | {"bom", "crlf"}
 TABLE = COMMON | TEXT | {"utf16", "quotes", "shuffled", "paths"}
 
 
@@ -37,7 +38,7 @@ def class_folders(out: Out) -> None:
 
 
 def _rows(out: Out, folder: str, value: str) -> list[list[Any]]:
-    """Path, label and, where there are splits, split of each picture; pictures are written into ``folder``."""
+    """Path, label and, where there are splits, split of each picture; writes these into ``folder``."""
     rows = []
     for picture in out.truth.pictures:
         path = out.written_path(out.picture(folder, picture))
@@ -304,13 +305,15 @@ LAYOUTS = [
     Layout("folder", "label", class_folders, names="folder", tasks=LABEL, same_stems=True),
     Layout("csv", "label", csv, TABLE, ("double_row",), tasks=LABEL),
     Layout("tsv", "label", tsv, TABLE, ("double_row",), tasks=LABEL),
-    Layout("jsonl", "label", jsonl, COMMON | {"bom", "crlf", "empty_lines", "shuffled", "paths"}, tasks=LABEL),
+    Layout("jsonl", "label", jsonl, JSON | {"empty_lines", "shuffled", "paths"}, tasks=LABEL),
     Layout("parquet", "label", parquet, COMMON | {"paths"}, tasks=LABEL),
     Layout("hf_csv", "label", hf_csv, TABLE - {"utf16"}, tasks=LABEL, same_stems=True),
-    Layout("hf_jsonl", "label", hf_jsonl, COMMON | {"bom", "crlf", "empty_lines"}, tasks=LABEL, same_stems=True),
+    Layout("hf_jsonl", "label", hf_jsonl, JSON | {"empty_lines"}, tasks=LABEL, same_stems=True),
     Layout("list", "label", lists, COMMON | TEXT | {"utf16", "shuffled", "paths"}, tasks=LABEL),
     Layout("kaggle", "label", kaggle, TABLE - {"paths"}, tasks=LABEL, splits="none"),
-    Layout("webdataset", "label", webdataset, frozenset({"junk"}), names="numbers", words=("val", "validation")),
+    Layout(
+        "webdataset", "label", webdataset, frozenset({"junk"}), names="numbers", words=("val", "validation")
+    ),
     Layout("save_to_disk", "label", save_to_disk, frozenset(), words=("validation", "val")),
     Layout("hub_parquet", "label", hub_parquet, frozenset({"junk"}), words=("validation", "val")),
     Layout(
@@ -319,7 +322,7 @@ LAYOUTS = [
     ),
     Layout("one_hot", "labels", one_hot, TABLE, ("minus_one",), tasks=SEVERAL),
     Layout("label_lists", "labels", label_lists, TABLE, tasks=SEVERAL),
-    Layout("label_lists_json", "labels", label_lists_json, COMMON | {"bom", "crlf", "paths"}, tasks=SEVERAL),
+    Layout("label_lists_json", "labels", label_lists_json, JSON | {"paths"}, tasks=SEVERAL),
     Layout(
         "identity", "identity", identity_folders, frozenset({"upper_endings", "junk"}), names="person",
         splits="none", tasks=FACES,
