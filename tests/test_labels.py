@@ -128,7 +128,10 @@ def test_splits_without_labels(kind: Kind, values: list[Any], type_: pa.DataType
 
 numbers = st.one_of(st.none(), st.integers(-2, 5))
 boxes = st.one_of(
-    st.none(), st.lists(st.one_of(st.none(), st.floats(-1, 9, allow_subnormal=False), st.just(math.nan)), min_size=3, max_size=5)
+    st.none(),
+    st.lists(
+        st.one_of(st.none(), st.floats(-1, 9, allow_subnormal=False), st.just(math.nan)), min_size=3, max_size=5
+    ),
 )
 rows = st.one_of(
     st.none(),

@@ -328,7 +328,7 @@ def examine(
         "info",
         "depth",
         (f"{depth}: {number}" for depth, number in sorted(depths.items())),
-        "{n} pictures with values of more than 8 bits (brought to 8; the range is told by the brightest pixel)",
+        "{n} pictures with values of more than 8 bits (brought to 8; the brightest pixel tells the range)",
         sum(depths.values()),
     )
     moving = np.flatnonzero(rows["frames"].to_numpy() > 1)

@@ -116,7 +116,7 @@ Right = Callable[[Made], str]  # "" or what is wrong
 
 @dataclass(frozen=True)
 class Case:
-    """``right`` judges the data set; ``refusal`` is what a refusal has to speak of, None where it may not be."""
+    """``right`` judges the data set; ``refusal`` is what a refusal has to speak of, None where none may be."""
 
     name: str
     right: Right | None
@@ -209,7 +209,7 @@ def boxes_everywhere(splits: dict[str, int], *boxes: tuple[str, Sequence[float]]
 
     def right(made: Made) -> str:
         if not made.has("objects"):
-            return f"no boxes, but classes {sum((made.data.labels() for _ in [0]), [])}"
+            return f"no boxes, but classes {made.data.labels()}"
         if splits and made.splits != splits:
             return f"splits {made.splits}"
         for path in made.rows:
@@ -427,10 +427,14 @@ LIST = [
     Case("02-deep-pictures", deep_pictures, "float|int|twelve"),
     Case("03-mask-0-255", mask_0_255, "255"),
     Case("04-mask-suffix", mask_suffix, "mask"),
-    Case("05b-mask-grey-as-rgb", mask_ids(0, 1), r"\.png.*(RGB|channel|colour)", options=["--task", "segmentation"]),
+    Case(
+        "05b-mask-grey-as-rgb", mask_ids(0, 1), r"\.png.*(RGB|channel|colour)",
+        options=["--task", "segmentation"],
+    ),
     Case("07-mask-antialiased", antialiased, "values|ids|classes"),
     Case(
-        "10-roboflow-voc", boxes_everywhere({"train": 6, "validation": 2, "test": 2}, ("cat", (5, 5, 15, 15))),
+        "10-roboflow-voc",
+        boxes_everywhere({"train": 6, "validation": 2, "test": 2}, ("cat", (5, 5, 15, 15))),
         "xml|VOC",
     ),
     Case("13-hf-imagefolder", hf_imagefolder, "metadata"),
@@ -459,7 +463,9 @@ LIST = [
     Case("90-mask-2bit-grey", mask_ids(0, 1, 2, 3), None),
     Case("95-voc-list-blanks", in_splits("objects", train=6, validation=2), None),
     Case("96b-yolo-labels-beside", boxes_everywhere({}, ("cat", (10, 10, 20, 20))), "label"),
-    Case("96g-yolo-yaml-given", boxes_everywhere({}, ("cat", (10, 10, 20, 20))), "folder", source="data.yaml"),
+    Case(
+        "96g-yolo-yaml-given", boxes_everywhere({}, ("cat", (10, 10, 20, 20))), "folder", source="data.yaml"
+    ),
     Case(
         "97-coco-createml", boxes_everywhere({"train": 6, "validation": 6}, ("cat", (15, 15, 10, 10))),
         "json|CreateML",

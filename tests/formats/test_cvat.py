@@ -155,3 +155,11 @@ def test_other_xml(tmp_path: Path) -> None:
         assert cvat.look(Listing.open(str(tmp_path))) is None
     with pytest.raises(DataError, match="no XML with <annotations>; accepted: CVAT for images"):
         index(tmp_path)
+
+
+def test_labels_in_another_form_of_letters(tmp_path: Path) -> None:
+    box = BOX.replace("cat", "cafe\u0301")
+    root = put(tmp_path, image("a.jpg", box), "images/a.jpg")
+    text = (root / "annotations.xml").read_text().replace("<name>cat</name>", "<name>caf\u00e9</name>")
+    (root / "annotations.xml").write_text(text)
+    assert rows(root)[0][2] == ["caf\u00e9"]

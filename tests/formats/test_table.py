@@ -810,3 +810,24 @@ def test_only_what_gives_the_labels_that_are_wanted(tmp_path: Path) -> None:
     assert formats.find(listing, ["labels"])[0] == "table"
     with pytest.raises(DataError):
         formats.find(listing, ["objects"])
+
+
+def test_a_class_called_as_a_picture_is_no_row(tmp_path: Path) -> None:
+    pictures = [f"{n:06d}.jpg" for n in range(1, 9)]
+    text = "filename,3,cat\n" + "".join(f"{path},{n % 2},{n // 2 % 2}\n" for n, path in enumerate(pictures))
+    index = table.index(one(tmp_path, text, pictures), "labels")
+    assert index.table["labels"].to_pylist()[:4] == [[], ["3"], ["cat"], ["3", "cat"]]
+
+
+def test_words_for_no_value_in_lists(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    index = table.index(one(tmp_path / "a", plain("path,labels", ["cat|null", "dog", "null"])), "labels")
+    assert index.table["labels"].to_pylist() == [["cat"], ["dog"], []]
+    assert [f.examples for f in index.findings if f.kind == "null_label"] == [["null: 2"]]
+    text = '"[\'null\', \'cat\']"'
+    index = table.index(one(tmp_path / "b", plain("path,labels", [text, "['cat']", "[]"])), "labels")
+    assert index.table["labels"].to_pylist() == [["null", "cat"], ["cat"], []]
+    assert [f.examples for f in index.findings if f.kind == "class_called_null"] == [["null: 1"]]
+    text = plain("path,labels", ['"[NULL,cat]"', "[cat]", "[dog]"])
+    index = table.index(one(tmp_path / "c", text), "labels")
+    assert index.table["labels"].to_pylist() == [["cat"], ["cat"], ["dog"]]

@@ -29,13 +29,13 @@ JUNK = {
     "__MACOSX/._p1.jpg": b"\0\5\26\7",
     "notes.json": b'{"author": "Ann", "pictures": 12}',
     "LICENSE": b"CC BY 4.0\n",
-    "README.roboflow.txt": b"\nexport - v1\n==============================\n\nThe dataset includes 9 images.\n",
+    "README.roboflow.txt": b"\nexport - v1\n==============================\n\nThe data has 9 images.\n",
     ".git/HEAD": b"ref: refs/heads/main\n",
     "script.py": b"print(1)\n",
 }
 NAMES = (
-    "bom", "utf16", "crlf", "empty_lines", "trailing_blanks", "quotes", "upper_endings", "upper_folders", "nfd",
-    "junk", "paths", "as_stored", "missing", "gaps", "shuffled", "stray", "same_stems", "fault",
+    "bom", "utf16", "crlf", "empty_lines", "trailing_blanks", "quotes", "upper_endings", "upper_folders",
+    "nfd", "junk", "paths", "as_stored", "missing", "gaps", "shuffled", "stray", "same_stems", "fault",
 )  # fmt: skip
 TEXT = frozenset({"bom", "crlf", "empty_lines", "trailing_blanks"})
 COMMON = frozenset({"upper_endings", "upper_folders", "nfd", "junk", "stray"})

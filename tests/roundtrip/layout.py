@@ -35,6 +35,7 @@ class Layout:
     stems: Sequence[str] = tuple(STEMS)
     words: Sequence[str] = ()  # of validation, where this layout has its own
     same_stems: bool = False  # a folder a split, so that names may repeat
+    is_clear: Callable[[Truth], bool] = lambda truth: True  # other truths may be refused without a habit
 
     def sets(self) -> st.SearchStrategy[tuple[Truth, Habits, dict[str, str], str]]:
         """Truth, habits, words of the splits, and the task that is asked for."""
@@ -57,4 +58,4 @@ class Layout:
             self, names=names, stems=stems, turns=False, habits=frozenset(), faults=(), same_stems=False,
             words=self.words or ("val",), tasks=self.tasks[:1],
         )  # fmt: skip
-        return plain.sets()
+        return plain.sets().filter(lambda drawn: self.is_clear(drawn[0]))

@@ -1,5 +1,5 @@
-"""Whatever a set of pictures says, in whichever layout and with whichever habits it was kept: it is read as it
-was meant, or refused in one line. Never a data set that means something else, never an unexpected error.
+"""Whatever a set of pictures says, in whichever layout and with whichever habits it was kept: it is read as
+it was meant, or refused in one line. Never a data set that means something else, never an unexpected error.
 
 `make test` tries 30 sets of each layout, always the same; `make test-long` 300, others each time. With
 TLRAY_ROUNDTRIP_SURVEY=1 a layout's sets are all tried before its first fault is shown.

@@ -18,8 +18,8 @@ from tlray.formats.listing import Listing, counts_by_ending
 
 # Modules here that are no formats.
 _PARTS = (
-    "base", "listing", "evidence", "coco_file", "markup", "mask_names", "outlines", "pairs", "paths", "places",
-    "references", "tabular",
+    "base", "listing", "evidence", "coco_file", "markup", "mask_names", "outlines", "pairs", "paths",
+    "places", "references", "tabular",
 )  # fmt: skip
 _ALIASES = {"csv": "table"}
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
@@ -89,7 +89,8 @@ def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str])
     if looks:
         lacking = {name: look for name, look in looks.items() if look.lacks} or looks
         name, look = max(
-            lacking.items(), key=lambda item: (bool(item[1].labels), len(item[1].pictures), len(item[1].labels))
+            lacking.items(),
+            key=lambda item: (bool(item[1].labels), len(item[1].pictures), len(item[1].labels)),
         )
         return (
             f"{listing.root}: holds {there}; nearest layout: {name} ({look.summary}), but {look.lacks}; "

@@ -29,10 +29,10 @@ _ENDINGS = (".csv", ".tsv")
 _LOOKED_INTO = 50  # tables whose first bytes are read
 # What columns are called, without blanks, underscores, dots and dashes; of several the first.
 _COLUMNS: dict[str, tuple[str, ...]] = {
-    "path": ("filename", "filepath", "file", "path", "image", "imagepath", "imagename", "imagefile", "imagefilename",
-             "imageid", "imgpath", "imgname", "img", "imgid", "images", "uri", "imageuri", "name", "id"),
-    "class": ("class", "label", "classname", "labelname", "category", "categoryname", "classes", "labels", "species",
-              "objectclass", "object", "classid", "labelid", "categoryid", "type"),
+    "path": ("filename", "filepath", "file", "path", "image", "imagepath", "imagename", "imagefile",
+             "imagefilename", "imageid", "imgpath", "imgname", "img", "imgid", "images", "uri", "imageuri", "name", "id"),
+    "class": ("class", "label", "classname", "labelname", "category", "categoryname", "classes", "labels",
+              "species", "objectclass", "object", "classid", "labelid", "categoryid", "type"),
     "x1": ("xmin", "x1", "left", "bboxxmin", "minx", "boxleft", "topleftx", "xtl"),
     "y1": ("ymin", "y1", "top", "bboxymin", "miny", "boxtop", "toplefty", "ytl"),
     "x2": ("xmax", "x2", "right", "bboxxmax", "maxx", "boxright", "bottomrightx", "xbr"),
@@ -102,8 +102,8 @@ def index(listing: Listing, column: str) -> Index:
     tables = _tables(listing)
     if not tables:
         raise DataError(
-            f"{listing.root}: no table of boxes; accepted: a .csv with the columns filename, class, xmin, ymin, "
-            "xmax, ymax"
+            f"{listing.root}: no table of boxes; accepted: a .csv with the columns filename, class, xmin, "
+            "ymin, xmax, ymax"
         )
     findings: list[Finding] = []
     homes: dict[str, str] = {}  # picture -> its table
@@ -113,6 +113,11 @@ def index(listing: Listing, column: str) -> Index:
     for t in tables:
         references = _references(listing, t)
         num_double = _read(listing, t, references)
+        if not t.pictures and t.split and len(tables) > 1:  # else a split that is given would be made anew
+            raise DataError(
+                f"{listing.where(t.file)}: no row below the header, so no picture of {t.split}; accepted: "
+                "one row at least, or no such table"
+            )
         references.check()
         findings += references.findings()
         if num_double:
@@ -151,8 +156,8 @@ def _table_rows(
     for picture, number in t.pictures.items():
         if picture in homes:
             raise DataError(
-                f"{listing.where(t.file)}: {picture} stands in {homes[picture]}, too; accepted: one table for "
-                "each picture (one of them can be named as the source)"
+                f"{listing.where(t.file)}: {picture} stands in {homes[picture]}, too; accepted: one table "
+                "for each picture (one of them can be named as the source)"
             )
         homes[picture] = t.file
         size = t.sizes.get(picture, (None, None))
@@ -360,7 +365,7 @@ def _box(
 
 
 def _number(cell: str, comma: bool) -> float:
-    """A cell's number, with a comma for the point where the table's separator is another; NaN where it is none."""
+    """A cell's number, NaN where it is none; a comma may be its point where the separator is another sign."""
     text = cell.strip()
     if comma and "," in text and "." not in text:
         text = text.replace(",", ".")
@@ -403,8 +408,8 @@ def _check_sized(where: str, t: _Table) -> None:
         fits += x < w <= width + 1 and y < h <= height + 1
     if out >= len(t.boxes) / 10 and fits == len(t.boxes):
         raise DataError(
-            f"{where}: {out} of {len(t.boxes)} boxes lead out of their pictures as {', '.join(t.box)}, and all "
-            "fit as corners; accepted: x, y, width, height, or columns xmin, ymin, xmax, ymax"
+            f"{where}: {out} of {len(t.boxes)} boxes lead out of their pictures as {', '.join(t.box)}, and "
+            "all fit as corners; accepted: x, y, width, height, or columns xmin, ymin, xmax, ymax"
         )
 
 
@@ -416,7 +421,8 @@ def _listed(box: Sequence[float]) -> str:
 
 
 def _class_table(listing: Listing) -> dict[str, str]:
-    """Class -> name, from RetinaNet's classes.csv (name, number) and Open Images' class-descriptions (code, name)."""
+    """Class -> name, from RetinaNet's classes.csv (name, number) or Open Images' class-descriptions (code,
+    name)."""
     names: dict[str, str] = {}
     for file in [
         f for f in listing.files if f.lower().endswith(".csv") and "class" in posixpath.basename(f).lower()

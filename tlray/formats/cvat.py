@@ -9,6 +9,7 @@ folder's name. Boxes are those of ``<box>`` (turned ones: the box around), ``<po
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +156,8 @@ def _in_subset(item: Element, listing: Listing) -> str | None:
 
 
 def _text(text: str | None) -> str:
-    return (text or "").strip()
+    """A label in one spelling: the list of labels and the shapes may have been written by two systems."""
+    return unicodedata.normalize("NFC", text or "").strip()
 
 
 def _side(text: str | None) -> int | None:

@@ -79,7 +79,7 @@ class Listing:
         )
         listing.findings += [
             *finding("warning", "broken_link", tree.broken, "{n} links lead nowhere (passed over)"),
-            *finding("warning", "link_loop", tree.loops, "{n} links lead back to a folder above (passed over)"),
+            *finding("warning", "link_loop", tree.loops, "{n} links lead to a folder above (passed over)"),
             *finding("warning", "name_not_utf8", tree.unnamed, "{n} names are no UTF-8 (passed over)"),
         ]  # fmt: skip
         return listing

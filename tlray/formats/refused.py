@@ -70,7 +70,9 @@ _FORMS = (
     _Form("VGG Image Annotator", (".csv",), _columns("region_shape_attributes"), "export as COCO"),
     _Form("VoTT (JSON)", (".json",), _keys("asset", "regions"), "export as csv or Pascal VOC"),
     _Form("COCO panoptic", (".json",), _keys("segments_info"), "use instances_*.json"),
-    _Form("COCO results", (".json",), _keys("image_id", "score", "bbox"), "use the annotations, not detections"),
+    _Form(
+        "COCO results", (".json",), _keys("image_id", "score", "bbox"), "use the annotations, not detections"
+    ),
     _Form("COCO captions", (".json",), _keys("caption", "image_id"), "use instances_*.json"),
     _Form(
         "KITTI", (".txt",),
@@ -80,9 +82,15 @@ _FORMS = (
         "DOTA", (".txt",),
         _rows(rb"(imagesource:.*|gsd:.*|(" + _NUMBER + rb"\s+){8}\S+\s+[01])"), "convert to COCO or YOLO",
     ),
-    _Form("MOT", (".txt",), _called(r"^(gt|det)\.txt$", _rows(rb"(" + _NUMBER + rb",?\s*){6,10}")), "convert to COCO"),
+    _Form(
+        "MOT", (".txt",),
+        _called(r"^(gt|det)\.txt$", _rows(rb"(" + _NUMBER + rb",?\s*){6,10}")), "convert to COCO",
+    ),
     _Form("MATLAB", (".mat",), lambda path, head: True, "convert to COCO"),
-    _Form("TFRecord", (".tfrecord", ".record", ".tfrec"), lambda path, head: True, "export the pictures and COCO"),
+    _Form(
+        "TFRecord", (".tfrecord", ".record", ".tfrec"), lambda path, head: True,
+        "export the pictures and COCO",
+    ),
     _Form("LMDB", (".mdb",), lambda path, head: True, "export the pictures and their labels"),
 )  # fmt: skip
 

@@ -63,7 +63,8 @@ class Survey:
     def pictures(self) -> dict[str, int]:
         """Split ("all" where the layout has none) -> number of pictures."""
         counts = Counter(split or "all" for split in self.table["split"].to_pylist())
-        return {split: counts[split] for split in (*dict.fromkeys(schema.SPLITS.values()), "all") if counts[split]}
+        order = (*dict.fromkeys(schema.SPLITS.values()), "all")
+        return {split: counts[split] for split in order if counts[split]}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -87,7 +88,11 @@ class Survey:
 
 
 def survey(
-    source: str, format: str = "auto", task: str = "auto", merge_classes: bool = False, one_class: bool = False
+    source: str,
+    format: str = "auto",
+    task: str = "auto",
+    merge_classes: bool = False,
+    one_class: bool = False,
 ) -> Survey:
     """Find layout and task of a source and read its labels; settings as of `tlray.ingest.ingest`.
 

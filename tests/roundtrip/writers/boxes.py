@@ -20,7 +20,7 @@ BOXES = ("auto", "auto", "detection")
 
 def size_of(out: Out, picture: Picture) -> tuple[int, int]:
     """The size that a label file states."""
-    return picture.stored_size if out.habits.as_stored else (picture.width, picture.height)
+    return picture.stored_size if _is_turned(out, picture) else (picture.width, picture.height)
 
 
 def outline_of(out: Out, picture: Picture, thing: Thing) -> list[Point]:
@@ -40,8 +40,14 @@ def box_of(out: Out, picture: Picture, thing: Thing) -> Box:
 
 
 def _is_turned(out: Out, picture: Picture) -> bool:
-    """Whether labels are those of the file before EXIF; only where the stated size can show it."""
-    return out.habits.as_stored and picture.stored_size != (picture.width, picture.height)
+    """Whether size and labels are those of the file before EXIF, by habit: a tool that looks at no EXIF does
+    so for all pictures, whichever way they are turned. Only where the size of one with labels can show it."""
+    if out.truth.kind == "mask":  # each by its own size
+        return out.habits.as_stored and picture.stored_size != (picture.width, picture.height)
+    labelled = out.truth.pictures[:-1] if out.habits.missing else out.truth.pictures
+    return out.habits.as_stored and any(
+        other.things and other.turn >= 5 and abs(other.width - other.height) > 3 for other in labelled
+    )
 
 
 # ---- Pascal VOC
@@ -185,7 +191,7 @@ def _rle(box: Box, width: int, height: int, compressed: bool) -> dict[str, Any]:
 def _coco(out: Out, form: str) -> None:
     style = out.truth.pictures[0].number % 4
     first_id = 1
-    for split, pictures in _by_split(out).items():
+    for pictures in _by_split(out).values():
         word = out.split(pictures[0])
         folder = {0: f"{word}2017" if word else "images", 1: posixpath.join("images", word)}.get(
             style, "images"
@@ -323,7 +329,8 @@ def labelme(out: Out) -> None:
                 "shape_type": shape, "flags": {},
             })  # fmt: skip
         tree = {
-            "version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": out.written_path(posixpath.basename(path)),
+            "version": "5.4.1", "flags": {}, "shapes": shapes,
+            "imagePath": out.written_path(posixpath.basename(path)),
             "imageData": None, "imageHeight": h, "imageWidth": w,
         }  # fmt: skip
         out.json(posixpath.splitext(path)[0] + out.ending(".json"), tree)
@@ -345,7 +352,8 @@ def cvat(out: Out) -> None:
             if thing.diamond:
                 points = ";".join(f"{a:.2f},{b:.2f}" for a, b in outline_of(out, picture, thing))
                 boxes.append(
-                    f'<polygon label={label} source="manual" occluded="0" points="{points}" z_order="0"></polygon>'
+                    f'<polygon label={label} source="manual" occluded="0" points="{points}" z_order="0">'
+                    "</polygon>"
                 )
             else:
                 boxes.append(
@@ -378,7 +386,13 @@ LAYOUTS = [
         words=("valid",),
     ),
     Layout("csv_vott", "objects", csv_vott, TABLE, tasks=BOXES, splits="none"),
-    Layout("createml", "objects", createml, JSON - {"as_stored", "gaps"}, tasks=BOXES, same_stems=True, words=("valid",)),
-    Layout("labelme", "objects", labelme, JSON - {"gaps"} | {"missing"}, tasks=BOXES, diamonds=True, same_stems=True),
+    Layout(
+        "createml", "objects", createml, JSON - {"as_stored", "gaps"}, tasks=BOXES, same_stems=True,
+        words=("valid",),
+    ),
+    Layout(
+        "labelme", "objects", labelme, JSON - {"gaps"} | {"missing"}, tasks=BOXES, diamonds=True,
+        same_stems=True,
+    ),
     Layout("cvat", "objects", cvat, XML - {"missing"} | {"paths"}, tasks=BOXES, diamonds=True),
 ]  # fmt: skip

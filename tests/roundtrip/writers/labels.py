@@ -6,6 +6,7 @@ import io
 import json
 import posixpath
 import tarfile
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 
 from tests.roundtrip.habits import COMMON, TEXT, Out
 from tests.roundtrip.layout import Layout
-from tests.roundtrip.truth import Picture
+from tests.roundtrip.truth import Picture, Truth
 
+JSON = COMMON | {"bom", "crlf"}
 TABLE = COMMON | TEXT | {"utf16", "quotes", "shuffled", "paths"}
 
 
@@ -36,7 +38,7 @@ def class_folders(out: Out) -> None:
 
 
 def _rows(out: Out, folder: str, value: str) -> list[list[Any]]:
-    """Path, label and, where there are splits, split of each picture; pictures are written into ``folder``."""
+    """Path, label and, where there are splits, split of each picture; writes these into ``folder``."""
     rows = []
     for picture in out.truth.pictures:
         path = out.written_path(out.picture(folder, picture))
@@ -245,7 +247,11 @@ def label_lists(out: Out) -> None:
     """A table whose labels are joined by a sign, or are lists as text."""
     rows: list[list[Any]] = [["path", "labels", *(["split"] if out.truth.splits else [])]]
     sign = next(s for s in "|;,\t" if not any(s in name for name in out.truth.classes))
-    as_list = out.truth.pictures[0].number % 2
+    # Between signs "null" is no value, by convention, and "x;y" is two where no other sign is seen; in quotes
+    # both are texts.
+    seen = any(len(picture.labels) > 1 for picture in out.truth.pictures)
+    unclear = not seen and any(set(name) & set("|;,") for name in out.truth.classes)
+    as_list = out.truth.pictures[0].number % 2 or unclear or "null" in out.truth.classes
     for picture in out.truth.pictures:
         path = out.written_path(out.picture("", picture))
         names = [out.spelt(name, picture.split) for name in picture.labels]
@@ -286,6 +292,12 @@ def lfw(out: Out) -> None:
         out.paths[picture.number] = path
 
 
+def _two_with_several(truth: Truth) -> bool:
+    """Whether two people have several pictures: else such names may be those of a series."""
+    count = Counter(picture.label for picture in truth.pictures)
+    return sum(n > 1 for n in count.values()) > 1
+
+
 FACES = ("face_recognition",)
 LABEL = ("auto", "auto", "classification")
 SEVERAL = ("auto", "auto", "multilabel")
@@ -293,13 +305,15 @@ LAYOUTS = [
     Layout("folder", "label", class_folders, names="folder", tasks=LABEL, same_stems=True),
     Layout("csv", "label", csv, TABLE, ("double_row",), tasks=LABEL),
     Layout("tsv", "label", tsv, TABLE, ("double_row",), tasks=LABEL),
-    Layout("jsonl", "label", jsonl, COMMON | {"bom", "crlf", "empty_lines", "shuffled", "paths"}, tasks=LABEL),
+    Layout("jsonl", "label", jsonl, JSON | {"empty_lines", "shuffled", "paths"}, tasks=LABEL),
     Layout("parquet", "label", parquet, COMMON | {"paths"}, tasks=LABEL),
     Layout("hf_csv", "label", hf_csv, TABLE - {"utf16"}, tasks=LABEL, same_stems=True),
-    Layout("hf_jsonl", "label", hf_jsonl, COMMON | {"bom", "crlf", "empty_lines"}, tasks=LABEL, same_stems=True),
+    Layout("hf_jsonl", "label", hf_jsonl, JSON | {"empty_lines"}, tasks=LABEL, same_stems=True),
     Layout("list", "label", lists, COMMON | TEXT | {"utf16", "shuffled", "paths"}, tasks=LABEL),
     Layout("kaggle", "label", kaggle, TABLE - {"paths"}, tasks=LABEL, splits="none"),
-    Layout("webdataset", "label", webdataset, frozenset({"junk"}), names="numbers", words=("val", "validation")),
+    Layout(
+        "webdataset", "label", webdataset, frozenset({"junk"}), names="numbers", words=("val", "validation")
+    ),
     Layout("save_to_disk", "label", save_to_disk, frozenset(), words=("validation", "val")),
     Layout("hub_parquet", "label", hub_parquet, frozenset({"junk"}), words=("validation", "val")),
     Layout(
@@ -308,13 +322,13 @@ LAYOUTS = [
     ),
     Layout("one_hot", "labels", one_hot, TABLE, ("minus_one",), tasks=SEVERAL),
     Layout("label_lists", "labels", label_lists, TABLE, tasks=SEVERAL),
-    Layout("label_lists_json", "labels", label_lists_json, COMMON | {"bom", "crlf", "paths"}, tasks=SEVERAL),
+    Layout("label_lists_json", "labels", label_lists_json, JSON | {"paths"}, tasks=SEVERAL),
     Layout(
         "identity", "identity", identity_folders, frozenset({"upper_endings", "junk"}), names="person",
         splits="none", tasks=FACES,
     ),
     Layout(
         "lfw", "identity", lfw, frozenset({"upper_endings", "upper_folders", "junk"}), names="lfw",
-        splits="none", tasks=FACES,
+        splits="none", tasks=FACES, is_clear=_two_with_several,
     ),
 ]  # fmt: skip

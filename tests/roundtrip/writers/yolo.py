@@ -1,4 +1,4 @@
-"""Writers of YOLO's layouts: Ultralytics' folders, lists of files, labels beside pictures, CVAT's obj.data."""
+"""Writers of YOLO's layouts: Ultralytics' folders, lists of files, labels beside pictures, obj.data."""
 
 from __future__ import annotations
 
@@ -150,9 +150,12 @@ def yolo_cvat(out: Out) -> None:
 
 LAYOUTS = [
     Layout("yolo", "objects", yolo, HABITS, FAULTS, tasks=BOXES),
-    Layout("yolo_splits", "objects", yolo_splits, HABITS, FAULTS, tasks=BOXES, splits="given", same_stems=True),
     Layout(
-        "yolo_outlines", "objects", yolo_outlines, HABITS, FAULTS[:2], tasks=BOXES, splits="given", diamonds=True
+        "yolo_splits", "objects", yolo_splits, HABITS, FAULTS, tasks=BOXES, splits="given", same_stems=True
+    ),
+    Layout(
+        "yolo_outlines", "objects", yolo_outlines, HABITS, FAULTS[:2], tasks=BOXES, splits="given",
+        diamonds=True,
     ),
     Layout(
         "yolo_lists", "objects", yolo_lists, HABITS - {"stray", "upper_folders", "nfd"} | {"paths"},
@@ -160,6 +163,7 @@ LAYOUTS = [
     ),
     Layout("yolo_beside", "objects", yolo_beside, HABITS, ("unknown_class",), tasks=BOXES, same_stems=True),
     Layout(
-        "yolo_cvat", "objects", yolo_cvat, HABITS - {"stray", "upper_folders"}, ("unknown_class",), tasks=BOXES
+        "yolo_cvat", "objects", yolo_cvat, HABITS - {"stray", "upper_folders"}, ("unknown_class",),
+        tasks=BOXES,
     ),
 ]  # fmt: skip

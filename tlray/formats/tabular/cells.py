@@ -76,6 +76,13 @@ def as_list(value: Any) -> list[str] | None:
     return [part.strip() for part in inner.split(sign) if part.strip()]
 
 
+def says_null(value: Any) -> list[str]:
+    """The parts of a list that say that there is no value. In quotes, and in JSON and Parquet, ``"null"`` is
+    a text as any other, so that only the empty one is left out."""
+    quoted = not isinstance(value, str) or bool(_QUOTED.search(value))
+    return [part for part in as_list(value) or () if not part or (not quoted and is_missing(part))]
+
+
 def separator(cells: Sequence[str], several: bool) -> str | None:
     """What stands between the classes of a cell, by evidence; None where each cell is one class.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,9 +139,26 @@ def _several(
     if as_lists:
         _refuse_vectors(listing, column, lists, places)
     made = []
-    for text, one in zip(texts, lists, strict=True):
-        parts = cells.split(text, sign) if one is None else [p for p in one if p not in cells.MISSING]
+    nulls, words = Counter[str](), Counter[str]()
+    for value, text, one in zip(raw, texts, lists, strict=True):
+        if one is None:
+            parts = cells.split(text, sign)
+            whole = [text] if sign is None else [part.strip() for part in text.split(sign)]
+            nulls.update(part for part in whole if part and cells.is_missing(part))
+        else:
+            none = cells.says_null(value)
+            parts = [part for part in one if part not in none]
+            nulls.update(filter(None, none))
+            words.update(part for part in parts if cells.is_missing(part))
         made.append(Label(text, several=tuple(dict.fromkeys(parts))))
+    notes += finding(
+        "warning", "null_label", [f"{word}: {n}" for word, n in nulls.most_common()],
+        f"{{n}} words in {column} say that there is no value (taken as no class)",
+    )  # fmt: skip
+    notes += finding(
+        "warning", "class_called_null", [f"{word}: {n}" for word, n in words.most_common()],
+        f"{{n}} classes in {column} are called as missing values are (a text in a list is taken as a class)",
+    )  # fmt: skip
     seen = {name for label in made for name in label.several or ()}
     if seen and all(map(cells.is_integer, seen)):
         made = [

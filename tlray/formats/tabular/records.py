@@ -95,8 +95,7 @@ def _separated(listing: Listing, path: str, text: str, names: Names, head: bool)
     if not rows:
         return
     first = rows[0][1]
-    # A first row that names a picture is no header; "image" may be the name of a picture by chance.
-    bare = len(rows) > 1 and any(names(cell) for cell in first if "." in cell or any(map(str.isdigit, cell)))
+    bare = _is_bare(rows, names)
     header = [f"column {n}" for n in range(1, len(first) + 1)] if bare else _header(first)
     columns: dict[str, list[Any]] = {name: [] for name in header}
     if len(columns) < len(header):
@@ -120,6 +119,23 @@ def _separated(listing: Listing, path: str, text: str, names: Names, head: bool)
         for name, cell in zip(header, row, strict=True):
             columns[name].append(cell)
     yield Records(path, columns, places)
+
+
+def _is_bare(rows: Sequence[tuple[int, list[str]]], names: Names) -> bool:
+    """Whether the first row is no header: it names a picture where the other rows do.
+
+    Only in that column: the class "3" may be called as 000003.jpg is, and "image" as a picture by chance.
+    """
+    first, some = rows[0][1], [row for _, row in rows[1 : 1 + _TRIED]]
+    best, most = 0, (0, 0)
+    for n in range(len(first)):
+        named = {row[n] for row in some if n < len(row) and names(row[n])}
+        # Of two such columns, as of 1 to 9 beside p1.jpg to p9.jpg, the one of whole names.
+        share = (sum("." in cell for cell in named), len(named))
+        if share > most:
+            best, most = n, share
+    cell = first[best]
+    return most[1] > 0 and ("." in cell or any(map(str.isdigit, cell))) and names(cell)
 
 
 def _header(cells: Sequence[str]) -> list[str]:

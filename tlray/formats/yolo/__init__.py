@@ -190,7 +190,8 @@ def _label_findings(
     example = placing.expected(no_file[0]) if no_file else ""
     return [
         *finding("warning", "no_label_file", no_file,
-                 f"{{n}} pictures have no label file (looked for {example}); they are taken as showing no object"),
+                 f"{{n}} pictures have no label file (looked for {example}); they are taken as showing no "
+                 "object"),
         *finding("info", "no_object", empty, "{n} pictures have an empty label file: they show no object"),
         *finding("warning", "label_without_picture", lost, "{n} label files belong to no picture"),
         *finding("info", "double_box", double,

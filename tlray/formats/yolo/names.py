@@ -1,4 +1,4 @@
-"""Class names of YOLO's ids: data.yaml, darknet's obj.data and obj.names, classes.txt, Label Studio's notes."""
+"""Class names of YOLO's ids: data.yaml, darknet's obj.data and obj.names, classes.txt, notes.json."""
 
 from __future__ import annotations
 
@@ -221,8 +221,8 @@ def find(listing: Listing, given: Sequence[Config]) -> Names:
         for other in with_names[1:]:
             if other.names != first.names:
                 raise DataError(
-                    f"{listing.root}: {first.file} and {other.file} name other classes; accepted: one of them "
-                    "as the source"
+                    f"{listing.root}: {first.file} and {other.file} name other classes; accepted: one of "
+                    "them as the source"
                 )
         assert first.names is not None
         empty = _listed(listing, file)[1] if (file := _names_file(listing, first)) else []

@@ -55,7 +55,8 @@ def find(listing: Listing) -> Places:
     has_labels = any(folder.lower().split("/")[-1] in _LABEL_FOLDERS for folder in listing.folders)
     pictures = [
         p for p in listing.pictures
-        if p in pairs or posixpath.dirname(p) in folders or (has_labels and _in_images(p)) or _split_beside(p, pairs)
+        if p in pairs or posixpath.dirname(p) in folders
+        or (has_labels and _in_images(p)) or _split_beside(p, pairs)
     ]  # fmt: skip
     kept = [
         t for t in texts if posixpath.dirname(t) in beside or _without(t.lower(), _LABEL_FOLDERS) is not None
@@ -124,7 +125,7 @@ def check(listing: Listing, places: Places) -> None:
     for picture, label in places.pairs.items():
         if label in owner:
             raise DataError(
-                f"{listing.where(label)}: is the label file of {owner[label]} and of {picture}; accepted: one "
-                "picture for each label file"
+                f"{listing.where(label)}: is the label file of {owner[label]} and of {picture}; accepted: "
+                "one picture for each label file"
             )
         owner[label] = picture

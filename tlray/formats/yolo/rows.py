@@ -195,9 +195,9 @@ def _check_corners(files: Sequence[LabelFile]) -> None:
     ):
         values, where, line = out[0]
         raise DataError(
-            f"{where} line {line}: {' '.join(f'{v:g}' for v in values)}: {len(out)} of {len(boxes)} boxes lead "
-            "out of their pictures and all fit as corners (x1 y1 x2 y2); accepted: centre x, centre y, width, "
-            "height"
+            f"{where} line {line}: {' '.join(f'{v:g}' for v in values)}: {len(out)} of {len(boxes)} boxes "
+            "lead out of their pictures and all fit as corners (x1 y1 x2 y2); accepted: centre x, centre y, "
+            "width, height"
         )
 
 

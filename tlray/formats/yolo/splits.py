@@ -1,4 +1,4 @@
-"""Splits of YOLO's pictures: by data.yaml or obj.data (folders, lists of files), by lists, by folders' names."""
+"""Splits of YOLO's pictures: by data.yaml or obj.data (folders, lists of files), lists, folders' names."""
 
 from __future__ import annotations
 
