@@ -130,7 +130,9 @@ numbers = st.one_of(st.none(), st.integers(-2, 5))
 boxes = st.one_of(
     st.none(),
     st.lists(
-        st.one_of(st.none(), st.floats(-1, 9, allow_subnormal=False), st.just(math.nan)), min_size=3, max_size=5
+        st.one_of(st.none(), st.floats(-1, 9, allow_subnormal=False), st.just(math.nan)),
+        min_size=3,
+        max_size=5,
     ),
 )
 rows = st.one_of(

@@ -30,7 +30,8 @@ _LOOKED_INTO = 50  # tables whose first bytes are read
 # What columns are called, without blanks, underscores, dots and dashes; of several the first.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "path": ("filename", "filepath", "file", "path", "image", "imagepath", "imagename", "imagefile",
-             "imagefilename", "imageid", "imgpath", "imgname", "img", "imgid", "images", "uri", "imageuri", "name", "id"),
+             "imagefilename", "imageid", "imgpath", "imgname", "img", "imgid", "images", "uri", "imageuri",
+             "name", "id"),
     "class": ("class", "label", "classname", "labelname", "category", "categoryname", "classes", "labels",
               "species", "objectclass", "object", "classid", "labelid", "categoryid", "type"),
     "x1": ("xmin", "x1", "left", "bboxxmin", "minx", "boxleft", "topleftx", "xtl"),
