@@ -116,7 +116,7 @@ Right = Callable[[Made], str]  # "" or what is wrong
 
 @dataclass(frozen=True)
 class Case:
-    """``right`` judges the data set; ``refusal``: what a refusal must speak of, None where it may not be one."""
+    """``right`` judges the data set; ``refusal`` is what a refusal speaks of, None where it is wrong."""
 
     name: str
     right: Right | None
