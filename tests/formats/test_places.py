@@ -10,8 +10,10 @@ import pytest
 
 from tlray import formats
 from tlray.errors import DataError
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing
-from tlray.formats.places import Places, folder_split, unlabelled
+from tlray.formats.pairs import unlabelled
+from tlray.formats.places import Places
 
 LAYOUTS = ["coco", "createml", "cvat", "folder", "labelme", "voc"]
 VOC = "<annotation><object><name>x</name></object></annotation>"
@@ -59,9 +61,11 @@ def test_layouts_of_boxes_are_told_apart(
         ("Train/a.xml", "train"),
         ("x/train2017/images/a.jpg", "train"),
         ("val_01/a.jpg", "validation"),
-        ("test-set/a.jpg", None),
+        ("test-set/a.jpg", "test"),
+        ("obj_valid_data/a.jpg", "validation"),
+        ("test tubes/a.jpg", None),
         ("train.jpg", None),
-        ("training data/a.jpg", None),
+        ("training data/a.jpg", "train"),
     ],
 )
 def test_splits_of_folders(path: str, split: str | None) -> None:
@@ -96,3 +100,15 @@ def test_pictures_without_labels_and_masks() -> None:
     findings, ignored = unlabelled(source, ["images/1.jpg"], ".xml")
     assert [(f.kind, f.examples) for f in findings] == [("no_label_file", ["images/2.jpg"])]
     assert ignored == {"pictures of masks": 1}
+
+
+def test_a_mask_of_the_stated_name_is_not_taken_where_the_picture_has_another_ending() -> None:
+    places = Places(listing("images/a.jpg", "masks/a.png"))
+    assert places.lookup("l.json", "", ["a.png"])("a.png", "row") == "images/a.jpg"
+    assert [f.kind for f in places.findings()] == ["path_ending"]
+
+
+def test_a_name_of_several_pictures_is_that_of_the_label_file_s_split() -> None:
+    lookup = Places(listing("train/1.jpg", "val/1.jpg", "x/2.jpg")).lookup("l", "", split="validation")
+    assert lookup.find("1.jpg") == "val/1.jpg" and lookup.several("train/1.jpg") == ["train/1.jpg"]
+    assert lookup.several("test/1.jpg") == [] and lookup.find("test/2.jpg") == "x/2.jpg"

@@ -283,9 +283,7 @@ def test_paths_of_other_machines(tmp_path: Path, start: str) -> None:
     text = plain("path,label", "xyxyxyxy").replace("\n", f"\n{start}").removesuffix(start)
     index = table.index(one(tmp_path, text), "label")
     assert index.table["path"].to_pylist() == [f"{c}.jpg" for c in LETTERS]
-    assert set(notes(index)) == (
-        set() if start == "./" else {"foreign_path"} if ".." not in start else {"moved_picture"}
-    )
+    assert set(notes(index)) == (set() if start == "./" else {"path_elsewhere"})
 
 
 def test_absolute_paths_below_the_root_and_quoted_names(tmp_path: Path) -> None:
@@ -294,7 +292,7 @@ def test_absolute_paths_below_the_root_and_quoted_names(tmp_path: Path) -> None:
     )
     index = table.index(one(tmp_path, text, ["x/a.jpg", "b.jpg", "my pic.jpg", "x/d.jpg"]), "label")
     assert index.table["path"].to_pylist() == ["b.jpg", "my pic.jpg", "x/a.jpg", "x/d.jpg"]
-    assert notes(index) == {}
+    assert notes(index) == {"path_quoted": ("info", 1), "path_backslash": ("info", 1)}
 
 
 def test_zeros_that_a_spreadsheet_lost(tmp_path: Path) -> None:

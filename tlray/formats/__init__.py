@@ -10,24 +10,24 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Collection
+from types import ModuleType
 from typing import cast
 
 from tlray.errors import ConfigError, DataError, nearest
 from tlray.formats.base import Format, Look
 from tlray.formats.listing import Listing, counts_by_ending
 
-# Modules here that are no formats.
-_PARTS = (
-    "base", "listing", "evidence", "coco_file", "markup", "mask_names", "outlines", "pairs", "paths",
-    "places", "references", "tabular",
-)  # fmt: skip
 _ALIASES = {"csv": "table"}
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
 
 
 def names() -> list[str]:
-    """Formats that exist."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PARTS)
+    """Formats that exist: the modules here that say which labels they give."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if hasattr(_module(m.name), "GIVES"))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"tlray.formats.{name}")
 
 
 def load(name: str) -> Format:
@@ -35,7 +35,7 @@ def load(name: str) -> Format:
     name = _ALIASES.get(name, name)
     if name not in names():
         raise ConfigError(f"--format {name}: unknown format; {nearest(name, ['auto', *names()])}")
-    return cast(Format, importlib.import_module(f"tlray.formats.{name}"))
+    return cast(Format, _module(name))
 
 
 def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:

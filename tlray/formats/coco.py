@@ -18,9 +18,11 @@ from typing import Any
 from tlray.errors import DataError, StorageError
 from tlray.formats import coco_file, outlines
 from tlray.formats.base import Index, Look, objects, table
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, split_in
-from tlray.formats.markup import text_of_head
-from tlray.formats.places import Places, folder_split, names_in_head, unlabelled
+from tlray.formats.markup import names_in_head, text_of_head
+from tlray.formats.pairs import unlabelled
+from tlray.formats.places import Places
 from tlray.schema import MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
@@ -38,7 +40,7 @@ def look(listing: Listing) -> Look | None:
         file, kind = others[0]
         lacks = f"{file} is {kind}; accepted: {coco_file.ACCEPTED}"
         return Look(f"{len(others)} .json of COCO", [], [file for file, _ in others], lacks)
-    names = [name for file in chosen for name in names_in_head(listing, file, "file_name")]
+    names = [name for file in chosen for name in names_in_head(listing.head(file), "file_name")]
     stems = {posixpath.basename(name.replace("\\", "/")).lower() for name in names}
     named = {path for path in listing.pictures if posixpath.basename(path).lower() in stems}
     folders = {posixpath.dirname(path) for path in named}

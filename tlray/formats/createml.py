@@ -14,9 +14,11 @@ from typing import Any
 
 from tlray.errors import DataError, StorageError
 from tlray.formats.base import Index, Look, objects, table
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, split_in
-from tlray.formats.markup import text_of_head
-from tlray.formats.places import Places, folder_split, names_in_head, unlabelled
+from tlray.formats.markup import names_in_head, text_of_head
+from tlray.formats.pairs import unlabelled
+from tlray.formats.places import Places
 from tlray.schema import OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
@@ -33,7 +35,7 @@ def look(listing: Listing) -> Look | None:
     chosen = _chosen(listing)
     if not chosen:
         return None
-    names = [name for file in chosen for name in names_in_head(listing, file, "|".join(_IMAGE))]
+    names = [name for file in chosen for name in names_in_head(listing.head(file), "|".join(_IMAGE))]
     stated = {posixpath.basename(name.replace("\\", "/")).lower() for name in names}
     named = {path for path in listing.pictures if posixpath.basename(path).lower() in stated}
     folders = {posixpath.dirname(path) for path in named}

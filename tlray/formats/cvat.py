@@ -22,8 +22,10 @@ from tlray.errors import DataError, StorageError
 from tlray.findings import finding
 from tlray.formats import markup, outlines
 from tlray.formats.base import Index, Look, objects, table
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing
-from tlray.formats.places import Places, folder_split, unlabelled
+from tlray.formats.pairs import unlabelled
+from tlray.formats.places import Places
 from tlray.schema import MASK, OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ LABEL_WORDS = frozenset({
     "labeltxt", "imagesets", "matte", "mattes", "class_mask", "pixel_labels",
     "labels_my-project-name", "trimap", "trimaps",
 })  # fmt: skip
+_FILLERS = IMAGE_WORDS | LABEL_WORDS | {"obj", "set", "dataset", "split", "yolo", "coco"}
 _WORDS_ALONE = IMAGE_WORDS | LABEL_WORDS
 _LOOKED_INTO = 50  # label files of one ending: on object storage each costs a request
 _SAMPLE = 6  # pictures whose headers are read to tell a mask from a photograph
@@ -38,6 +40,16 @@ def is_layout_word(name: str) -> bool:
 def is_split_word(name: str) -> bool:
     """Whether a folder's name is that of a split (train, val, test)."""
     return name.strip().lower() in SPLITS
+
+
+def folder_split(path: str) -> str | None:
+    """The split that a folder above is called by, the nearest first: train, val2017, obj_train_data."""
+    for part in reversed(path.split("/")[:-1]):
+        words = re.findall(r"[^\W\d_]+", part.lower())
+        named = [SPLITS[word] for word in words if word in SPLITS]
+        if len(named) == 1 and all(word in SPLITS or word in _FILLERS for word in words):
+            return named[0]
+    return None
 
 
 def label_files(listing: Listing) -> list[str]:

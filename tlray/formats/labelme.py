@@ -23,9 +23,10 @@ from tlray.errors import DataError, PictureError, StorageError
 from tlray.findings import Finding, finding
 from tlray.formats import outlines, pairs
 from tlray.formats.base import Index, Look, objects, table
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, stem
 from tlray.formats.markup import text_of_head
-from tlray.formats.places import Places, folder_split, unlabelled
+from tlray.formats.places import Places
 from tlray.schema import MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
@@ -41,15 +42,14 @@ _LINES = ("point", "points", "line", "linestrip")
 def look(listing: Listing) -> Look | None:
     """The .json of which a sample have shapes, and the pictures of their names."""
     files = listing.labels(".json")
-    places = Places(listing)
     # Of many .json those of a picture's name are LabelMe's, if any are.
-    named = [file for file, pair in places.paired(files).items() if pair.pictures] or files
+    named = [file for file, pair in pairs.paired(listing, files).items() if pair.pictures] or files
     sample = named[:: max(1, len(named) // _SAMPLE)]
     true = [file for file in sample if _has_shapes(listing, file)]
     if not true:
         return None
     labels = [file for file in named if file in true or file not in sample]
-    pictures = {pair.pictures[0] for pair in places.paired(labels).values() if pair.pictures}
+    pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
     lacks = "" if pictures else f"no picture is there of its name, as {stem(labels[0])}.jpg"
     return Look(f"{len(labels)} .json of LabelMe", pictures, labels, lacks)
 
@@ -109,7 +109,7 @@ def index(listing: Listing, column: str) -> Index:
         value = _mask(listing.where(file), item, ids) if column == MASK else _objects(item.shapes, notes)
         rows.append({"path": picture, "split": folder_split(file) or folder_split(picture), column: value,
                      "stated_width": item.size[0], "stated_height": item.size[1]})  # fmt: skip
-    without, masks = unlabelled(listing, pictures.values(), ".json")
+    without, masks = pairs.unlabelled(listing, pictures.values(), ".json")
     findings: list[Finding] = [*of_names, *places.findings(), *without]
     lines = [f"{kind}: {number}" for kind, number in notes.ignored.items() if kind.startswith("shapes")]
     findings += finding("warning", "shapes_left_out", lines, "{n} kinds of shapes have no area (left out)")

@@ -1,7 +1,8 @@
-"""XML of label files: which kind a file is, and its tree."""
+"""XML and JSON of label files: what their first bytes tell, and the tree of an XML."""
 
 from __future__ import annotations
 
+import json
 import re
 from xml.etree import ElementTree
 
@@ -15,6 +16,14 @@ def text_of_head(head: bytes) -> str:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head.decode("utf-16", errors="replace")
     return head.decode("utf-8-sig", errors="replace")
+
+
+def names_in_head(head: bytes, keys: str) -> list[str]:
+    """Texts that stand behind a key (a regular expression) in the first bytes of a JSON file."""
+    texts = re.findall(
+        rf'"(?:{keys})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}})*")', text_of_head(head)
+    )
+    return [str(json.loads(text)) for text in texts]
 
 
 def root_element(head: bytes) -> str:

@@ -1,17 +1,69 @@
-"""Label files of one picture each, and the pictures that they are of."""
+"""Label files of one picture each, and the pictures that they are of: those of the same name."""
 
 from __future__ import annotations
 
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tlray.errors import DataError
 from tlray.findings import Finding, finding
+from tlray.formats import evidence
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, is_picture, stem
-from tlray.formats.places import Pair, Places
+from tlray.formats.places import Places, is_of_labels, key, pictures
 
-_BY_STATED_NAME, _ABSENT = 3, 4  # ranks after those of `places.Pair`
+_BY_STATED_NAME, _ABSENT = 3, 4  # ranks after those of `Pair`
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Pictures of a label file's name; ``rank``: 0 beside it, 1 in the folder parallel to it, 2 elsewhere."""
+
+    pictures: list[str]
+    rank: int
+
+
+def paired(listing: Listing, files: Sequence[str]) -> dict[str, Pair]:
+    """For each label file of one picture the pictures that have its name, the likeliest kind of place."""
+    places = {picture: _place(picture) for picture in listing.pictures}
+    return {file: _pair(listing, file, places) for file in files}
+
+
+def _pair(listing: Listing, file: str, places: Mapping[str, tuple[str, ...]]) -> Pair:
+    folder, _, name = stem(file).rpartition("/")
+    there = pictures(listing)
+    # "a.jpg.xml" is of a.jpg.
+    same = there.by_name.get(key(name), []) if is_picture(name) else there.by_stem.get(key(name), [])
+    beside = [p for p in same if posixpath.dirname(p) == folder]
+    if beside:
+        return Pair(beside, 0)
+    no_masks = [p for p in same if not is_of_labels(posixpath.dirname(p))] or same
+    place = _place(file)
+    parallel = [p for p in no_masks if places[p][:-1] == place[:-1]]
+    if parallel:
+        return Pair(parallel, 1)
+    split = folder_split(file)
+    return Pair([p for p in no_masks if split is None or folder_split(p) in (None, split)], 2)
+
+
+def _place(path: str) -> tuple[str, ...]:
+    """A path's folders without the words of layouts (train/images, train/labels), and its name."""
+    *folders, name = key(stem(path)).split("/")
+    return (*(folder for folder in folders if not evidence.is_layout_word(folder)), name)
+
+
+def unlabelled(listing: Listing, labelled: Iterable[str], file: str) -> tuple[list[Finding], dict[str, int]]:
+    """A finding of the pictures that no label file speaks of, and how many pictures in folders of masks were
+    passed over; ``file`` says what they lack, as in ".xml"."""
+    rest = sorted(set(listing.pictures) - set(labelled))
+    masks = [path for path in rest if is_of_labels(posixpath.dirname(path))]
+    without = sorted(set(rest) - set(masks))
+    text = f"{{n}} pictures have no {file} (left out; they are not taken for pictures that show no object)"
+    return finding("warning", "no_label_file", without, text), (
+        {"pictures of masks": len(masks)} if masks else {}
+    )
 
 
 def pictures_of(
@@ -23,7 +75,7 @@ def pictures_of(
     as in ".xml". A picture that is not there has a path all the same. Raises DataError where a label file may
     be of two pictures, or two of one.
     """
-    near = places.paired(list(stated))
+    near = paired(listing, list(stated))
     beside: dict[str, Counter[str]] = defaultdict(Counter)  # where the pictures of a folder's label files lie
     for file, pair in near.items():
         if pair.pictures:
@@ -73,11 +125,19 @@ def _picture(
     if pair.pictures:
         return pair.pictures[0], pair.rank
     home = homes.get(posixpath.dirname(file), posixpath.dirname(file))
-    same = places.named(name) if name else []
+    same = _named(listing, name) if name else []
     same = [path for path in same if posixpath.dirname(path) == home] or same
     if len(same) == 1:
         return same[0], _BY_STATED_NAME
     own = posixpath.basename(stem(file))
     ending = posixpath.splitext(name)[1] if is_picture(name) and stem(name) == own else ".jpg"
     path = posixpath.join(home, own if is_picture(own) else own + ending)
-    return places.absent(path, listing.where(file)), _ABSENT
+    places.absent(listing.where(file))
+    return path, _ABSENT
+
+
+def _named(listing: Listing, name: str) -> list[str]:
+    """Pictures of that name, in any case and any folder but those of masks."""
+    there = pictures(listing)
+    same = there.by_name.get(key(name), []) or ([] if is_picture(name) else there.by_stem.get(key(name), []))
+    return [path for path in same if not is_of_labels(posixpath.dirname(path))]

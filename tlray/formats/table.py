@@ -3,7 +3,7 @@
 One table or several, one a split (``train.csv``, ``train/metadata.csv``) or one a folder. Which column is
 the path, the label and the split is known by what the cells hold and by the columns' names
 (`tlray.formats.tabular.roles`); paths by the pictures that are there, with or without ending
-(`tlray.formats.paths`). Labels are one of
+(`tlray.formats.places`). Labels are one of
     one class a row          label, class, category, species, ...
     several classes a row    labels, tags: ``cat|dog``, ``['cat', 'dog']``, a list
     two or more columns of 0 and 1, one a class; -1 is no where it stands for 0 throughout
@@ -21,10 +21,10 @@ from typing import Any
 
 from tlray.errors import DataError
 from tlray.findings import Finding, finding
-from tlray.formats import evidence, paths
+from tlray.formats import evidence
 from tlray.formats.base import Index, Look, table
-from tlray.formats.listing import Listing, below, is_picture, split_in, split_of
-from tlray.formats.paths import Paths
+from tlray.formats.listing import Listing, is_picture, split_in, split_of
+from tlray.formats.places import Lookup, Places, accepted
 from tlray.formats.tabular import cells, labels, records, roles
 from tlray.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
 from tlray.schema import LABEL, LABELS, OBJECTS
@@ -41,7 +41,7 @@ class _Table:
 
     rows: records.Records
     path: str  # the column
-    found: Paths
+    found: Lookup
     split: str | None  # that the file's or folder's name says
     pictures: Sequence[str | None]  # of each row, null where none is there
 
@@ -121,7 +121,7 @@ def _lost(listing: Listing, lost: Sequence[_Lost]) -> Look | None:
             return Look(
                 f"{rows.file} with names of pictures in column {column}", [], [rows.file],
                 f"none of those pictures is there, the first being {first!r}; accepted: "
-                f"{paths.accepted(listing, first)}",
+                f"{accepted(listing, first)}",
             )  # fmt: skip
     if listing.named.lower().endswith(records.ENDINGS) and lost:
         rows = lost[0].rows
@@ -163,7 +163,7 @@ def index(listing: Listing, column: str) -> Index:
     rows = unique(listing, rows, column, notes)
     rows = _with_folders(rows, notes)
     for t in tables:
-        notes += t.found.findings()
+        notes += t.found.places.findings()
     notes += _unread(listing, {t.file for t in tables})
     names, rows = with_class_names(listing, rows, [t.file for t in tables], notes)
     made, columns = index_rows(listing, rows, column)
@@ -223,14 +223,18 @@ def _tables(listing: Listing, files: Sequence[str], head: bool = False) -> tuple
     lost: list[_Lost] = []
     for path in files:
         split = split_of(path) or split_in(_words(posixpath.splitext(path)[0].rpartition("/")[2]))
-        found = Paths(listing, posixpath.dirname(path), split)
+        found = Places(listing).lookup(path, posixpath.dirname(path), split=split)
+
+        def names(cell: str, found: Lookup = found) -> bool:
+            return bool(found.several(cell))
+
         first: records.Records | None = None
-        for read in records.read(listing, path, lambda cell, found=found: found.names(cell), head):  # type: ignore[misc]
+        for read in records.read(listing, path, names, head):
             if roles.holds_boxes(read.columns):
                 first = None
                 break
             try:
-                column = roles.path_column(read.columns, found.names)
+                column = roles.path_column(read.columns, names)
             except roles.Unclear as reason:
                 lost.append(_Lost(read, "", str(reason)))
                 first = None
@@ -303,27 +307,20 @@ def _rows(listing: Listing, group: _Group, notes: list[Finding]) -> list[Row]:
                     f"({several[0]}, {several[1]}); accepted: a path that names one"
                 )
             missing.append((file, line, t.path, text))
-            path = _own_path(file, text)
+            path = t.found.absent(text)
         by_tail = path in t.found.by_tail
         rows.append(Row(path, split[n], said[n], file, line, text if by_tail else ""))
     if len(missing) > _MOST_MISSING * len(rows):
         file, line, name, text = missing[0]
         raise DataError(
             f"{listing.where(file)} row {line}: {name} = {text!r}: no such picture, as for {len(missing)} of "
-            f"{len(rows)} rows; accepted: {paths.accepted(listing, text)}"
+            f"{len(rows)} rows; accepted: {accepted(listing, text)}"
         )
     notes += finding(
         "warning", "missing_picture", [f"{file} row {line}: {text}" for file, line, _, text in missing],
         "{n} rows name pictures that are not there",
     )  # fmt: skip
     return rows
-
-
-def _own_path(file: str, text: str) -> str:
-    """A path for a picture that is not there: as the table says it, else by its name alone."""
-    plain = text.replace("\\", "/")
-    inside = None if paths.is_absolute(text) else below(posixpath.join(posixpath.dirname(file), plain))
-    return inside or (paths.parts_of(text) or ["?"])[-1]
 
 
 def _say_unused(group: _Group, unused: dict[str, list[Any]], notes: list[Finding]) -> None:

@@ -24,8 +24,9 @@ from tlray.errors import DataError, StorageError
 from tlray.findings import Finding, Severity, finding
 from tlray.formats import markup, outlines, pairs
 from tlray.formats.base import Index, Look, objects, table
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, is_picture, lines_of, stem
-from tlray.formats.places import Places, folder_split, unlabelled
+from tlray.formats.places import Places
 from tlray.schema import OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
@@ -43,7 +44,7 @@ def look(listing: Listing) -> Look | None:
     if not files or len(others) == len(sample):
         return None
     labels = [file for file in files if file not in others]
-    pictures = {pair.pictures[0] for pair in Places(listing).paired(labels).values() if pair.pictures}
+    pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
     if len(pictures) < len(labels) / 2:  # found by <filename>, perhaps
         there = {posixpath.basename(path).lower(): posixpath.dirname(path) for path in listing.pictures}
         stated = (_stated_name(listing, file) for file in sample if file not in others)
@@ -146,8 +147,9 @@ def index(listing: Listing, column: str) -> Index:
         rows.append({"path": picture, "split": split, OBJECTS: objects(boxes),
                      "stated_width": width, "stated_height": height})  # fmt: skip
     # What lists leave aside is there on purpose.
-    aside = {p for f, pair in places.paired(sorted(set(files) - set(read))).items() for p in pair.pictures}
-    without, masks = unlabelled(listing, {*pictures.values(), *aside}, ".xml")
+    left = pairs.paired(listing, sorted(set(files) - set(read)))
+    aside = {picture for pair in left.values() for picture in pair.pictures}
+    without, masks = pairs.unlabelled(listing, {*pictures.values(), *aside}, ".xml")
     findings = [*of_lists, *of_names, *notes.findings(from_zero), *places.findings(), *without]
     ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
     return Index(table(rows, OBJECTS), ignored=ignored, findings=findings)

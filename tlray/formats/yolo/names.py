@@ -13,7 +13,7 @@ import yaml
 from tlray.errors import DataError
 from tlray.findings import Finding, finding
 from tlray.formats.listing import Listing, lines_of, text_of
-from tlray.formats.references import plain
+from tlray.formats.places import plain
 from tlray.schema import SPLITS
 
 PLACES = "data.yaml with names, obj.data, obj.names (any .names), classes.txt, or notes.json"

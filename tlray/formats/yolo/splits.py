@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tlray.errors import DataError
 from tlray.findings import Finding, finding
-from tlray.formats.evidence import IMAGE_WORDS, LABEL_WORDS
+from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, is_picture, lines_of
-from tlray.formats.references import References, plain
+from tlray.formats.places import Places, plain
 from tlray.formats.yolo.names import Config, nearby
 from tlray.schema import SPLITS
-
-_FILLERS = IMAGE_WORDS | LABEL_WORDS | {"obj", "data", "set", "dataset", "split", "yolo", "coco"}
 
 
 @dataclass
@@ -62,16 +59,6 @@ def find(listing: Listing, configs: Sequence[Config], pictures: Sequence[str]) -
         splits.of = by_folder
     splits.given = bool(splits.of)
     return splits
-
-
-def folder_split(path: str) -> str | None:
-    """The split that a folder above is called by, the nearest first: train, val2017, obj_train_data."""
-    for part in reversed(path.split("/")[:-1]):
-        words = re.findall("[a-z]+", part.lower())
-        named = [SPLITS[word] for word in words if word in SPLITS]
-        if len(named) == 1 and all(word in SPLITS or word in _FILLERS for word in words):
-            return named[0]
-    return None
 
 
 def _report_lost(listing: Listing, lost: Sequence[tuple[Config, str, str]], splits: Splits) -> None:
@@ -161,18 +148,15 @@ def _folders(listing: Listing) -> dict[str, str]:
 
 
 def _listed(listing: Listing, file: str, split: str, bases: Sequence[str], splits: Splits) -> list[str]:
-    references = References(listing, file, [posixpath.dirname(file), *bases], split=split)
-    found = []
-    for number, line in enumerate(lines_of(listing.text(file)), 1):
-        name = line.strip().strip("\"'")
-        if not name or name.startswith("#"):
-            continue
-        picture = references.find(name, f"line {number}")
-        if picture is None:
-            splits.missing[references.path(name)] = split
-        else:
-            found.append(picture)
-    references.check()
-    splits.findings += references.findings()
+    lines = [line.strip().strip("\"'") for line in lines_of(listing.text(file))]
+    named = [(number, name) for number, name in enumerate(lines, 1) if name and not name.startswith("#")]
+    places, where = Places(listing), listing.where(file)
+    names = [name for _, name in named]
+    lookup = places.lookup(where, posixpath.dirname(file), names, split, bases)
+    found = [(lookup(name, f"{where} line {number}"), name) for number, name in named]
+    places.check(len(found))
+    splits.findings += places.findings()
     splits.files.append(file)
-    return found
+    absent = {written for _, written in places.missing}
+    splits.missing |= {picture: split for picture, name in found if name in absent}
+    return [picture for picture, name in found if name not in absent]
