@@ -516,3 +516,16 @@ def test_local_faults(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / "file/x"), b"")
     with pytest.raises(StorageError, match="is a directory"):
         storage.read_bytes(str(tmp_path))
+
+
+def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "null.jpg").symlink_to("/dev/null")
+    (tmp_path / "b.jpg").write_bytes(b"x")
+    assert [file.path for file in storage.walk(str(tmp_path))] == ["b.jpg"]
+    seen = storage.tree(str(tmp_path))
+    assert (seen.files, seen.special) == (["b.jpg"], ["a.jpg", "null.jpg"])
+    for name in ("a.jpg", "null.jpg"):
+        for read in (storage.read_bytes, storage.walk, lambda uri: storage.read_head(uri, 9)):
+            with pytest.raises(StorageError, match=rf"{name}: is a pipe, a socket or a device; accepted"):
+                read(str(tmp_path / name))

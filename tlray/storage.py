@@ -13,6 +13,7 @@ Names that begin with "." are tlray's own (staging, locks) and are never listed,
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ import random
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -251,7 +253,8 @@ def listdir(uri: str) -> list[str]:
 
 
 def walk(uri: str) -> list[FileInfo]:
-    """All files below a folder, sorted by path; a file yields itself with an empty path."""
+    """All files below a folder, sorted by path; a file yields itself with an empty path. Pipes, sockets and
+    devices are none."""
     scheme, path = _split(uri)
     with faults(uri):
         found = _walk_local(path) if scheme == "file" else _walk_s3(path)
@@ -261,14 +264,24 @@ def walk(uri: str) -> list[FileInfo]:
 
 def _walk_local(path: str) -> list[FileInfo]:
     if not os.path.isdir(path):
-        return [FileInfo("", os.stat(path).st_size)]
+        return [FileInfo("", _regular(path).st_size)]
     found = []
     for folder, _, files in os.walk(path):
         for file in files:
             full = os.path.join(folder, file)
             with contextlib.suppress(FileNotFoundError):  # taken away meanwhile
-                found.append(FileInfo(os.path.relpath(full, path), os.stat(full).st_size))
+                seen = os.stat(full)
+                if stat.S_ISREG(seen.st_mode):
+                    found.append(FileInfo(os.path.relpath(full, path), seen.st_size))
     return found
+
+
+def _regular(path: str) -> os.stat_result:
+    """What the system knows of a file. Raises OSError for what is none: opening a pipe waits for ever."""
+    seen = os.stat(path)
+    if not stat.S_ISREG(seen.st_mode) and not stat.S_ISDIR(seen.st_mode):
+        raise OSError(errno.EINVAL, "is a pipe, a socket or a device; accepted: a file", path)
+    return seen
 
 
 def _walk_s3(path: str) -> list[FileInfo]:
@@ -291,6 +304,7 @@ class Tree:
     broken: list[str]  # links that lead nowhere
     loops: list[str]  # links that lead back to a folder that holds them
     unnamed: list[str]  # names that are no UTF-8, as far as they can be shown
+    special: list[str]  # pipes, sockets, devices, and links to them
 
 
 def tree(uri: str) -> Tree:
@@ -303,11 +317,11 @@ def tree(uri: str) -> Tree:
         if scheme == "file":
             return _tree_local(path)
         files = [file.path for file in _walk_s3(path)]
-    return Tree(sorted(files), [], [], [], [])
+    return Tree(sorted(files), [], [], [], [], [])
 
 
 def _tree_local(root: str) -> Tree:
-    seen = Tree([], [], [], [], [])
+    seen = Tree([], [], [], [], [], [])
     pending = [("", frozenset({os.path.realpath(root)}))]  # a folder, and the real places of those above
     while pending:
         folder, above = pending.pop()
@@ -321,13 +335,12 @@ def _tree_local(root: str) -> Tree:
                     continue
                 try:
                     is_folder = entry.is_dir()
-                    if not is_folder:
-                        entry.stat()
+                    is_file = is_folder or stat.S_ISREG(entry.stat().st_mode)
                 except OSError:  # of a link that leads nowhere, or to itself
                     seen.broken.append(path)
                     continue
                 if not is_folder:
-                    seen.files.append(path)
+                    (seen.files if is_file else seen.special).append(path)
                     continue
                 real = os.path.realpath(entry.path)
                 if real in above:
@@ -335,7 +348,7 @@ def _tree_local(root: str) -> Tree:
                     continue
                 seen.folders.append(path)
                 pending.append((path, above | {real}))
-    for paths in (seen.files, seen.folders, seen.broken, seen.loops, seen.unnamed):
+    for paths in (seen.files, seen.folders, seen.broken, seen.loops, seen.unnamed, seen.special):
         paths.sort()
     return seen
 
@@ -352,7 +365,10 @@ def read_bytes(uri: str) -> bytes:
     """A whole file."""
     scheme, path = _split(uri)
     with faults(uri):
-        return Path(path).read_bytes() if scheme == "file" else bytes(_s3().cat_file(path))
+        if scheme == "s3":
+            return bytes(_s3().cat_file(path))
+        _regular(path)
+        return Path(path).read_bytes()
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
@@ -361,6 +377,7 @@ def read_range(uri: str, start: int, length: int) -> bytes:
     with faults(uri):
         if scheme == "s3":
             return bytes(_s3().cat_file(path, start=start, end=start + length))
+        _regular(path)
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(length)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import toys
-from tlray.errors import DataError
+from tlray.errors import DataError, StorageError
 from tlray.formats.listing import Listing, below, counts_by_ending, lines_of, split_in, split_of, text_of
 
 
@@ -98,3 +98,13 @@ def test_words_of_names() -> None:
     )
     assert (below("./a/../b.jpg"), below("../a"), below("/a"), below(".")) == ("b.jpg", None, None, None)
     assert counts_by_ending(["a.jpg", "b.JPG", "c"]) == "2 .jpg, 1 without ending"
+
+
+def test_pipes_are_passed_over_and_refused_as_a_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    (tmp_path / "a.jpg").write_bytes(b"")
+    listing = Listing.open(str(tmp_path))
+    assert listing.files == ["a.jpg"]
+    assert [(f.kind, f.count, f.examples) for f in listing.findings] == [("no_file", 1, ["labels.csv"])]
+    with pytest.raises(StorageError, match=r"labels\.csv: is a pipe, a socket or a device; accepted: a file"):
+        Listing.open(str(tmp_path / "labels.csv"))

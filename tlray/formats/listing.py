@@ -60,6 +60,7 @@ class Listing:
                 f"{source}: is no label file; accepted: a folder, or a file ending in "
                 f"{', '.join(LABEL_ENDINGS)}"
             )
+        storage.walk(source)  # raises for a pipe
         # annotations/instances.json speaks of pictures beside that folder, not in it.
         root, named = storage.parent(source), name
         listing = cls._of(root, named)
@@ -80,6 +81,7 @@ class Listing:
         listing.findings += [
             *finding("warning", "broken_link", tree.broken, "{n} links lead nowhere (passed over)"),
             *finding("warning", "link_loop", tree.loops, "{n} links lead to a folder above (passed over)"),
+            *finding("warning", "no_file", tree.special, "{n} pipes, sockets or devices (passed over)"),
             *finding("warning", "name_not_utf8", tree.unnamed, "{n} names are no UTF-8 (passed over)"),
         ]  # fmt: skip
         return listing
