@@ -144,8 +144,30 @@ def test_colours_sizes_and_turns(tmp_path: Path) -> None:
     assert [q["kind"] for q in result.report.quarantined] == ["mask_size"]
     assert {k: v for k, v in kinds(result).items() if k.startswith("mask")} == {
         "mask_size": "warning", "mask_turned": "warning", "mask_scaled": "warning",
-        "mask_turn_unclear": "warning",
     }  # fmt: skip
+    # Nothing says it of a square, so it follows the other turned picture.
+    square = np.kron(small[:30, :30], np.ones((2, 2)))
+    assert found["images/square.jpg"].tolist() == np.rot90(square, -1).tolist()
+
+
+def test_a_mask_s_own_turn_is_applied_once(tmp_path: Path) -> None:
+    """Masks that carry the tag of their picture, as PNG and as TIFF."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {}
+    for n, kind in enumerate(("PNG", "TIFF", "PNG", "TIFF")):
+        ids_HW = np.zeros((30, 40), np.uint8)
+        ids_HW[: 15 + n, :20] = 1
+        out = io.BytesIO()
+        Image.fromarray(ids_HW).save(out, kind, exif=exif)
+        files[f"images/{n}.jpg"] = photo((40, 30), n, exif=exif)
+        files[f"masks/{n}.{kind.lower()}"] = out.getvalue()
+    result = ingest(lay(tmp_path / "in", files), str(tmp_path / "data"), validation=0, test=0)
+    for path, mask in ids(tmp_path / "data").items():
+        truth = np.zeros((30, 40), np.uint8)
+        truth[: 15 + int(path[7]), :20] = 1
+        assert mask.tolist() == np.rot90(truth, -1).tolist()
+    assert not {"mask_turned", "exif_doubtful"} & set(kinds(result))
 
 
 def test_one_mask_an_object(tmp_path: Path) -> None:

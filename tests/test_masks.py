@@ -92,7 +92,7 @@ def test_grey_of_any_depth_keeps_its_ids(bits: int) -> None:
     ids_HW = IDS % min(2**bits, 255)
     data = grey_png(ids_HW, bits)
     assert masks.read([data], None, AS_STORED, SIZE).tolist() == ids_HW.tolist()
-    assert masks.is_plain(data) == (bits == 8)
+    assert masks.is_plain(data, SIZE) == (bits == 8)
 
 
 def test_a_palette_of_black_and_white_is_black_and_white_in_any_order() -> None:
@@ -199,24 +199,6 @@ def test_outlines_that_cannot_be_painted_say_why(shape: dict[str, object], says:
 # ---- on the picture
 
 
-@pytest.mark.parametrize(
-    ("mask", "size", "orientation", "how"),
-    [
-        ((6, 4), (6, 4), 1, "same"),
-        ((6, 4), (6, 4), 6, "same"),
-        ((6, 4), (4, 6), 6, "turn"),
-        ((6, 4), (4, 6), 1, None),
-        ((60, 40), (600, 400), 1, "scale"),
-        ((60, 40), (400, 600), 8, "turn scale"),
-        ((60, 40), (599, 401), 3, "scale"),
-        ((60, 40), (600, 500), 1, None),
-        ((500, 400), (600, 400), 6, None),
-    ],
-)
-def test_how_a_mask_lies(mask: image.Size, size: image.Size, orientation: int, how: str | None) -> None:
-    assert masks.fits(mask, size, orientation) == how
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_mask_is_turned_as_its_picture_is(orientation: int) -> None:
     ids_HW = np.zeros((40, 60), np.uint8)
@@ -225,11 +207,11 @@ def test_a_mask_is_turned_as_its_picture_is(orientation: int) -> None:
     exif[0x0112] = orientation
     picture = encoded(Image.fromarray(np.stack([ids_HW] * 3, axis=2)), "PNG", exif=exif)
     upright = image.decode(picture)
-    turned = masks.fitted(ids_HW, upright.size, orientation)
-    if orientation >= 5:
-        assert turned.tolist() == np.asarray(upright)[..., 0].tolist()
-    else:  # whether the mask was drawn before or after the turn cannot be seen
-        assert turned.tolist() == ids_HW.tolist()
+    assert masks.fitted(ids_HW, upright.size, orientation).tolist() == np.asarray(upright)[..., 0].tolist()
+    # Its own turn, whatever the format.
+    for kind in ("PNG", "TIFF"):
+        own = encoded(Image.fromarray(ids_HW), kind, exif=exif)
+        assert masks.raw(own).values_HW.tolist() == np.asarray(upright)[..., 0].tolist()
 
 
 def test_ramps_are_seen_along_smoothed_edges_only() -> None:

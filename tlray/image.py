@@ -17,7 +17,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -358,11 +358,19 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
     return np.ascontiguousarray(x_HWC[rows, columns].transpose(2, 0, 1)), geometry
 
 
-def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture decoded as it is stored: not turned, its mode kept. Raises PictureError as `probe` does."""
-    picture, _ = _open(data, max_pixels)
+def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
+    """(a picture decoded with its mode kept, EXIF's turn that is still to be applied).
+
+    Raises PictureError as `probe` does.
+    """
+    picture, turn = _open(data, max_pixels)
     _load(picture)
-    return picture
+    return picture, turn
+
+
+def turned(values_HW: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
+    """One channel of pixels, turned as EXIF's number says."""
+    return values_HW if turn == 1 else np.asarray(Image.fromarray(values_HW).transpose(TRANSPOSE[turn]))
 
 
 def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:

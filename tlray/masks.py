@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +29,6 @@ from tlray.image import Pixels, Size
 
 UNKNOWN = 255  # the id of pixels of no known class
 _MOST_VALUES = 512  # of one mask that are kept; a photograph has many more
-_SAME_SHAPE = 0.01  # sides' ratio: within this a mask of another size is the same view
 _FAR = 100  # sides: a coordinate that far outside is no coordinate
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -75,12 +74,17 @@ class Raw:
 
 
 def raw(data: bytes) -> Raw:
-    """Decode a mask file, no colour or depth changed, EXIF ignored.
+    """Decode a mask file, upright by its own EXIF or TIFF tag, no colour or depth changed.
 
     RGB with three equal channels is grey; transparency is ignored. Raises PictureError as `image.probe`
     does, and (not_a_mask) for several frames and for fractions.
     """
-    picture = image.stored(data)
+    picture, turn = image.stored(data)
+    mask = _raw(data, picture)
+    return mask if turn == 1 else replace(mask, values_HW=image.turned(mask.values_HW, turn))
+
+
+def _raw(data: bytes, picture: Image.Image) -> Raw:
     if getattr(picture, "n_frames", 1) > 1:
         raise PictureError("not_a_mask", f"a mask of {picture.n_frames} frames: accepted: one")  # type: ignore[attr-defined]
     kind, none = picture.format or "", np.zeros(0, np.int32)
@@ -131,9 +135,14 @@ def _grey_step(data: bytes, picture: Image.Image) -> int:
     return {2: 85, 4: 17}.get(bits, 1) if picture.mode == "L" else 1
 
 
-def is_plain(data: bytes) -> bool:
-    """Whether a file is a PNG whose pixels are ids for every reader: 8-bit grey, or a palette."""
-    return data.startswith(_PNG) and len(data) > 25 and (data[25] == 3 or (data[24], data[25]) == (8, 0))
+def is_plain(data: bytes, size: Size) -> bool:
+    """Whether a file is a PNG of that size whose pixels are ids for every reader: 8-bit grey, or a palette,
+    and not to be turned."""
+    if not data.startswith(_PNG) or len(data) <= 25:
+        return False
+    seen = image.header(data)
+    plain = data[25] == 3 or (data[24], data[25]) == (8, 0)
+    return plain and seen.orientation == 1 and (seen.width, seen.height) == size
 
 
 def read(files: Sequence[bytes], shapes: str | None, code: MaskCode, size: Size) -> Pixels:
@@ -301,29 +310,9 @@ def _ramps(values_HW: Values) -> tuple[int, int]:
 # ---- the mask beside its picture
 
 
-def fits(mask_size: Size, size: Size, orientation: int) -> str | None:
-    """How a mask of one size lies on a picture of ``size`` (upright): "same"; "turn": drawn before the
-    picture's EXIF turn; "scale"; "turn scale"; None where it is another view."""
-    turned = orientation >= 5
-    for word, theirs in (("same", mask_size), ("turn", mask_size[::-1])):
-        if theirs == size and (word == "same" or turned):
-            return word
-    for word, (width, height) in (("scale", mask_size), ("turn scale", mask_size[::-1])):
-        ratio = (width * size[1]) / (height * size[0])
-        # A mask of few pixels cannot have the picture's shape more closely than by one pixel.
-        if abs(ratio - 1) <= max(_SAME_SHAPE, 1 / min(width, height)) and (word == "scale" or turned):
-            return word
-    return None
-
-
-def fitted(ids_HW: Pixels, size: Size, orientation: int) -> Pixels:
-    """A mask turned and scaled onto its upright picture, as `fits` says it lies there."""
-    how = fits((ids_HW.shape[1], ids_HW.shape[0]), size, orientation)
-    if how is None:
-        raise PictureError("not_a_mask", f"its mask {ids_HW.shape[1]} x {ids_HW.shape[0]} px")
-    if how.startswith("turn"):
-        ids_HW = np.asarray(Image.fromarray(ids_HW).transpose(image.TRANSPOSE[orientation]))
-    return resized(ids_HW, size)
+def fitted(ids_HW: Pixels, size: Size, turn: int) -> Pixels:
+    """A mask turned by EXIF's number ``turn`` and scaled onto its upright picture of ``size``."""
+    return resized(image.turned(ids_HW, turn), size)
 
 
 def resized(ids_HW: Pixels, size: Size) -> Pixels:

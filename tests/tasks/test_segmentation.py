@@ -129,7 +129,7 @@ def test_bad_masks_are_left_out_with_their_reason():
          ("mask_values", pa.list_(pa.int32()))]
     )  # fmt: skip
     kept, remarks = task.preflight(pa.Table.from_pylist(rows, schema=kinds), {"mask": NAMES})
-    assert kept["kind"].to_pylist() == [None, "mask_size", "mask_unreadable", "mask_values", None]
+    assert kept["kind"].to_pylist() == [None, None, "mask_unreadable", "mask_values", None]
     assert "id 7" in kept["reason"][3].as_py()
     assert [(r.kind, r.examples) for r in remarks] == [("class_nowhere", ["stripes", "waves"])]
 

@@ -27,7 +27,7 @@ from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
 from tlray.findings import SHOWN, Finding
 from tlray.formats.base import STATED
-from tlray.ingest import boxes, plan, preview, shards
+from tlray.ingest import boxes, plan, preview, shards, views
 from tlray.ingest.survey import survey
 
 PREVIEW = "preview.html"  # in the data set's folder
@@ -114,6 +114,8 @@ def ingest(
         remarks += decided.findings
     seen, compared = boxes.compare(source, seen, found.index.relative)
     remarks += compared
+    seen, placed = views.place_masks(seen)
+    remarks += placed
     seen, of_task = found.task.preflight(seen, given_names)
     remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in of_task]
     lap("inspect")

@@ -14,24 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tlray import schema
 from tlray.errors import DataError
 from tlray.findings import SHOWN, Finding, Severity
+from tlray.ingest.views import Flags, Floats, Numbers, Views, orientations, pairs, place
 
-SAME_SHAPE = 0.01  # sides' ratio: within this a stated size is the same view at another scale
 WRONG_SHARE = (
     0.2  # of pictures with boxes: beyond, labels of other pictures are likelier than single mistakes
 )
 FAR = 0.05  # of a side, and FAR_PX: tools let boxes reach a little out of a picture, not so far
 FAR_PX = 3.0
-_TURNS = range(5, 9)  # EXIF orientations that swap the sides; of 2, 3 and 4 a size tells nothing
-
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -55,27 +49,20 @@ class _Boxes:
         """(N,) whether all boxes of a picture end within a size."""
         return self.all_of(np.asarray((self.ends_B2 <= size_N2[self.row_B] + 1).all(axis=1)))
 
-    @property
-    def shown_N(self) -> Flags:
-        """Pictures with boxes whose size is known."""
-        has = np.zeros(len(self.paths), bool)
-        has[self.row_B] = True
-        return has & np.isfinite(self.size_N2).all(axis=1)
-
     def all_of(self, flag_B: Flags) -> Flags:
         """(N,) whether all boxes of a picture have the flag."""
         out = np.ones(len(self.paths), bool)
         np.logical_and.at(out, self.row_B, flag_B)
         return out
 
-    def examples(self, chosen_N: Flags, text: str = "") -> list[str]:
-        """Pictures by name, with their sizes."""
-        rows = np.flatnonzero(chosen_N)[:SHOWN].tolist()
-        return [f"{self.paths[row]}{self._sizes(row) if text == 'sizes' else ''}" for row in rows]
-
-    def _sizes(self, row: int) -> str:
-        (w, h), (sw, sh) = self.size_N2[row].tolist(), self.stated_N2[row].tolist()
-        return f": {w:.0f} x {h:.0f} px, stated {sw:.0f} x {sh:.0f}"
+    @property
+    def views(self) -> Views:
+        """The pictures, as `tlray.ingest.views.place` judges them."""
+        has = np.zeros(len(self.paths), bool)
+        has[self.row_B] = True
+        return Views(
+            "box", self.paths, self.size_N2, self.stated_N2, self.orientation_N, has, self.inside_N
+        )
 
 
 def compare(source: str, seen: pa.Table, relative: bool) -> tuple[pa.Table, list[Finding]]:
@@ -133,22 +120,15 @@ def _boxes(seen: pa.Table) -> _Boxes:
     rows = seen[schema.OBJECTS].to_pylist()
     counts = [len(row["bbox"]) for row in rows]
     flat = [box for row in rows for box in row["bbox"]]
-    stated = [seen[name] if name in seen.column_names else None for name in _STATED]
     return _Boxes(
         seen["path"].to_pylist(),
         np.array(flat, np.float64).reshape(-1, 4),
         np.repeat(np.arange(len(rows), dtype=np.int64), counts),
         [name for row in rows for name in row["category"]],
-        np.stack([_floats(seen[name], len(rows)) for name in ("width", "height")], axis=1),
-        np.stack([_floats(column, len(rows)) for column in stated], axis=1),
-        np.nan_to_num(_floats(seen["orientation"], len(rows)), nan=1).astype(np.int64),
+        pairs(seen, "width", "height"),
+        pairs(seen, *_STATED),
+        orientations(seen),
     )
-
-
-def _floats(column: Any, length: int) -> Floats:
-    if column is None:
-        return np.full(length, np.nan)
-    return np.array([np.nan if value is None else value for value in column.to_pylist()], np.float64)
 
 
 def _column(boxes: _Boxes, kept_B: Flags, kind: pa.DataType) -> pa.Array:
@@ -216,106 +196,26 @@ def _right_way(boxes: _Boxes, findings: list[Finding]) -> None:
 
 def _match_sizes(source: str, boxes: _Boxes, findings: list[Finding]) -> None:
     """Turn and scale boxes from the size that their label file states to that of the upright picture."""
-    size_N2, shown_N = boxes.size_N2, boxes.shown_N
-    known_N = np.asarray(np.isfinite(boxes.stated_N2).all(axis=1))
-    swaps_N = np.isin(boxes.orientation_N, _TURNS)
-    # As stored, before EXIF turned the picture.
-    stored_N2 = np.where(swaps_N[:, None], size_N2[:, ::-1], size_N2)
-    stated_N2 = np.where(known_N[:, None], boxes.stated_N2, stored_N2)
-    upright_N, as_stored_N = _same_view(stated_N2, size_N2), _same_view(stated_N2, stored_N2)
-    use_N = shown_N & known_N
-
-    # Some tools state the size from the file's header and show the upright picture all the same.
-    turned_N2 = stated_N2[:, ::-1]
-    only_upright_N = swaps_N & ~boxes.inside_N(stated_N2) & boxes.inside_N(turned_N2)
-    only_stored_N = swaps_N & boxes.inside_N(stated_N2) & ~boxes.inside_N(turned_N2)
-    clear_N = use_N & swaps_N & (upright_N != as_stored_N)
-    header_N = clear_N & as_stored_N & only_upright_N
-    if header_N.any() and not (clear_N & as_stored_N & only_stored_N).any():
-        header_N = clear_N & as_stored_N
-    stated_N2 = np.where(header_N[:, None], turned_N2, stated_N2)
-    upright_N |= header_N
-    as_stored_N &= ~header_N
-    turn_N = clear_N & as_stored_N
-    doubtful_N = use_N & (boxes.orientation_N > 1) & upright_N & as_stored_N
-    if turn_N.any() and not (clear_N & upright_N).any():  # the tool looked at no EXIF, so nowhere
-        turn_N |= doubtful_N
-    elif not (clear_N & upright_N).any() or turn_N.any():
-        _note(
-            findings, "warning", "exif_doubtful", int(doubtful_N.sum()),
-            "pictures with boxes are turned by EXIF and their sizes do not tell whether the boxes are, too "
-            "(boxes are taken as those of the upright picture)", boxes.examples(doubtful_N),
-        )  # fmt: skip
-    turn_N |= _turn_unstated(boxes, shown_N & ~known_N & swaps_N)
-
-    exchanged_N = use_N & ~upright_N & ~turn_N & _exchanged(boxes, stated_N2)
-    wrong_N = use_N & ~upright_N & ~turn_N & ~exchanged_N
+    views = boxes.views
+    placing, shown_N = place(views), views.shown_N
+    wrong_N = placing.wrong_N
     if wrong_N.sum() > WRONG_SHARE * shown_N.sum():
         raise DataError(
             f"{source}: {int(wrong_N.sum())} of {int(shown_N.sum())} pictures with boxes have another size "
-            f"than their label file states, as {boxes.examples(wrong_N, 'sizes')[0]}; accepted: labels of "
+            f"than their label file states, as {views.examples(wrong_N, True)[0]}; accepted: labels of "
             f"these pictures, of their size or of the same shape"
         )
-    at_B = turn_N[boxes.row_B]
+    at_B = placing.turn_N[boxes.row_B]
     rows_B = boxes.row_B[at_B]
-    boxes.box_B4[at_B] = turned(boxes.box_B4[at_B], stated_N2[rows_B], boxes.orientation_N[rows_B])
-    # From here on all sizes are those of upright pictures.
-    stated_N2 = np.where((turn_N & swaps_N)[:, None], stated_N2[:, ::-1], stated_N2)
-    scale_N = use_N & (upright_N | turn_N) & (np.abs(stated_N2 - size_N2) > 0).any(axis=1)
-    factor_N2 = np.where(scale_N[:, None], size_N2 / stated_N2, 1.0)
+    boxes.box_B4[at_B] = turned(boxes.box_B4[at_B], placing.stated_N2[rows_B], boxes.orientation_N[rows_B])
+    factor_N2 = np.where(shown_N[:, None], boxes.size_N2 / placing.upright_N2(boxes.orientation_N), 1.0)
     boxes.box_B4 *= np.tile(factor_N2[boxes.row_B], 2)
-
-    _note(
-        findings, "info", "box_turned", int(turn_N.sum()),
-        "pictures have boxes of the picture as stored (turned with it by EXIF)", boxes.examples(turn_N),
-    )  # fmt: skip
-    _note(
-        findings, "info", "size_of_stored", int(header_N.sum()),
-        "pictures have boxes of the upright picture and the size before EXIF turned it (boxes are taken as "
-        "they stand)", boxes.examples(header_N),
-    )  # fmt: skip
-    _note(
-        findings, "info", "box_scaled", int(scale_N.sum()),
-        "pictures have boxes of a picture of another size (scaled)", boxes.examples(scale_N, "sizes"),
-    )  # fmt: skip
-    _note(
-        findings, "warning", "size_exchanged", int(exchanged_N.sum()),
-        "pictures have width and height exchanged in their label file (boxes are taken as they stand)",
-        boxes.examples(exchanged_N, "sizes"),
-    )  # fmt: skip
+    findings += placing.findings
     _note(
         findings, "warning", "size_differs", int(wrong_N.sum()),
         "pictures with boxes have another size than their label file states (boxes are taken as they stand)",
-        boxes.examples(wrong_N, "sizes"),
+        views.examples(wrong_N, True),
     )  # fmt: skip
-
-
-def _same_view(a_N2: Floats, b_N2: Floats) -> Flags:
-    """Whether two sizes are of one view, perhaps at different scales; a side may be rounded by 1 px."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio_N2 = a_N2 / b_N2
-        within_N = np.abs(ratio_N2[:, 0] / ratio_N2[:, 1] - 1) <= SAME_SHAPE
-        rounded_N = (np.abs(a_N2 * ratio_N2[:, ::-1] ** -1 - b_N2) < 1).any(axis=1)
-    return within_N | rounded_N
-
-
-def _turn_unstated(boxes: _Boxes, asked_N: Flags) -> Flags:
-    """Pictures whose boxes only fit them as stored; nothing is stated about their size. Those whose boxes fit
-    both ways follow where all others of the set are so."""
-    upright_N, stored_N = boxes.inside_N(boxes.size_N2), boxes.inside_N(boxes.size_N2[:, ::-1])
-    only_stored_N, only_upright_N = asked_N & stored_N & ~upright_N, asked_N & upright_N & ~stored_N
-    if only_stored_N.any() and not only_upright_N.any():
-        return asked_N & stored_N
-    return only_stored_N
-
-
-def _exchanged(boxes: _Boxes, stated_N2: Floats) -> Flags:
-    """Pictures whose stated width is their height and the other way round, where boxes show that they are of
-    the picture all the same: they fit it, and not all would fit the stated size."""
-    swapped_N = boxes.shown_N & np.asarray((stated_N2 == boxes.size_N2[:, ::-1]).all(axis=1))
-    fits_N, beyond_N = boxes.inside_N(boxes.size_N2), ~boxes.inside_N(stated_N2)
-    proven = (swapped_N & beyond_N).any() and fits_N[swapped_N].all()
-    return swapped_N if proven else np.zeros(len(swapped_N), bool)
 
 
 def _check_far(source: str, boxes: _Boxes) -> None:
@@ -327,7 +227,7 @@ def _check_far(source: str, boxes: _Boxes) -> None:
         far_B = np.asarray(((end_B2 > size_B2 + limit_B2) | (start_B2 < -limit_B2)).any(axis=1))
         corners_B2 = boxes.box_B4[:, 2:]
         as_corners = bool(((corners_B2 > start_B2) & (corners_B2 <= size_B2 + FAR_PX)).all())
-    shown_N = boxes.shown_N
+    shown_N = boxes.views.shown_N
     far_N = ~boxes.all_of(~far_B) & shown_N
     if far_N.sum() <= WRONG_SHARE * shown_N.sum():
         return

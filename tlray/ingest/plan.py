@@ -254,7 +254,7 @@ def encoded(good: pa.Table, kinds: Mapping[str, schema.Kind], names: Mapping[str
 
 def shards(good: pa.Table, seed: int) -> list[dict[str, Any]]:
     """What each shard holds, in order: a permutation of each split, cut by rows and bytes."""
-    used = {"num_bytes", "sha256", "width", "height", "orientation"}
+    used = {"num_bytes", "sha256", "width", "height"}
     seen = {*preflight.SEEN.names, *preflight.MASK_SEEN.names} - used
     wanted = [name for name in good.column_names if name not in seen]
     splits = np.array(good["split"].to_pylist(), dtype=object)

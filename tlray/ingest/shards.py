@@ -246,20 +246,20 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None,
 def _masks(root: str, rows: pa.Table, code: MaskCode, sizes: Sequence[image.Size]) -> pa.Array:
     """The masks as PNG of class ids, of their pictures' ``sizes``; bytes unchanged where they are that."""
     values = rows[schema.MASK].to_pylist()
-    seen = zip(*(rows[name].to_pylist() for name in ("width", "height", "orientation")), strict=True)
-    upright = [((width, height), orientation) for width, height, orientation in seen]
-    canvas = canvases(rows, [size for size, _ in upright])
+    whole = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    turns = rows["mask_turn"].to_pylist()
+    canvas = canvases(rows, whole)
     encoded, paths = [], []
     for n, files in enumerate(mask_files(root, values)):
         if isinstance(files, StorageError):
             raise files
         plain = len(files) == 1 and values[n]["shapes"] is None and code == masks.AS_STORED
-        if plain and masks.is_plain(files[0]) and image.source_size(files[0]) == sizes[n]:
+        if plain and turns[n] == 1 and masks.is_plain(files[0], sizes[n]):
             encoded.append(files[0])
         else:
             try:
                 ids_HW = masks.read(files, values[n]["shapes"], code, canvas[n])
-                ids_HW = masks.fitted(ids_HW, *upright[n])
+                ids_HW = masks.fitted(ids_HW, whole[n], turns[n])
             except PictureError as error:
                 path = rows["path"][n]
                 raise StorageError(f"{path}: its mask has changed while it was ingested: {error}") from None

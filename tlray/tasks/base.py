@@ -95,8 +95,8 @@ class Task(Protocol):
         """Look at labels before a data set is made of them: (rows, remarks).
 
         ``rows`` have path, width, height, the label columns with classes as text, and kind and reason (set
-        already where the picture itself is unusable); a mask has mask_width, mask_height and mask_values
-        (null where it cannot be read). ``names``: class names by column where the layout gives them.
+        already where the picture itself is unusable); a mask has mask_values (null where it cannot be read).
+        ``names``: class names by column where the layout gives them.
         A row that cannot be used comes back with kind (one word) and reason set; what can be mended is.
         """
         ...

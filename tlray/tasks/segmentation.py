@@ -54,65 +54,27 @@ class Task(Strict):
     gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
-        """Masks that cannot be read, of another shape than their picture or with unknown ids are left out."""
+        """Masks that cannot be read or have unknown ids are left out."""
         known = len(names[MASK]) if MASK in names else UNKNOWN
         kinds, reasons, seen = rows["kind"].to_pylist(), rows["reason"].to_pylist(), set()
-        turns = rows["orientation"].to_pylist() if "orientation" in rows.column_names else [1] * len(kinds)
-        fits: dict[str, list[str]] = {"turn": [], "scale": [], "unclear": []}
-        for i, row in enumerate(rows.select(["path", "width", "height", *_SEEN]).to_pylist()):
+        for i, values in enumerate(rows["mask_values"].to_pylist()):
             if kinds[i] is not None:
                 continue
-            values = row["mask_values"]
             if values is None:
-                kinds[i], reasons[i] = (
-                    "mask_unreadable",
-                    "its mask cannot be read; accepted: ids from 0 to 255",
-                )
+                kinds[i] = "mask_unreadable"
+                reasons[i] = "its mask cannot be read; accepted: ids from 0 to 255"
                 continue
-            size, theirs = (row["width"], row["height"]), (row["mask_width"], row["mask_height"])
             odd = [v for v in values if v >= known and v not in (UNKNOWN, self.ignore_index)]
-            how = masks.fits(theirs, size, turns[i])
-            if how is None:
-                kinds[i] = "mask_size"
-                reasons[i] = (
-                    f"{size[0]} x {size[1]} px, its mask {theirs[0]} x {theirs[1]}; accepted: the same, or "
-                    "another size of the same shape"
-                )
-            elif odd:
-                kinds[i], reasons[i] = (
-                    "mask_values",
-                    f"id {odd[0]} in its mask; accepted: 0 to {known - 1}, 255",
-                )
-            else:
-                text = f"{row['path']} ({size[0]} x {size[1]}, mask {theirs[0]} x {theirs[1]})"
-                for word in how.split():
-                    fits.get(word, []).append(text)
-                if turns[i] > 1 and "turn" not in how and (turns[i] < 5 or theirs[0] == theirs[1]):
-                    fits["unclear"].append(row["path"])
+            if odd:
+                kinds[i] = "mask_values"
+                reasons[i] = f"id {odd[0]} in its mask; accepted: 0 to {known - 1}, 255"
             seen.update(values)
         for column, values in (("kind", kinds), ("reason", reasons)):
             at = rows.column_names.index(column)
             rows = rows.set_column(at, column, pa.array(values, pa.string()))
         never = [name for i, name in enumerate(names.get(MASK, [])) if i not in seen]
-        remarks = [
-            Remark("warning", "class_nowhere", f"{len(never)} classes are in no mask", never),
-            Remark(
-                "warning", "mask_turned",
-                f"{len(fits['turn'])} masks of their picture's size before its EXIF turn (turned with it)",
-                fits["turn"],
-            ),
-            Remark(
-                "warning", "mask_scaled",
-                f"{len(fits['scale'])} masks of another size than their picture (resized, nearest neighbour)",
-                fits["scale"],
-            ),
-            Remark(
-                "warning", "mask_turn_unclear",
-                f"{len(fits['unclear'])} pictures are turned by EXIF and their masks' size does not say "
-                "whether they are, too: taken as drawn on the turned picture", fits["unclear"],
-            ),
-        ]  # fmt: skip
-        return rows, [remark for remark in remarks if remark.examples]
+        remark = Remark("warning", "class_nowhere", f"{len(never)} classes are in no mask", never)
+        return rows, [remark] if never else []
 
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
         for table in tables:
@@ -227,9 +189,6 @@ class Task(Strict):
                 shots=[plots.Shot(i, [("mean iou", f"{iou:.3f}")]) for iou, i in worst],
             ),
         ]  # fmt: skip
-
-
-_SEEN = ("mask_width", "mask_height", "mask_values")
 
 
 def _tinted(picture: Image.Image, ids_HW: Pixels, num_classes: int) -> Image.Image:
