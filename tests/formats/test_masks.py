@@ -15,6 +15,7 @@ from tlray.errors import DataError
 from tlray.formats import masks
 from tlray.formats.base import Index
 from tlray.formats.listing import Listing
+from tlray.formats.masks import pairs
 from tlray.image import encode_mask
 
 IDS = encode_mask(np.array([[0, 1], [1, 255]], np.uint8))
@@ -366,7 +367,7 @@ def test_many_files_are_quick() -> None:
         "nowhere", [*names, *(n.replace("images", "masks").replace(".jpg", ".png") for n in names)]
     )
     started = time.monotonic()
-    assert len(masks._pairs(listing).masks_of) == 50_000
+    assert len(pairs.find(listing).masks_of) == 50_000
     assert time.monotonic() - started < 10
 
 

@@ -60,9 +60,7 @@ class _Boxes:
         """The pictures, as `tlray.ingest.views.place` judges them."""
         has = np.zeros(len(self.paths), bool)
         has[self.row_B] = True
-        return Views(
-            "box", self.paths, self.size_N2, self.stated_N2, self.orientation_N, has, self.inside_N
-        )
+        return Views("box", self.paths, self.size_N2, self.stated_N2, self.orientation_N, has, self.inside_N)
 
 
 def compare(source: str, seen: pa.Table, relative: bool) -> tuple[pa.Table, list[Finding]]:

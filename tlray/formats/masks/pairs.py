@@ -1,34 +1,16 @@
-"""Pictures and masks of the same name: a class for every pixel.
-
-    images/a.jpg + masks/a.png             any of their names in any case, splits above or below
-    train/a.jpg + trainannot/a.png         a folder's name and the same with a word for masks
-    a.jpg + a_mask.png                     _gt, _label, _seg, _L ..., mask_a; in one folder or two
-    JPEGImages/ + SegmentationClass/       with ImageSets/Segmentation/train.txt (Pascal VOC, CVAT)
-    leftImg8bit/ + gtFine/*_labelIds.png   Cityscapes
-    id/images/a.png + id/masks/*.png       one mask an object, several for a picture
-
-Which class a value or a colour is may stand in a table (`tlray.formats.mask_names`); what the values mean
-is decided from all masks when they are read (`tlray.mask_code`).
-"""
+"""Which file is the mask of which picture: by words in folders, affixes of names, or what they look like."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from tlray import masks, schema
-from tlray.errors import DataError, PictureError, StorageError
-from tlray.findings import finding
-from tlray.formats import evidence, mask_names
-from tlray.formats.base import Index, Look, table
-from tlray.formats.listing import Listing, lines_of, stem
+from tlray.formats import evidence
+from tlray.formats.listing import Listing, stem
 from tlray.schema import SPLITS
-
-GIVES: tuple[str, ...] = (schema.MASK,)
 
 _MASK_WORDS = frozenset((
     "mask", "masks", "msk", "msks", "label", "labels", "labeled", "labelled", "lbl", "lbls",
@@ -59,9 +41,6 @@ _PICTURE_SUFFIX = re.compile(r"[_\-. ]+(?:image|img|im|rgb|sat|orig|original|raw
 _PICTURE_PREFIX = re.compile(r"^(?:images?|img|im|pic|picture|photo|frame)(?:[_\-. ]+|(?=\d))")
 _OTHER_VIEWS = re.compile(r"(?:colou?rs?|instanceids?|instances?|overlay|vis|viz|polygons?)$")
 _TRAIN_IDS = re.compile(r"labeltrainids$")
-_SAMPLE = 4  # masks that are opened to know them from photographs
-_FEW_COLOURS = 64  # values of a mask; a photograph has more
-_SURE = 0.5  # of the masks must have a picture: one name in three is chance
 _SHOWN_ROUTES = 20  # folders up to which pairs of folders are compared by their pictures' headers
 
 Key = tuple[str, tuple[str, ...], str]  # split ("" = none), what is left of the folders, stem
@@ -83,7 +62,9 @@ class _File:
 
 
 @dataclass
-class _Pairs:
+class Pairs:
+    """What belongs together, and what is left over."""
+
     masks_of: dict[str, list[str]] = field(default_factory=dict)  # picture -> its masks
     split_of: dict[str, str] = field(default_factory=dict)
     pictures_alone: list[str] = field(default_factory=list)
@@ -94,93 +75,8 @@ class _Pairs:
     doubts: list[str] = field(default_factory=list)  # which of two files is meant
 
 
-def look(listing: Listing) -> Look | None:
-    """Pictures that have a mask; a few masks are opened to tell them from photographs."""
-    if listing.named and listing.named not in mask_names.tables(listing):
-        return None
-    pairs = _pairs(listing)
-    num_masks = sum(map(len, pairs.masks_of.values())) + len(pairs.masks_alone)
-    if not num_masks or not (pairs.masks_of or (pairs.by_words and pairs.pictures_alone)):
-        return None
-    used = [path for paths in pairs.masks_of.values() for path in paths]
-    files = [*used, *pairs.masks_alone, *mask_names.tables(listing), *_lists(listing)]
-    summary = f"{len(pairs.masks_of)} pictures with masks"
-    lacks = ""
-    if len(used) < _SURE * num_masks:
-        lacks = (
-            f"only {len(used)} of {num_masks} masks have a picture of the same name, as images/a.jpg beside "
-            "masks/a.png or masks/a_mask.png"
-        )
-    elif not _are_masks(listing, used):
-        lacks = f"its masks, as {used[0]}, look like photographs or cannot be read"
-    if lacks and not pairs.by_words:
-        return None
-    return Look(summary, list(pairs.masks_of), files, lacks)
-
-
-def index(listing: Listing, column: str) -> Index:
-    """Table of (path, split, mask). Raises DataError where no picture has a mask, or one has two."""
-    pairs = _pairs(listing)
-    if pairs.doubts:
-        raise DataError(f"{listing.root}: {pairs.doubts[0]}")
-    if not pairs.masks_of:
-        raise DataError(
-            f"{listing.root}: no picture has a mask; accepted: images/a.jpg beside masks/a.png, or a.jpg "
-            "beside a_mask.png"
-        )
-    splits, unlisted = _splits(listing, pairs)
-    _check_validation(listing, pairs, splits)
-    rows: list[dict[str, Any]] = [
-        {
-            "path": path,
-            "split": splits.get(path) or None,
-            schema.MASK: {"paths": sorted(paths), "shapes": None},
-        }
-        for path, paths in pairs.masks_of.items()
-        if path not in unlisted
-    ]
-    named = mask_names.read(listing, mask_names.tables(listing))
-    code = named.code if named is not None else None
-    if pairs.objects:
-        code = replace(code or masks.AS_STORED, objects=True)
-    ignored = {"other view of masks": len(pairs.others)} if pairs.others else {}
-    return Index(
-        table(rows, schema.MASK),
-        names={schema.MASK: named.names} if named is not None else {},
-        mask_code=code,
-        ignored=ignored,
-        findings=[
-            *finding("warning", "picture_without_mask", sorted(pairs.pictures_alone),
-                     "{n} pictures without mask (left out)"),
-            *finding("warning", "mask_without_picture", sorted(pairs.masks_alone),
-                     "{n} masks without picture (left out)"),
-            *finding("warning", "picture_in_no_list", sorted(unlisted),
-                     "{n} pictures with masks are in no list of a split (left out)"),
-        ],
-    )  # fmt: skip
-
-
-def _are_masks(listing: Listing, paths: Sequence[str]) -> bool:
-    """Whether any of a few masks has few values, as photographs have not."""
-    ordered = sorted(paths)
-    for path in ordered[:: max(1, len(ordered) // _SAMPLE)][:_SAMPLE]:
-        try:
-            one = masks.seen([listing.read(path)], None, masks.AS_STORED, (0, 0))
-        except (PictureError, StorageError):
-            continue
-        counts = sorted(one["mask_counts"], reverse=True)
-        # A JPEG of a mask has many values, but nearly all pixels have one of a few.
-        main = sum(counts[:16]) >= 0.8 * one["mask_width"] * one["mask_height"]
-        if one["mask_form"] == "palette" or one["mask_distinct"] <= _FEW_COLOURS or main:
-            return True
-    return False
-
-
-# ---- pairs
-
-
 @functools.lru_cache(maxsize=2)
-def _pairs(listing: Listing) -> _Pairs:
+def find(listing: Listing) -> Pairs:
     """Pictures and their masks: by names, else by folders whose pictures look like masks of another's."""
     pairs = _matched(_placed(listing, frozenset(), frozenset()))
     if pairs.masks_of:
@@ -200,9 +96,9 @@ def _pairs(listing: Listing) -> _Pairs:
     return pairs
 
 
-def _same_stem(listing: Listing) -> _Pairs:
+def _same_stem(listing: Listing) -> Pairs:
     """a.jpg and its mask a.png in one folder."""
-    pairs = _Pairs()
+    pairs = Pairs()
     for paths in listing.by_stem.values():
         photos = [path for path in paths if path.lower().endswith((".jpg", ".jpeg"))]
         flat = [path for path in paths if path.lower().endswith(".png")]
@@ -210,7 +106,7 @@ def _same_stem(listing: Listing) -> _Pairs:
             pairs.masks_of[photos[0]] = flat
             pairs.split_of[photos[0]] = SPLITS.get(next(iter(_split_words(photos[0])), ""), "")
     if len(pairs.masks_of) < 0.9 * len(listing.by_stem):
-        return _Pairs()
+        return Pairs()
     return pairs
 
 
@@ -277,12 +173,12 @@ def _words(name: str, names: frozenset[str]) -> tuple[list[str], str]:
     return [w for w in words if w not in _MASK_WORDS | _IMAGE_WORDS | _FILLERS | {"jpeg", "jpg"}], role
 
 
-def _matched(files: Sequence[_File]) -> _Pairs:
+def _matched(files: Sequence[_File]) -> Pairs:
     """Masks to pictures: the same folders and stem, then affixes taken off, then the stem alone."""
     by_role: dict[str, list[_File]] = defaultdict(list)
     for file in files:
         by_role[file.role].append(file)
-    pairs = _Pairs(by_words=bool(by_role["mask"]))
+    pairs = Pairs(by_words=bool(by_role["mask"]))
     marked = by_role["mask"]
     # Beside pictures, in a folder of pictures or of no role: a mask by its affix, if it has a picture.
     plain = [*by_role["picture"], *by_role[""]]
@@ -393,75 +289,3 @@ class _Finder:
             one, other = sorted(file.path for file in there)[:2]
             self.doubts.append(f"{one} and {other}: one stem; accepted: one file of each")
         return there[0]
-
-
-# ---- splits
-
-
-def _lists(listing: Listing) -> list[str]:
-    """Text files that are called by a split; those of segmentation alone where there are such."""
-    files = [
-        path for path in listing.labels(".txt")
-        if stem(path.rpartition("/")[2]).lower() in (*SPLITS, "trainval")
-    ]  # fmt: skip
-    own = [path for path in files if "segmentation/" in path.lower()]
-    return own or [path for path in files if "imagesets/" not in path.lower()] or files
-
-
-def _splits(listing: Listing, pairs: _Pairs) -> tuple[dict[str, str], set[str]]:
-    """Picture -> split by folders, else by lists; and the pictures that are in none of the lists."""
-    given = {path: split for path, split in pairs.split_of.items() if split and path in pairs.masks_of}
-    files = {stem(path.rpartition("/")[2]).lower(): path for path in _lists(listing)}
-    if given or not files:
-        return given, set()
-    if "train" in files:
-        files.pop("trainval", None)
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for path in pairs.masks_of:
-        by_name[stem(path.rpartition("/")[2]).lower()].append(path)
-    found: dict[str, str] = {}
-    for name, file in files.items():
-        split = SPLITS.get(name, "train")
-        for number, line in enumerate(lines_of(listing.text(file)), 1):
-            path = _picture_in(line, by_name)
-            if not path:
-                continue
-            if found.setdefault(path, split) != split:
-                raise DataError(
-                    f"{listing.where(file)} line {number}: {path} is in the list of {found[path]}, "
-                    "too; accepted: one"
-                )
-    if not found:
-        return {}, set()
-    return found, set(pairs.masks_of) - found.keys()
-
-
-def _check_validation(listing: Listing, pairs: _Pairs, splits: Mapping[str, str]) -> None:
-    """Refuse a validation split none of whose pictures has a mask: another would be cut from train."""
-    if not splits or "validation" in splits.values():
-        return
-    alone = sorted(path for path in pairs.pictures_alone if pairs.split_of.get(path) == "validation")
-    if not any(pairs.split_of.get(path) for path in pairs.masks_of):  # splits of lists
-        by_name: dict[str, list[str]] = defaultdict(list)
-        for path in pairs.pictures_alone:
-            by_name[stem(path.rpartition("/")[2]).lower()].append(path)
-        files = [f for f in _lists(listing) if SPLITS.get(stem(f.rpartition("/")[2]).lower()) == "validation"]
-        lines = [line for file in files for line in lines_of(listing.text(file))]
-        alone = sorted(filter(None, (_picture_in(line, by_name) for line in lines)))
-    if alone:
-        raise DataError(
-            f"{listing.root}: {len(alone)} pictures of validation, as {alone[0]}, and none has a mask; "
-            "accepted: masks for some of them, or no validation split (one is cut from train then)"
-        )
-
-
-def _picture_in(line: str, by_name: dict[str, list[str]]) -> str:
-    """The picture that a line of a list names, alone or before its mask, as a path or a stem; "" = none."""
-    for text in (line.strip(), line.split(" ")[0], line.split("\t")[0]):
-        parts = text.strip("\"' ").replace("\\", "/").lower().split("/")
-        there = by_name.get(parts[-1], []) or by_name.get(stem(parts[-1]), [])
-        # Of pictures of one name the one whose folders are in the line, too.
-        near = [path for path in there if stem("/".join(parts)).endswith(stem(path).lower())]
-        if len(near or there) == 1:
-            return (near or there)[0]
-    return ""
