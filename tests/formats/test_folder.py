@@ -12,6 +12,8 @@ from tlray.errors import ConfigError, DataError
 from tlray.formats import folder
 from tlray.formats.listing import Listing
 
+CLASSES = ("cat", "dog")
+
 
 def lay(root: Path, *names: str) -> str:
     for name in names:
@@ -56,6 +58,65 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert [(r[1], r[2]) for r in rows(root)] == [(None, "bus"), (None, "train")]
 
 
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        ("training_set/", "test_set/"),  # as archives are unpacked, and as people call them
+        ("training_set/training_set/", "Valid_Set/Valid_Set/"),
+        ("seg_train/seg_train/", "seg_val/seg_val/"),
+        ("TrainImages/", "ValImages/"),
+        ("imagenet_train/", "imagenet_val/"),
+        ("chest_xray/train/", "chest_xray/val/"),
+        ("chest_xray/chest_xray/train/", "chest_xray/chest_xray/val/"),
+        ("images/train/", "images/val/"),
+        ("data/split 1/train/", "data/split 1/dev/"),
+        ("train/images/", "val/images/"),
+        ("train2017/", "val2017/"),
+    ],
+)
+def test_splits_however_they_are_called_and_wrapped(tmp_path: Path, train: str, validation: str) -> None:
+    root = lay(tmp_path, *(f"{split}{name}/1.jpg" for split in (train, validation) for name in CLASSES))
+    other = "test" if "test" in validation else "validation"
+    assert {(path.startswith(train), split, label) for path, split, label in rows(root)} == {
+        (True, "train", "cat"), (True, "train", "dog"), (False, other, "cat"), (False, other, "dog"),
+    }  # fmt: skip
+    assert found(root) == "folder"
+
+
+def test_splits_within_the_classes(tmp_path: Path) -> None:
+    root = lay(tmp_path, *(f"{name}/{split}/1.jpg" for name in ("cat", "dog") for split in ("train", "val")))
+    assert {row[1:] for row in rows(root)} == {
+        (split, name) for name in ("cat", "dog") for split in ("train", "validation")
+    }
+
+
+def test_a_folder_of_layouts_around_the_classes_means_nothing(tmp_path: Path) -> None:
+    assert {row[2] for row in rows(lay(tmp_path, "data/images/cat/a.jpg", "data/images/dog/a.jpg"))} == {
+        "cat", "dog",
+    }  # fmt: skip
+    # Any other single folder is a class, and its folders belong to it.
+    other = lay(tmp_path / "other", "Pets/cat/a.jpg", "Pets/dog/a.jpg")
+    assert {row[2] for row in rows(other)} == {"Pets"}
+
+
+def test_folders_in_class_folders_are_named(tmp_path: Path) -> None:
+    root = lay(tmp_path, "fruit/apple/a.jpg", "fruit/pear/a.jpg", "stone/a.jpg")
+    assert {row[2] for row in rows(root)} == {"fruit", "stone"}
+    (nested,) = folder.index(Listing.open(root), "label").findings
+    assert (nested.severity, nested.kind, nested.examples) == (
+        "warning", "nested_folder", ["fruit/apple", "fruit/pear"],
+    )  # fmt: skip
+
+
+def test_pictures_of_a_split_in_no_class_folder_are_named(tmp_path: Path) -> None:
+    root = lay(tmp_path, "train/dog/a.jpg", "train/cat/a.jpg", "test/test/1.jpg", "test/2.jpg")
+    index = folder.index(Listing.open(root), "label")
+    assert index.table["path"].to_pylist() == ["train/cat/a.jpg", "train/dog/a.jpg"]
+    assert [(f.kind, f.examples) for f in index.findings] == [
+        ("no_class_folder", ["test/2.jpg", "test/test/1.jpg"])
+    ]
+
+
 def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     root = lay(
         tmp_path,
@@ -71,7 +132,8 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     )
     index = folder.index(Listing.open(root), "label")
     assert index.table["path"].to_pylist() == ["dog/a.jpg", "dog/b.heic", "dog/photo"]
-    assert dict(index.ignored) == {".txt": 2, "in no class folder": 1}
+    assert dict(index.ignored) == {".txt": 2}
+    assert [(f.severity, f.kind, f.count) for f in index.findings] == [("warning", "no_class_folder", 1)]
 
 
 @pytest.mark.parametrize("split", ["", "train/"])
@@ -83,7 +145,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
 
 def test_a_folder_beside_the_splits_is_named(tmp_path: Path) -> None:
     root = lay(tmp_path, "train/dog/a.jpg", "test/dog/a.jpg", "unlabelled/a.jpg")
-    with pytest.raises(DataError, match=r"unlabelled: a folder of pictures beside the splits test, train"):
+    with pytest.raises(DataError, match=r"unlabelled: a folder of pictures beside the splits test, train;"):
         folder.index(Listing.open(root), "label")
 
 
@@ -121,6 +183,9 @@ def test_found_by_itself(tmp_path: Path) -> None:
         (["images/a.jpg", "images/b.jpg", "data/c.jpg"], "'data' and 'images' are each a name of layouts"),
         (["train/a.jpg", "test/b.jpg"], "'test' and 'train' are each a name of splits, not of a class"),
         (["a/x.jpg", "b/y.jpg", "a/x.xml"], r"1 \.xml \(a/x\.xml\) may hold the labels"),
+        (["train_images/a.jpg", "test_images/b.jpg"], "'test_images' and 'train_images' are each"),
+        (["asl_train/a.jpg", "asl_val/b.jpg"], "'asl_train' and 'asl_val' are each a name of splits"),
+        (["cat/a.jpg", "dog/a.jpg", "b.jpg", "c.jpg", "d.jpg"], r"3 pictures are in no class folder"),
         ([f"{n}/{n}.jpg" for n in range(20)], "20 classes for 20 pictures is one for nearly every picture"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from tests import toys
 from tlray.errors import DataError, StorageError
-from tlray.formats.listing import Listing, below, counts_by_ending, lines_of, split_in, split_of, text_of
+from tlray.formats.listing import Listing, below, counts_by_ending, lines_of, split_in, text_of
 
 
 def lay(root: Path, *names: str) -> Path:
@@ -89,11 +89,6 @@ def test_words_of_names() -> None:
     assert (split_in("instances_train2017.json"), split_in("valid"), split_in("trains")) == (
         "train",
         "validation",
-        None,
-    )
-    assert (split_of("Val/cat/a.jpg"), split_of("a/Test/b.jpg"), split_of("train.jpg")) == (
-        "validation",
-        "test",
         None,
     )
     assert (below("./a/../b.jpg"), below("../a"), below("/a"), below(".")) == ("b.jpg", None, None, None)

@@ -6,7 +6,7 @@ import functools
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tlray import image
 from tlray.errors import PictureError, StorageError
@@ -37,19 +37,42 @@ def is_layout_word(name: str) -> bool:
     return name.strip().lower() in _WORDS_ALONE
 
 
-def is_split_word(name: str) -> bool:
-    """Whether a folder's name is that of a split (train, val, test)."""
-    return name.strip().lower() in SPLITS
+def _split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The split that one of a name's words means (None: no word, or several do), and the other words."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.findall(r"[^\W\d_]+", spaced.lower())
+    named = [word for word in words if word in SPLITS]
+    rest = tuple(word for word in words if word not in SPLITS)
+    return (SPLITS[named[0]] if len(named) == 1 else None), rest
+
+
+def split_word(name: str) -> str | None:
+    """The split that a folder's whole name means, if any: train, val2017, Test_images, obj_train_data."""
+    split, rest = _split_and_rest(name)
+    return split if set(rest) <= _FILLERS else None
 
 
 def folder_split(path: str) -> str | None:
-    """The split that a folder above is called by, the nearest first: train, val2017, obj_train_data."""
-    for part in reversed(path.split("/")[:-1]):
-        words = re.findall(r"[^\W\d_]+", part.lower())
-        named = [SPLITS[word] for word in words if word in SPLITS]
-        if len(named) == 1 and all(word in SPLITS or word in _FILLERS for word in words):
-            return named[0]
-    return None
+    """The split that a folder above is called by, the nearest first."""
+    return next((split for part in reversed(path.split("/")[:-1]) if (split := split_word(part))), None)
+
+
+def splits_among(names: Collection[str]) -> dict[str, str]:
+    """Which of these names, of folders or files side by side, are those of splits, and of which.
+
+    Words of splits are, and names that differ in nothing else: asl_train, asl_test.
+    """
+    families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for name in sorted(names):
+        split, rest = _split_and_rest(name)
+        if split is not None:
+            families[() if set(rest) <= _FILLERS else rest][name] = split
+    return {
+        name: split
+        for rest, family in families.items()
+        if not rest or ("train" in family.values() and len(set(family.values())) > 1)
+        for name, split in family.items()
+    }
 
 
 def label_files(listing: Listing) -> list[str]:

@@ -1,25 +1,31 @@
 """Class folders: ``<class>/**/picture`` or ``<split>/<class>/**/picture``; for faces a folder is a person.
 
-Folders below a class folder belong to the class. This reading has no label files that prove it, so it is
-taken only where nothing speaks against it: label files, words of layouts or splits as classes, folders of
-pictures beside folders of masks, a single class, a class for nearly every picture.
+Folders below a class folder belong to the class. Folders that only wrap the others, as archives leave them
+when they are unpacked (``chest_xray/train``, ``images/cat``, ``seg_train/seg_train/sea``), have no meaning;
+``<class>/<split>/picture`` is read, too. This reading has no label files that prove it, so it is taken only
+where nothing speaks against it: label files, words of layouts or splits as classes, folders of pictures
+beside folders of masks, a single class, a class for nearly every picture.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from tlray.errors import DataError
+from tlray.findings import finding
 from tlray.formats import evidence
 from tlray.formats.base import Index, Look, table
 from tlray.formats.listing import Listing, counts_by_ending, lines_of
-from tlray.schema import LABEL, SPLITS
+from tlray.schema import LABEL
 
 GIVES: tuple[str, ...] = (LABEL,)
 _NO_CLASS = "in no class folder"
 _MANY = 0.8  # classes per picture above which folders are rather records than classes
 _FEW = 12  # pictures below which that means nothing
+_LOOSE = 0.5  # share of the pictures that may be in no class folder: more is another layout
 
 Parts = tuple[str, ...]
 
@@ -28,24 +34,123 @@ def look(listing: Listing) -> Look | None:
     """Pictures in folders below the root."""
     if listing.named:
         return None
-    files = _candidates(listing)
-    splits = _split_folders(listing, files)
-    rows = [parts for parts in files if len(parts) > (2 if splits else 1)]
-    if not rows:
+    read = _read(_candidates(listing))
+    if not read.rows:
         return None
-    classes = Counter(parts[1 if splits else 0] for parts in rows)
-    summary = f"{len(rows)} pictures in {len(classes)} folders"
-    return Look(
-        summary, ["/".join(parts) for parts in rows], [], _against(listing, classes, len(rows), bool(splits))
-    )
+    classes = Counter(row.label for row in read.rows)
+    summary = f"{len(read.rows)} pictures in {len(classes)} folders"
+    return Look(summary, ["/".join(row.parts) for row in read.rows], [], _against(listing, read, classes))
 
 
-def _against(listing: Listing, classes: Counter[str], num_pictures: int, has_splits: bool) -> str:
+@dataclass(frozen=True)
+class _Row:
+    """A picture in a class folder."""
+
+    parts: Parts
+    split: str | None
+    label: str
+    depth: int  # folders above the picture that have a meaning
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Pictures by what the folders above them mean."""
+
+    rows: list[_Row]
+    loose: list[Parts]  # in no class folder
+    beside: list[str]  # folders beside those of the splits
+    splits: Mapping[str, str]  # folder of a split -> its split; none where splits are in the classes' folders
+    classes_in: Collection[Parts]  # folders whose folders are the classes
+    depth: int  # of the folder below which all this is
+
+
+def _read(files: list[Parts]) -> _Read:
+    base = _below_wrappers(files)
+    inside = [parts for parts in files if parts[: len(base)] == base]
+    loose = [parts for parts in files if parts[: len(base)] != base]
+    splits = _split_folders(inside, len(base))
+    if not splits:
+        rows = [_Row(p, None, p[len(base)], len(base) + 1) for p in inside if len(p) > len(base) + 1]
+        loose += [parts for parts in inside if len(parts) <= len(base) + 1]
+        return _Read(_with_splits_below(rows), loose, [], {}, [base], len(base))
+    found: list[_Row] = []
+    starts: dict[str, Parts] = {}
+    for top in splits:
+        starts[top] = _start(top, [parts for parts in inside if parts[len(base)] == top], len(base) + 1)
+    beside: list[str] = []
+    for parts in inside:
+        top = parts[len(base)] if len(parts) > len(base) + 1 else ""
+        start = starts.get(top, ())
+        if top in splits and len(parts) > len(start) + 1 and parts[: len(start)] == start:
+            found.append(_Row(parts, splits[top], parts[len(start)], len(start) + 1))
+        elif top in splits or not top:
+            loose.append(parts)
+        else:
+            beside.append("/".join((*base, top)))
+    named = {"/".join((*base, top)): split for top, split in splits.items()}
+    return _Read(found, loose, beside, named, starts.values(), len(base))
+
+
+def _below_wrappers(files: list[Parts]) -> Parts:
+    """The folder that holds all others: below a chain of folders that hold one folder each.
+
+    Such folders wrap splits, or are called by a word of layouts: any other single folder is a class.
+    """
+    deep = [parts for parts in files if len(parts) > 1]
+    chain: Parts = ()
+    while deep and len({parts[: len(chain) + 1] for parts in deep}) == 1:
+        top = deep[0][len(chain)]
+        if evidence.split_word(top) or any(len(parts) == len(chain) + 2 for parts in deep):
+            break
+        chain += (top,)
+    if "train" in evidence.splits_among({parts[len(chain)] for parts in deep}).values():
+        return chain
+    words = 0
+    while words < len(chain) and evidence.is_layout_word(chain[words]):
+        words += 1
+    return chain[:words]
+
+
+def _split_folders(files: list[Parts], depth: int) -> dict[str, str]:
+    """Folder at a depth -> split's name; empty where those folders are the classes."""
+    tops = {parts[depth] for parts in files if len(parts) > depth + 1}
+    # A class may well be called "train": a split holds class folders, not pictures.
+    deep = {parts[depth] for parts in files if len(parts) > depth + 2}
+    named = evidence.splits_among(tops)
+    if {named[top] for top in deep if top in named} & {"train"}:
+        return named
+    return named if named and set(named) == tops and set(named) <= deep else {}
+
+
+def _start(top: str, files: list[Parts], depth: int) -> Parts:
+    """The folder whose folders are the classes of a split: below folders that only repeat its name, or are
+    called by a word of layouts."""
+    start = files[0][:depth]
+    while len({parts[: len(start) + 1] for parts in files if len(parts) > len(start) + 1}) == 1:
+        name = next(parts[len(start)] for parts in files if len(parts) > len(start) + 1)
+        deeper = all(len(parts) > len(start) + 2 for parts in files)
+        again = name == top or evidence.split_word(name) == evidence.split_word(top) is not None
+        if not (again or (deeper and evidence.is_layout_word(name))):
+            break
+        start += (name,)
+    return start
+
+
+def _with_splits_below(rows: list[_Row]) -> list[_Row]:
+    """Splits of ``<class>/<split>/picture``, where all pictures are so."""
+    below = {row.parts[row.depth] if len(row.parts) > row.depth + 1 else "" for row in rows}
+    splits = evidence.splits_among(below)
+    if set(splits) != below or "train" not in splits.values() or len(set(splits.values())) < 2:
+        return rows
+    return [_Row(row.parts, splits[row.parts[row.depth]], row.label, row.depth + 1) for row in rows]
+
+
+def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
     """What speaks against folders being classes, "" where nothing does."""
     layout = [name for name in classes if evidence.is_layout_word(name)]
     if layout:
         return f"{_listed(layout)} {_is(layout)} a name of layouts, not of a class"
-    as_split = [name for name in classes if evidence.is_split_word(name)]
+    as_split = sorted(evidence.splits_among(classes))
     # A train is a vehicle, too; a test among other classes may be one. Two of them are splits.
     if as_split and (len(as_split) == len(classes) or len(as_split) > 1):
         return f"{_listed(as_split)} {_is(as_split)} a name of splits, not of a class"
@@ -58,8 +163,12 @@ def _against(listing: Listing, classes: Counter[str], num_pictures: int, has_spl
     masks = evidence.parallel_folders(listing)
     if masks:
         return f"pictures in {masks[1]} look like masks of those in {masks[0]}"
-    if len(classes) >= _MANY * num_pictures and num_pictures >= _FEW:
-        return f"{len(classes)} classes for {num_pictures} pictures is one for nearly every picture"
+    number = len(read.rows)
+    if len(classes) >= _MANY * number and number >= _FEW:
+        return f"{len(classes)} classes for {number} pictures is one for nearly every picture"
+    loose = [parts for parts in read.loose if "/".join(parts[: read.depth + 1]) not in read.splits]
+    if len(loose) > _LOOSE * (number + len(loose)):
+        return f"{len(loose)} pictures are {_NO_CLASS}, as {'/'.join(loose[0])}"
     return ""
 
 
@@ -85,31 +194,38 @@ def index(listing: Listing, column: str) -> Index:
     Raises DataError for a folder without pictures, an empty class folder, and folders beside the splits.
     """
     files = _candidates(listing)
-    splits = _split_folders(listing, files)
-    depth = 2 if splits else 1  # folders above the picture that have a meaning
-    if splits:
-        _check_splits(listing, files, splits)
-    rows = [parts for parts in files if len(parts) > depth]
-    if not rows:
+    read = _read(files)
+    _check_splits(listing, read)
+    if not read.rows:
         raise DataError(
             f"{listing.root}: no pictures in class folders; accepted: <class>/*.jpg or <split>/<class>/*.jpg"
         )
-    full = {parts[:depth] for parts in rows}
+    full = {row.parts[:depth] for row in read.rows for depth in range(1, row.depth + 1)}
     for folder in listing.folders:
         parts = tuple(folder.split("/"))
-        if len(parts) == depth and parts not in full:
+        if parts[:-1] in read.classes_in and parts not in full:
             raise DataError(
                 f"{listing.where(folder)}: class folder without pictures; accepted: at least one "
                 "picture, or no such folder"
             )
-    made = [
-        {"path": "/".join(parts), "split": splits.get(parts[0]), LABEL: parts[depth - 1]} for parts in rows
-    ]
+    made = [{"path": "/".join(row.parts), "split": row.split, LABEL: row.label} for row in read.rows]
+    loose = ["/".join(parts) for parts in read.loose]
+    nested = sorted({"/".join(r.parts[:-1]) for r in read.rows if len(r.parts) > r.depth + 1})
     taken = set(files)
     endings = Counter(
         posixpath.splitext(path)[1].lower() for path in listing.files if tuple(path.split("/")) not in taken
     )
-    return Index(table(made, LABEL), ignored=endings + Counter({_NO_CLASS: len(files) - len(rows)}))
+    return Index(
+        table(made, LABEL),
+        ignored=endings,
+        findings=[
+            *finding("warning", "no_class_folder", loose, f"{{n}} pictures are {_NO_CLASS} (left out)"),
+            *finding(
+                "warning", "nested_folder", nested,
+                "{n} folders lie in class folders: the upper one is the class of their pictures",
+            ),
+        ],
+    )  # fmt: skip
 
 
 def _candidates(listing: Listing) -> list[Parts]:
@@ -118,23 +234,12 @@ def _candidates(listing: Listing) -> list[Parts]:
     return [tuple(path.split("/")) for path in sorted({*listing.pictures, *bare})]
 
 
-def _split_folders(listing: Listing, files: list[Parts]) -> dict[str, str]:
-    """Top folder -> split's name; empty where the top folders are the classes."""
-    tops = {parts[0] for parts in files if len(parts) > 1}
-    # A class may well be called "train": a split holds class folders, not pictures.
-    deep = {folder.split("/")[0] for folder in listing.folders if "/" in folder}
-    named = {top: SPLITS[top.lower()] for top in sorted(tops & deep) if top.lower() in SPLITS}
-    return named if "train" in named.values() or set(named) == tops else {}
-
-
-def _check_splits(listing: Listing, files: list[Parts], splits: dict[str, str]) -> None:
-    beside = sorted({parts[0] for parts in files if len(parts) > 1} - set(splits))
-    if beside:
+def _check_splits(listing: Listing, read: _Read) -> None:
+    names = ", ".join(read.splits)
+    if read.beside:
         raise DataError(
-            f"{listing.where(beside[0])}: a folder of pictures beside the splits {', '.join(splits)}; "
-            "accepted there: train, validation (val, valid), test"
+            f"{listing.where(read.beside[0])}: a folder of pictures beside the splits {names}; accepted "
+            "there: train, validation (val, valid), test"
         )
-    if len(set(splits.values())) < len(splits):
-        raise DataError(
-            f"{listing.root}: two folders for one split among {', '.join(splits)}; accepted: one each"
-        )
+    if len(set(read.splits.values())) < len(read.splits):
+        raise DataError(f"{listing.root}: two folders for one split among {names}; accepted: one each")

@@ -14,7 +14,7 @@ from tlray.errors import DataError
 from tlray.findings import finding
 from tlray.formats import evidence
 from tlray.formats.base import Index, Look, table
-from tlray.formats.listing import Listing, split_of, stem
+from tlray.formats.listing import Listing, stem
 from tlray.schema import LABEL
 
 GIVES: tuple[str, ...] = (LABEL,)
@@ -52,7 +52,7 @@ def index(listing: Listing, column: str) -> Index:
             "several each; accepted: such names, or a folder for each person"
         )
     rows = [
-        {"path": path, "split": split_of(path), LABEL: name}
+        {"path": path, "split": evidence.folder_split(path), LABEL: name}
         for name, paths in people.items()
         for path in paths
     ]
@@ -70,7 +70,7 @@ def _people(listing: Listing) -> dict[str, list[str]]:
     """Pictures by the person that their names speak of; empty where the names are not of that form."""
     folders = {path.rpartition("/")[0] for path in listing.pictures}
     # One folder, or one a split: else the folders may be the people.
-    if len(folders) > 1 and not all(split_of(f"{folder}/x") for folder in folders):
+    if len(folders) > 1 and not all(evidence.folder_split(f"{folder}/x") for folder in folders):
         return {}
     people: dict[str, list[str]] = defaultdict(list)
     for path in listing.pictures:

@@ -186,12 +186,6 @@ def split_in(name: str) -> str | None:
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
-def split_of(path: str) -> str | None:
-    """The split that a folder above a file is called by, the nearest first; a whole name, in any case."""
-    parts = path.split("/")[:-1]
-    return next((SPLITS[part.lower()] for part in reversed(parts) if part.lower() in SPLITS), None)
-
-
 def below(path: str) -> str | None:
     """A relative path in its plainest form; None where it leads out of the folder that it starts from."""
     plain = posixpath.normpath(path)

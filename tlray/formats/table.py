@@ -23,7 +23,7 @@ from tlray.errors import DataError
 from tlray.findings import Finding, finding
 from tlray.formats import evidence
 from tlray.formats.base import Index, Look, table
-from tlray.formats.listing import Listing, is_picture, split_in, split_of
+from tlray.formats.listing import Listing, is_picture, split_in
 from tlray.formats.places import Lookup, Places, accepted
 from tlray.formats.tabular import cells, labels, records, roles
 from tlray.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
@@ -222,7 +222,8 @@ def _tables(listing: Listing, files: Sequence[str], head: bool = False) -> tuple
     tables: list[_Table] = []
     lost: list[_Lost] = []
     for path in files:
-        split = split_of(path) or split_in(_words(posixpath.splitext(path)[0].rpartition("/")[2]))
+        name = posixpath.splitext(path)[0].rpartition("/")[2]
+        split = evidence.folder_split(path) or split_in(_words(name))
         found = Places(listing).lookup(path, posixpath.dirname(path), split=split)
 
         def names(cell: str, found: Lookup = found) -> bool:
@@ -400,7 +401,7 @@ def _with_folders(rows: list[Row], notes: list[Finding]) -> list[Row]:
         without = [f"{row.file} row {row.line}: {row.path}" for row in rows if not row.split]
         notes += finding("warning", "no_split", without, "{n} rows name no split: taken as train")
         return rows
-    folders = [split_of(row.path) for row in rows]
+    folders = [evidence.folder_split(row.path) for row in rows]
     if "train" not in folders or None in folders:
         return rows
     return [replace(row, split=split) for row, split in zip(rows, folders, strict=True)]

@@ -21,7 +21,8 @@ from tlray import storage
 from tlray.errors import DataError, StorageError
 from tlray.findings import Finding, finding
 from tlray.formats.base import Index, Look, table
-from tlray.formats.listing import Listing, is_picture, split_in, split_of
+from tlray.formats.evidence import folder_split
+from tlray.formats.listing import Listing, is_picture, split_in
 from tlray.formats.tabular import labels, roles
 from tlray.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
 from tlray.image import EXTENSIONS
@@ -117,7 +118,7 @@ def _picture(sample: _Sample) -> tuple[str, int, int]:
 
 
 def _split(tar: str) -> str | None:
-    return split_of(tar) or split_in(posixpath.splitext(tar)[0].rpartition("/")[2])
+    return folder_split(tar) or split_in(posixpath.splitext(tar)[0].rpartition("/")[2])
 
 
 def _ending(member: str) -> str:
