@@ -20,12 +20,12 @@ BOXES = ("auto", "auto", "detection")
 
 def size_of(out: Out, picture: Picture) -> tuple[int, int]:
     """The size that a label file states."""
-    return picture.stored_size if _is_turned(out, picture) else (picture.width, picture.height)
+    return picture.stored_size if _is_turned(out) else (picture.width, picture.height)
 
 
 def outline_of(out: Out, picture: Picture, thing: Thing) -> list[Point]:
     """An outline as a label file states it."""
-    if not _is_turned(out, picture):
+    if not _is_turned(out):
         return thing.outline
     return [picture.stored_point(point) for point in thing.outline]
 
@@ -33,17 +33,15 @@ def outline_of(out: Out, picture: Picture, thing: Thing) -> list[Point]:
 def box_of(out: Out, picture: Picture, thing: Thing) -> Box:
     """A box as a label file states it: x, y, width, height."""
     x, y, w, h = thing.box
-    if not _is_turned(out, picture):
+    if not _is_turned(out):
         return thing.box
     (x0, y0), (x1, y1) = (picture.stored_point(point) for point in ((x, y), (x + w, y + h)))
     return int(min(x0, x1)), int(min(y0, y1)), int(abs(x1 - x0)), int(abs(y1 - y0))
 
 
-def _is_turned(out: Out, picture: Picture) -> bool:
+def _is_turned(out: Out) -> bool:
     """Whether size and labels are those of the file before EXIF, by habit: a tool that looks at no EXIF does
     so for all pictures, whichever way they are turned. Only where the size of one with labels can show it."""
-    if out.truth.kind == "mask":  # each by its own size
-        return out.habits.as_stored and picture.stored_size != (picture.width, picture.height)
     labelled = out.truth.pictures[:-1] if out.habits.missing else out.truth.pictures
     return out.habits.as_stored and any(
         other.things and other.turn >= 5 and abs(other.width - other.height) > 3 for other in labelled
