@@ -6,6 +6,7 @@ import pytest
 
 from tlray.errors import DataError
 from tlray.formats import markup
+from tlray.formats.listing import start_of_text
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from tlray.formats import markup
     ],
 )
 def test_root_elements(head: bytes, name: str) -> None:
-    assert markup.root_element(head) == name
+    assert markup.root_element(start_of_text(head)) == name
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
@@ -34,3 +35,8 @@ def test_mistakes_name_line_and_column() -> None:
     with pytest.raises(DataError, match=r"^x line 3, column 4: no valid XML; accepted: y$"):
         markup.parse("x", b"\n\n<a>&</a>", "y")
     assert markup.parse("x", b"\n <a>1</a>", "y").text == "1"
+
+
+def test_namespaces_are_left_out() -> None:
+    tree = markup.parse("x", b"<a xmlns='u' xmlns:v='w'><v:b>1</v:b></a>", "y")
+    assert (tree.tag, tree.findtext("b")) == ("a", "1")

@@ -822,7 +822,7 @@ def test_words_for_no_value_in_lists(tmp_path: Path) -> None:
     index = table.index(one(tmp_path / "a", plain("path,labels", ["cat|null", "dog", "null"])), "labels")
     assert index.table["labels"].to_pylist() == [["cat"], ["dog"], []]
     assert [f.examples for f in index.findings if f.kind == "null_label"] == [["null: 2"]]
-    text = '"[\'null\', \'cat\']"'
+    text = "\"['null', 'cat']\""
     index = table.index(one(tmp_path / "b", plain("path,labels", [text, "['cat']", "[]"])), "labels")
     assert index.table["labels"].to_pylist() == [["null", "cat"], ["cat"], []]
     assert [f.examples for f in index.findings if f.kind == "class_called_null"] == [["null: 1"]]

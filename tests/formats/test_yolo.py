@@ -14,10 +14,10 @@ from tlray.formats.listing import Listing
 NAMES = "names: [cat, dog]\n"
 
 
-def made(folder: Path, files: dict[str, str]) -> str:
+def made(folder: Path, files: dict[str, str], encoding: str = "utf-8") -> str:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, errors="surrogateescape")
+        (folder / name).write_text(text, encoding, errors="surrogateescape")
     return str(folder)
 
 
@@ -71,6 +71,27 @@ def test_names_from_a_list_of_classes(tmp_path: Path) -> None:
     assert rows(root)[0][2] == ["big dog"]
 
 
+def test_texts_of_windows_powershell(tmp_path: Path) -> None:
+    files = {"data.yaml": NAMES, "images/a.jpg": "", "labels/a.txt": "1 .5 .5 1 1"}
+    root = made(tmp_path, files, encoding="utf-16")
+    assert formats.find(Listing.open(root))[0] == "yolo"
+    assert rows(root)[0][2] == ["dog"]
+
+
+def test_ids_may_have_gaps(tmp_path: Path) -> None:
+    yaml = "nc: 4\nnames: {0: cat, 3: dog}"
+    root = made(tmp_path, {"data.yaml": yaml, "images/a.jpg": "", "labels/a.txt": "3 .5 .5 1 1"})
+    assert rows(root)[0][2] == ["dog"]
+
+
+def test_names_in_place_of_ids_are_refused(tmp_path: Path) -> None:
+    files = {"classes.txt": "cat\n", "images/a.jpg": "", "labels/a.txt": "cat .5 .5 1 1\n"}
+    root = made(tmp_path, files)
+    assert formats.find(Listing.open(root))[0] == "yolo"
+    with pytest.raises(DataError, match=r"a\.txt line 1: 'cat .5 .5 1 1'; accepted: numbers, class x y"):
+        yolo.index(Listing.open(root), "objects")
+
+
 @pytest.mark.parametrize(
     ("text", "yaml", "says"),
     [
@@ -82,6 +103,8 @@ def test_names_from_a_list_of_classes(tmp_path: Path) -> None:
         ("", "names: {a: b}", r"data\.yaml: names = .*accepted: a list"),
         ("0 .5 .5 1 1\n\udce9", NAMES, r"a\.txt line 2: no text in UTF-8; accepted: UTF-8"),
         ("", "names: [c\udce9t]", r"data\.yaml line 1: no text in UTF-8"),
+        ("0 .5 .5 .2 .2 .9", NAMES, r"a\.txt line 1: 6 numbers, .*a confidence"),
+        ("", "nc: 3\n" + NAMES, r"data\.yaml: nc = 3, but names holds 2; accepted"),
         ("", "nc: 2", "no names of classes; accepted: data.yaml with names, .*classes.txt"),
     ],
 )

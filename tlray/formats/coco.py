@@ -20,9 +20,9 @@ from tlray.formats import coco_file, outlines
 from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, split_in
-from tlray.formats.markup import names_in_head, text_of_head
+from tlray.formats.markup import names_in_head
 from tlray.formats.pairs import unlabelled
-from tlray.formats.places import Places
+from tlray.formats.places import Places, near
 from tlray.schema import MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
@@ -40,13 +40,9 @@ def look(listing: Listing) -> Look | None:
         file, kind = others[0]
         lacks = f"{file} is {kind}; accepted: {coco_file.ACCEPTED}"
         return Look(f"{len(others)} .json of COCO", [], [file for file, _ in others], lacks)
-    names = [name for file in chosen for name in names_in_head(listing.head(file), "file_name")]
-    stems = {posixpath.basename(name.replace("\\", "/")).lower() for name in names}
-    named = {path for path in listing.pictures if posixpath.basename(path).lower() in stems}
-    folders = {posixpath.dirname(path) for path in named}
-    pictures = [path for path in listing.pictures if posixpath.dirname(path) in folders]
-    if not names:  # a file whose first bytes are annotations or licences
-        pictures = listing.pictures
+    names = [name for file in chosen for name in names_in_head(listing.head_text(file), "file_name")]
+    # The first bytes of a file may be annotations or licences.
+    pictures = near(listing, names) if names else listing.pictures
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of COCO", pictures, chosen, lacks)
 
@@ -72,7 +68,7 @@ def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
 def _kind(listing: Listing, file: str) -> str | None:
     """ "" for instances, what it is for COCO's other kinds, None for JSON of something else."""
     try:
-        head = text_of_head(listing.head(file)).lstrip()
+        head = listing.head_text(file).lstrip()
     except StorageError:
         return None
     if head.startswith("["):

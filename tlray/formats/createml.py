@@ -16,9 +16,9 @@ from tlray.errors import DataError, StorageError
 from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, split_in
-from tlray.formats.markup import names_in_head, text_of_head
+from tlray.formats.markup import names_in_head
 from tlray.formats.pairs import unlabelled
-from tlray.formats.places import Places
+from tlray.formats.places import Places, near
 from tlray.schema import OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
@@ -35,11 +35,8 @@ def look(listing: Listing) -> Look | None:
     chosen = _chosen(listing)
     if not chosen:
         return None
-    names = [name for file in chosen for name in names_in_head(listing.head(file), "|".join(_IMAGE))]
-    stated = {posixpath.basename(name.replace("\\", "/")).lower() for name in names}
-    named = {path for path in listing.pictures if posixpath.basename(path).lower() in stated}
-    folders = {posixpath.dirname(path) for path in named}
-    pictures = [path for path in listing.pictures if posixpath.dirname(path) in folders]
+    names = [name for file in chosen for name in names_in_head(listing.head_text(file), "|".join(_IMAGE))]
+    pictures = near(listing, names)
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of CreateML", pictures, chosen, lacks)
 
@@ -53,7 +50,7 @@ def _chosen(listing: Listing) -> list[str]:
 
 def _is_list(listing: Listing, file: str) -> bool:
     try:
-        head = text_of_head(listing.head(file)).lstrip()
+        head = listing.head_text(file).lstrip()
     except StorageError:
         return False
     # Label Studio has lists with "annotations", too, but no such coordinates.

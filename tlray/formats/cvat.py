@@ -41,7 +41,7 @@ def look(listing: Listing) -> Look | None:
     chosen = _chosen(listing)
     if not chosen:
         return None
-    heads = {file: markup.text_of_head(listing.head(file)) for file in chosen}
+    heads = {file: listing.head_text(file) for file in chosen}
     video = next((file for file in chosen if "<track" in heads[file] and "<image " not in heads[file]), None)
     lacks = f"{video} {_TRACKS}" if video else "" if listing.pictures else "no picture is there"
     return Look(f"{len(chosen)} .xml of CVAT", listing.pictures, chosen, lacks)
@@ -54,11 +54,11 @@ def _chosen(listing: Listing) -> list[str]:
 
 def _is_cvat(listing: Listing, file: str) -> bool:
     try:
-        head = listing.head(file)
+        head = listing.head_text(file)
     except StorageError:
         return False
     signs = ("<image ", "<track ", "<meta>", "<version>")
-    return markup.root_element(head) == "annotations" and any(s in markup.text_of_head(head) for s in signs)
+    return markup.root_element(head) == "annotations" and any(s in head for s in signs)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from tlray import image
 from tlray.errors import PictureError, StorageError
-from tlray.formats.listing import LABEL_ENDINGS, Listing, stem
+from tlray.formats.listing import LABEL_ENDINGS, Listing, lines_of, stem
 from tlray.schema import SPLITS
 
 IMAGE_WORDS = frozenset({
@@ -95,7 +95,7 @@ def _is_label_file(listing: Listing, path: str) -> bool:
     if ending in (".xml", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".data", ".names"):
         return True
     if ending in (".yaml", ".yml"):
-        return b"names" in listing.head(path)
+        return "names" in listing.head_text(path)
     if ending in (".csv", ".tsv"):
         return names_pictures(listing, path)
     return ending == ".txt" and (names_pictures(listing, path) or _is_numbers(listing, path))
@@ -128,7 +128,7 @@ def _is_number(text: str) -> bool:
 
 def _first_lines(listing: Listing, path: str) -> list[str]:
     try:
-        return listing.head(path).decode("utf-8", errors="replace").lstrip("\ufeff").splitlines()
+        return lines_of(listing.head_text(path))
     except StorageError:
         return []
 

@@ -18,7 +18,7 @@ from tlray.errors import DataError
 from tlray.findings import finding
 from tlray.formats import evidence
 from tlray.formats.base import Index, Look, table
-from tlray.formats.listing import Listing, counts_by_ending, lines_of
+from tlray.formats.listing import HEAD, Listing, counts_by_ending, lines_of
 from tlray.schema import LABEL
 
 GIVES: tuple[str, ...] = (LABEL,)
@@ -174,9 +174,9 @@ def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
 
 def _lists_classes(listing: Listing, path: str, classes: Counter[str]) -> bool:
     """Whether a text file only lists the classes, as classes.txt beside class folders may."""
-    if not path.lower().endswith((".txt", ".names", ".json", ".csv")) or len(listing.head(path)) >= 64 * 1024:
+    if not path.lower().endswith((".txt", ".names", ".json", ".csv")) or len(listing.head(path)) >= HEAD:
         return False
-    text = listing.head(path).decode("utf-8", errors="replace")
+    text = listing.head_text(path)
     return all(name in text for name in classes) and len(lines_of(text)) <= 4 * len(classes) + 4
 
 

@@ -25,7 +25,6 @@ from tlray.formats import outlines, pairs
 from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, stem
-from tlray.formats.markup import text_of_head
 from tlray.formats.places import Places
 from tlray.schema import MASK, OBJECTS
 
@@ -56,7 +55,7 @@ def look(listing: Listing) -> Look | None:
 
 def _has_shapes(listing: Listing, file: str) -> bool:
     try:
-        head = text_of_head(listing.head(file)).lstrip()
+        head = listing.head_text(file).lstrip()
     except StorageError:
         return False
     keys = ('"imagePath"', '"points"', '"imageData"', '"flags"')

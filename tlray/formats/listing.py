@@ -24,7 +24,8 @@ LABEL_ENDINGS = (
 )  # fmt: skip
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst")
 _JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN")
-_HEAD = 64 * 1024  # bytes: enough to know what a label file is
+HEAD = 64 * 1024  # bytes: enough to know what a label file is
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _READERS = 16  # threads: object storage is all waiting
 
 
@@ -140,8 +141,12 @@ class Listing:
     def head(self, path: str) -> bytes:
         """The first 64 KiB of a file. Raises StorageError."""
         if path not in self._heads:
-            self._heads[path] = storage.read_head(self.where(path), _HEAD)
+            self._heads[path] = storage.read_head(self.where(path), HEAD)
         return self._heads[path]
+
+    def head_text(self, path: str) -> str:
+        """The text of the first 64 KiB of a file, as far as it can be read. Raises StorageError."""
+        return start_of_text(self.head(path))
 
     def text(self, path: str) -> str:
         """A file's text, in UTF-8 (UTF-16 with its mark, too), without a byte order mark.
@@ -151,9 +156,16 @@ class Listing:
         return text_of(self.where(path), self.read(path))
 
 
+def start_of_text(head: bytes) -> str:
+    """The beginning of a text as far as it can be read, to look for words in."""
+    if head.startswith(_UTF_16):
+        return head[: len(head) // 2 * 2].decode("utf-16", errors="replace")
+    return head.decode("utf-8-sig", errors="replace")
+
+
 def text_of(where: str, data: bytes) -> str:
     """A small file's text, without a byte order mark. Raises DataError where it is not UTF-8 or UTF-16."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # Windows PowerShell's `>`
+    if data.startswith(_UTF_16):  # Windows PowerShell's `>`
         try:
             return data.decode("utf-16")
         except UnicodeDecodeError:

@@ -11,24 +11,17 @@ from tlray.errors import DataError
 _ELEMENT = re.compile(r"<([A-Za-z_][\w.\-]*)")
 
 
-def text_of_head(head: bytes) -> str:
-    """The beginning of a text as far as it can be read, to look for words in."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return head.decode("utf-16", errors="replace")
-    return head.decode("utf-8-sig", errors="replace")
-
-
-def names_in_head(head: bytes, keys: str) -> list[str]:
-    """Texts that stand behind a key (a regular expression) in the first bytes of a JSON file."""
+def names_in_head(head: str, keys: str) -> list[str]:
+    """Texts that stand behind a key (a regular expression) in the beginning of a JSON file."""
     texts = re.findall(
-        rf'"(?:{keys})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}})*")', text_of_head(head)
+        rf'"(?:{keys})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}})*")', head
     )
     return [str(json.loads(text)) for text in texts]
 
 
-def root_element(head: bytes) -> str:
-    """Name of a document's outermost element; "" where the bytes are no XML."""
-    text = text_of_head(head).lstrip()
+def root_element(head: str) -> str:
+    """Name of a document's outermost element; "" where the text is no XML."""
+    text = head.lstrip()
     if not text.startswith("<"):
         return ""
     first = _ELEMENT.search(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
@@ -36,15 +29,21 @@ def root_element(head: bytes) -> str:
 
 
 def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
-    """The tree of a file. Raises DataError, with line and column, for what is no XML or has a DOCTYPE."""
+    """The tree of a file, names without namespaces.
+
+    Raises DataError, with line and column, for what is no XML or has a DOCTYPE.
+    """
     plain = data.replace(b"\0", b"")  # of UTF-16
     if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:  # what entities expand to has no bounds
         raise DataError(f"{where}: has a DOCTYPE; accepted: {accepted}, without one")
     try:
-        return ElementTree.fromstring(data.lstrip(b" \t\r\n"))
+        tree = ElementTree.fromstring(data.lstrip(b" \t\r\n"))
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: of its encoding
         at = getattr(error, "position", None)
         blank = len(data) - len(data.lstrip(b" \t\r\n"))
         lines = data[:blank].count(b"\n")
         place = f" line {at[0] + lines}, column {at[1]}" if at else ""
         raise DataError(f"{where}{place}: no valid XML; accepted: {accepted}") from None
+    for element in tree.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return tree

@@ -109,6 +109,15 @@ def pictures(listing: Listing) -> Pictures:
     return Pictures(listing)
 
 
+def near(listing: Listing, names: Iterable[str]) -> list[str]:
+    """All pictures of the folders in which some are called as these paths end."""
+    there, folders = pictures(listing), set()
+    for name in names:
+        if parts := parts_of(name):
+            folders |= {posixpath.dirname(path) for path in there.called(parts[-1])}
+    return [path for path in listing.pictures if posixpath.dirname(path) in folders]
+
+
 class Places:
     """The pictures of a listing, found by paths of label files; collects what is to be said of these."""
 

@@ -23,38 +23,38 @@ class _Form:
 
     tool: str
     endings: tuple[str, ...]
-    matches: Callable[[str, bytes], bool]  # (path, first bytes)
+    matches: Callable[[str, str], bool]  # (path, beginning of the text)
     instead: str
 
 
-def _keys(*names: str) -> Callable[[str, bytes], bool]:
-    """All of these keys of JSON in the first bytes."""
-    return lambda path, head: all(re.search(rb'"%s"\s*:' % name.encode(), head) for name in names)
+def _keys(*names: str) -> Callable[[str, str], bool]:
+    """All of these keys of JSON in the beginning of a file."""
+    return lambda path, head: all(re.search(rf'"{name}"\s*:', head) for name in names)
 
 
-def _columns(*names: str) -> Callable[[str, bytes], bool]:
+def _columns(*names: str) -> Callable[[str, str], bool]:
     """All of these columns in a table's first line."""
-    return lambda path, head: all(name.encode() in head.split(b"\n")[0] for name in names)
+    return lambda path, head: all(name in head.split("\n")[0] for name in names)
 
 
-def _rows(pattern: bytes) -> Callable[[str, bytes], bool]:
+def _rows(pattern: str) -> Callable[[str, str], bool]:
     """Every one of the first lines, the last left out since it may be cut off, has this form."""
 
-    def matches(path: str, head: bytes) -> bool:
+    def matches(path: str, head: str) -> bool:
         lines = [line.strip() for line in head.splitlines()[:20] if line.strip()]
         return bool(lines) and all(re.fullmatch(pattern, line) for line in lines[: max(1, len(lines) - 1)])
 
     return matches
 
 
-def _called(pattern: str, *more: Callable[[str, bytes], bool]) -> Callable[[str, bytes], bool]:
+def _called(pattern: str, *more: Callable[[str, str], bool]) -> Callable[[str, str], bool]:
     """Files of that name, for which the rest holds, too."""
     return lambda path, head: bool(
         re.search(pattern, posixpath.basename(path), re.IGNORECASE) and all(m(path, head) for m in more)
     )
 
 
-_NUMBER = rb"-?\d+(\.\d+)?"
+_NUMBER = r"-?\d+(\.\d+)?"
 _EXPORT = "export as COCO or Pascal VOC"
 _FORMS = (
     _Form("Label Studio (JSON)", (".json",), _keys("annotations", "result", "from_name"), _EXPORT),
@@ -76,15 +76,15 @@ _FORMS = (
     _Form("COCO captions", (".json",), _keys("caption", "image_id"), "use instances_*.json"),
     _Form(
         "KITTI", (".txt",),
-        _rows(rb"[A-Za-z]\S*(\s+" + _NUMBER + rb"){14,15}"), "convert to COCO",
+        _rows(r"[A-Za-z]\S*(\s+" + _NUMBER + r"){14,15}"), "convert to COCO",
     ),
     _Form(
         "DOTA", (".txt",),
-        _rows(rb"(imagesource:.*|gsd:.*|(" + _NUMBER + rb"\s+){8}\S+\s+[01])"), "convert to COCO or YOLO",
+        _rows(r"(imagesource:.*|gsd:.*|(" + _NUMBER + r"\s+){8}\S+\s+[01])"), "convert to COCO or YOLO",
     ),
     _Form(
         "MOT", (".txt",),
-        _called(r"^(gt|det)\.txt$", _rows(rb"(" + _NUMBER + rb",?\s*){6,10}")), "convert to COCO",
+        _called(r"^(gt|det)\.txt$", _rows(r"(" + _NUMBER + r",?\s*){6,10}")), "convert to COCO",
     ),
     _Form("MATLAB", (".mat",), lambda path, head: True, "convert to COCO"),
     _Form(
@@ -100,7 +100,7 @@ def look(listing: Listing) -> Look | None:
     for form in _FORMS:
         files = listing.labels(*form.endings)
         for path in files[:_LOOKED_INTO]:
-            if form.matches(path, listing.head(path)):
+            if form.matches(path, listing.head_text(path)):
                 return Look(
                     f"{path} of {form.tool}",
                     listing.pictures,

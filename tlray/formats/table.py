@@ -23,7 +23,7 @@ from tlray.errors import DataError
 from tlray.findings import Finding, finding
 from tlray.formats import evidence
 from tlray.formats.base import Index, Look, table
-from tlray.formats.listing import Listing, is_picture, split_in
+from tlray.formats.listing import HEAD, Listing, is_picture, split_in
 from tlray.formats.places import Lookup, Places, accepted
 from tlray.formats.tabular import cells, labels, records, roles
 from tlray.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
@@ -94,7 +94,7 @@ def look(listing: Listing) -> Look | None:
 def _spoken_of(listing: Listing, t: _Table) -> set[str]:
     """Pictures of a table of which the beginning was read: the rest names those of the same folders."""
     there = {path for path in t.pictures if path is not None}
-    if t.file.lower().endswith(".parquet") or len(listing.head(t.file)) >= records.HEAD:
+    if t.file.lower().endswith(".parquet") or len(listing.head(t.file)) >= HEAD:
         folder = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in there])
         there |= {path for path in listing.pictures if f"/{path}".startswith(f"{folder.rstrip('/')}/")}
     return there

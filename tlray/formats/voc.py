@@ -26,7 +26,7 @@ from tlray.formats import markup, outlines, pairs
 from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, is_picture, lines_of, stem
-from tlray.formats.places import Places
+from tlray.formats.places import Places, near
 from tlray.schema import OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
@@ -46,10 +46,7 @@ def look(listing: Listing) -> Look | None:
     labels = [file for file in files if file not in others]
     pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
     if len(pictures) < len(labels) / 2:  # found by <filename>, perhaps
-        there = {posixpath.basename(path).lower(): posixpath.dirname(path) for path in listing.pictures}
-        stated = (_stated_name(listing, file) for file in sample if file not in others)
-        folders = {there[name] for name in stated if name in there}
-        pictures |= {path for path in listing.pictures if posixpath.dirname(path) in folders}
+        pictures |= set(near(listing, (_stated_name(listing, f) for f in sample if f not in others)))
     summary = f"{len(labels)} .xml of Pascal VOC"
     lacks = "" if pictures else f"no picture is there of its name, as {stem(labels[0])}.jpg"
     return Look(summary, pictures, labels, lacks)
@@ -57,7 +54,7 @@ def look(listing: Listing) -> Look | None:
 
 def _is_annotation(listing: Listing, file: str) -> bool:
     try:
-        head = listing.head(file)
+        head = listing.head_text(file)
     except StorageError:
         return False
     # An empty or broken file among annotations is one of them: `index` says what is wrong with it.
@@ -65,8 +62,8 @@ def _is_annotation(listing: Listing, file: str) -> bool:
 
 
 def _stated_name(listing: Listing, file: str) -> str:
-    name = re.search("<filename>(.*?)</filename>", markup.text_of_head(listing.head(file)), re.DOTALL)
-    return posixpath.basename(name[1].strip().replace("\\", "/")).lower() if name else ""
+    name = re.search("<filename>(.*?)</filename>", listing.head_text(file), re.DOTALL)
+    return name[1].strip() if name else ""
 
 
 @dataclass

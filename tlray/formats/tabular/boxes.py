@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tlray.formats.evidence import folder_split
-from tlray.formats.listing import is_picture, lines_of, split_in
-from tlray.formats.markup import text_of_head
+from tlray.formats.listing import HEAD, is_picture, lines_of, split_in, start_of_text
 from tlray.schema import SPLITS
 
 # What columns are called, without blanks, underscores, dots and dashes; of several the first.
@@ -39,7 +38,6 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 CORNERS, SIZED, CENTRED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h"), ("cx", "cy", "w", "h")
 LISTED = ("bbox",)
-_HEAD = 64 * 1024  # bytes that a listing's head gives
 
 
 @dataclass(frozen=True)
@@ -140,8 +138,8 @@ def _kind(cell: str) -> str:
 
 def first_lines(head: bytes) -> list[str]:
     """Whole lines of a table's first bytes."""
-    lines = lines_of(text_of_head(head))
-    return lines[:-1] if len(head) >= _HEAD else lines  # the last one may be cut off
+    lines = lines_of(start_of_text(head))
+    return lines[:-1] if len(head) >= HEAD else lines  # the last one may be cut off
 
 
 def number(cell: str, comma: bool) -> float:

@@ -34,13 +34,13 @@ def class_names(listing: Listing, folders: Collection[str], used: Collection[str
     for path in listing.files:
         folder, _, name = path.rpartition("/")
         low = name.lower()
-        if folder in near and path not in used and low.endswith(_ENDINGS) and _WORDS.search(low):
-            data = listing.head(path)
-            if len(data) < _SMALL:
-                text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
-                names = _json(text) if low.endswith(".json") else _lines(text, low.endswith((".csv", ".tsv")))
-                if names is not None:
-                    found.append(ClassNames(path, *names))
+        if folder not in near or path in used or not low.endswith(_ENDINGS) or not _WORDS.search(low):
+            continue
+        if len(listing.head(path)) < _SMALL:
+            text = listing.head_text(path)
+            names = _json(text) if low.endswith(".json") else _lines(text, low.endswith((".csv", ".tsv")))
+            if names is not None:
+                found.append(ClassNames(path, *names))
     return found
 
 

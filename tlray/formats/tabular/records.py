@@ -14,11 +14,10 @@ import pyarrow as pa
 
 from tlray import shards, storage
 from tlray.errors import DataError, StorageError
-from tlray.formats.listing import Listing, lines_of
+from tlray.formats.listing import HEAD, Listing, lines_of
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt", ".lst")
 LISTS = (".txt", ".lst")
-HEAD = 64 * 1024  # bytes that a listing's head gives
 _TRIED = 50  # lines that tell the separator
 _EXCEL = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line that Excel writes or asks for
 csv.field_size_limit(16 * 2**20)
@@ -57,25 +56,15 @@ def read(listing: Listing, path: str, names: Names, head: bool = False) -> Itera
 
 def _head_of(listing: Listing, path: str) -> str:
     """The whole lines of a file's beginning."""
-    data = listing.head(path)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = data[: len(data) // 2 * 2].decode("utf-16", errors="replace")
-    else:
-        text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    data, text = listing.head(path), listing.head_text(path)
     cut = len(data) >= HEAD and "\n" in text
     return text[: text.rindex("\n")] if cut else text
 
 
 def _separated(listing: Listing, path: str, text: str, names: Names, head: bool) -> Iterator[Records]:
     lines = lines_of(text)
-    skipped = 0
-    while skipped < len(lines) and (lines[skipped].startswith("#") or not lines[skipped].strip()):
-        skipped += 1
-    excel = _EXCEL.fullmatch(lines[skipped].strip()) if skipped < len(lines) else None
-    if excel is not None:
-        skipped += 1
+    skipped, sign = opening(lines)
     lines = lines[skipped:]
-    sign = excel[1] if excel is not None else _sign([line for line in lines[:_TRIED] if line.strip()])
     if sign is None:
         return
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=sign, skipinitialspace=True, strict=not head)
@@ -119,6 +108,18 @@ def _separated(listing: Listing, path: str, text: str, names: Names, head: bool)
         for name, cell in zip(header, row, strict=True):
             columns[name].append(cell)
     yield Records(path, columns, places)
+
+
+def opening(lines: Sequence[str]) -> tuple[int, str | None]:
+    """(number of lines before a table's first row: comments, empty ones, Excel's ``sep=;``; the sign between
+    its cells, None where there is none)."""
+    skipped = 0
+    while skipped < len(lines) and (lines[skipped].startswith("#") or not lines[skipped].strip()):
+        skipped += 1
+    excel = _EXCEL.fullmatch(lines[skipped].strip()) if skipped < len(lines) else None
+    if excel is not None:
+        return skipped + 1, excel[1]
+    return skipped, _sign([line for line in lines[skipped : skipped + _TRIED] if line.strip()])
 
 
 def _is_bare(rows: Sequence[tuple[int, list[str]]], names: Names) -> bool:

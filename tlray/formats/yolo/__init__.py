@@ -39,8 +39,8 @@ def look(listing: Listing) -> Look | None:
     labels = sorted(set(places.pairs.values()))
     if not labels:
         return _without_labels(listing, configs)
-    sample = [listing.head(label) for label in labels[:: max(1, len(labels) // _SAMPLE)][:_SAMPLE]]
-    full = [data for data in sample if data.strip()]
+    sample = [listing.head_text(label) for label in labels[:: max(1, len(labels) // _SAMPLE)][:_SAMPLE]]
+    full = [text for text in sample if text.strip()]
     lists = naming.list_files(listing) + listing.labels("notes.json")
     if not full and not (configs or lists):
         return None  # empty texts say nothing
@@ -54,8 +54,8 @@ def look(listing: Listing) -> Look | None:
 
 def _without_labels(listing: Listing, configs: list[str]) -> Look | None:
     """A data.yaml without label files is YOLO's all the same."""
-    heads = [listing.head(file) for file in configs]
-    if not any(b"train" in head or b"nc" in head or b"val" in head for head in heads):
+    heads = [listing.head_text(file) for file in configs]
+    if not any("train" in head or "nc" in head or "val" in head for head in heads):
         return None
     where = placing.expected(listing.pictures[0]) if listing.pictures else "labels/x.txt"
     what = f"label files (looked for {where})" if listing.pictures else "pictures"
@@ -202,5 +202,5 @@ def _label_findings(
 
 
 def _is_label(listing: Listing, text: str) -> bool:
-    data = listing.head(text)
-    return not data.strip() or reading.looks_like_rows(data)
+    head = listing.head_text(text)
+    return not head.strip() or reading.looks_like_rows(head)

@@ -62,8 +62,8 @@ def config_files(listing: Listing) -> list[str]:
     """Files that may be a data.yaml or obj.data, by their name and first bytes."""
     yamls = [f for f in listing.labels(".yaml", ".yml") if f.count("/") <= 3]
     datas = [f for f in listing.labels(".data") if f.count("/") <= 3]
-    return [f for f in yamls[:50] if b"names" in listing.head(f)] + [
-        f for f in datas[:50] if b"=" in listing.head(f)
+    return [f for f in yamls[:50] if "names" in listing.head_text(f)] + [
+        f for f in datas[:50] if "=" in listing.head_text(f)
     ]
 
 
@@ -126,7 +126,8 @@ def _config(listing: Listing, file: str) -> Config | None:
         splits += [(split, v.strip()) for v in values if v.strip().lower() not in _NOTHING]
     names = _names(where, tree["names"])
     nc = tree.get("nc")
-    if nc is not None and str(nc).strip().lower() not in _NOTHING and str(nc).strip() != str(len(names)):
+    counts = {str(len(names)), str(max(names) + 1)}  # ids may have gaps
+    if nc is not None and str(nc).strip().lower() not in _NOTHING and str(nc).strip() not in counts:
         raise DataError(
             f"{where}: nc = {nc}, but names holds {len(names)}; accepted: as many names as nc says"
         )

@@ -17,6 +17,7 @@ _SLACK = 0.1  # a number may be this much beyond 0 and 1: rounding and half-seen
 _ROUNDING = 0.01
 _SURE = 0.9  # of all rows: what nearly every row looks like, the set is
 _FEW = 4  # boxes below which nothing is concluded from all of them
+_NUMBER = re.compile(r"[-+]?[\d.,]+(?:e[-+]?\d+)?", re.IGNORECASE)
 _COMMA = re.compile(r"\d,\d|\d, |,\s*\d")
 
 
@@ -60,9 +61,9 @@ def parse(where: str, data: bytes) -> LabelFile:
     return LabelFile(where, rows, num_double)
 
 
-def looks_like_rows(data: bytes) -> bool:
+def looks_like_rows(head: str) -> bool:
     """Whether a file's first lines are rows of five numbers or more with a class id first."""
-    lines = [line.split() for line in data.decode("utf-8", errors="replace").lstrip("\ufeff").splitlines()]
+    lines = [line.split() for line in lines_of(head)]
     lines = [parts for parts in lines[:-1] or lines if parts][:5]
     return bool(lines) and all(_is_row(parts) for parts in lines)
 
@@ -71,7 +72,11 @@ def _is_row(parts: Sequence[str]) -> bool:
     if len(parts) == 1 and parts[0].count(",") >= 4:  # not read, but this is what it is meant to be
         parts = parts[0].split(",")
     try:
-        values = [float(part.replace(",", ".")) for part in parts]
+        first, *rest = parts
+        shares = [float(part.replace(",", ".")) for part in rest]
+        if not _NUMBER.fullmatch(first):  # a name in place of the id, which `parse` refuses
+            return len(shares) >= 4 and all(0 <= value <= 1 for value in shares)
+        values = [float(first.replace(",", ".")), *shares]
     except ValueError:
         return False
     # A class id is small; boxes of pixels with one first are more likely x, y, w, h.
@@ -90,6 +95,8 @@ def check(
     """Raises DataError for the first row that is no box, outline or (with ``keypoints``) pose, for a class
     without a name, and where all rows together say that they mean something else."""
     _check_ids(files, names, empty)
+    if not keypoints:
+        _check_keypoints(files)
     for file in files:
         for _, values, line in file.rows:
             here = f"{file.where} line {line}"
@@ -112,8 +119,6 @@ def check(
             _check_values(here, values[:4] if keypoints else values)
             if (keypoints or num == 4) and min(values[2:4]) < 0:
                 raise DataError(f"{here}: width {values[2]:g}, height {values[3]:g}; accepted: 0 to 1")
-    if not keypoints:
-        _check_keypoints(files)
     _check_corners(files)
 
 
@@ -148,6 +153,8 @@ def _check_keypoints(files: Sequence[LabelFile]) -> None:
     if len(lengths) != 1 or lengths == {4}:
         return
     num = lengths.pop()
+    if num < 6 or (num % 2 and (num - 4) % 3):
+        return
     if num == 8 and sum(map(_is_parallelogram, rows)) >= len(rows) / 2:
         return  # oriented boxes
     with_marks = num > 4 and (num - 4) % 3 == 0 and all(set(values[6::3]) <= {0, 1, 2} for values in rows)
@@ -166,6 +173,8 @@ def _is_parallelogram(v: Sequence[float]) -> bool:
 def _points_in_box(values: Sequence[float]) -> bool:
     x, y, w, h = values[:4]
     if w <= 0 or h <= 0 or not _inside(values[:4]):
+        return False
+    if len(values) % 2:
         return False
     points = zip(values[4::2], values[5::2], strict=True)
     return all(

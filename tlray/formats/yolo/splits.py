@@ -85,7 +85,7 @@ def _lists(listing: Listing) -> list[tuple[Config, str, str]]:
 
 
 def _is_list(listing: Listing, file: str) -> bool:
-    lines = listing.head(file).decode("utf-8", errors="replace").lstrip("\ufeff").splitlines()
+    lines = lines_of(listing.head_text(file))
     return any(is_picture(line.strip()) for line in lines[:5])
 
 
