@@ -63,6 +63,7 @@ class Index:
     mask_code: Any = None  # `tlray.masks.MaskCode`: how pixels of mask files become ids; None: as stored
     ignored: Mapping[str, int] = field(default_factory=dict)  # files and boxes passed over, by kind
     findings: Sequence[Finding] = ()
+    lists: Sequence[str] = ()  # files that say the splits, beside the label files of the look
 
 
 class Format(Protocol):

@@ -27,7 +27,7 @@ from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
 from tlray.findings import SHOWN, Finding
 from tlray.formats.base import STATED
-from tlray.ingest import boxes, plan, preview, shards, views
+from tlray.ingest import boxes, given, plan, preview, shards, views
 from tlray.ingest.survey import survey
 
 PREVIEW = "preview.html"  # in the data set's folder
@@ -123,9 +123,10 @@ def ingest(
     plan.check_classes(source, good, kinds, "those of its pictures that can be used", one_class)
     exact = preflight.exact_groups(good["sha256"].to_pylist())
     near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    cut = plan.shares(good, validation, test)
+    cut = plan.shares(found.splits, validation, test)
     good, thin = plan.assign(source, good, kinds, plan.merged(exact, near), cut, seed)
     good, bad, kept = plan.known_classes(good, bad, kinds)
+    remarks += given.check(source, found.splits, good, bad)
     exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
     report = preflight.examine(
         source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), [*remarks, *thin],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,12 @@ def pixel_classes(rows: pa.Table, names: Sequence[str]) -> preflight.Classes:
     return [[names[v] for v in values if v < len(names)] for values in rows["mask_values"].to_pylist()]
 
 
-def shares(rows: pa.Table, validation: float, test: float) -> dict[str, float]:
+def shares(given: Collection[str], validation: float, test: float) -> dict[str, float]:
     """Splits to cut off from train, and their shares of it.
 
-    A split that is given is never replaced: where any is given no test is made, and validation only
+    A split that is given is never replaced: where any is ``given`` no test is made, and validation only
     where it is not among them.
     """
-    given = set(filter(None, rows["split"].to_pylist()))
     wanted = {"test": 0.0 if given else test, "validation": 0.0 if "validation" in given else validation}
     # Validation last: where there are too few people for both it is the one that stays.
     return {split: share for split, share in wanted.items() if share > 0}

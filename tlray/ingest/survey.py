@@ -15,7 +15,7 @@ from tlray.findings import Finding
 from tlray.formats import base
 from tlray.formats.base import Index, Look
 from tlray.formats.listing import Listing
-from tlray.ingest import plan
+from tlray.ingest import given, plan
 from tlray.ingest.names import unify
 from tlray.preflight import count_table, finding_lines
 
@@ -34,6 +34,7 @@ class Survey:
     table: pa.Table
     names: dict[str, list[str]]  # class names by label column, where the layout numbers its classes itself
     findings: list[Finding]
+    splits: set[str]  # those that are given, be it without any picture that can be used
 
     @property
     def root(self) -> str:
@@ -133,10 +134,11 @@ def survey(
     unused = {*base.TYPES} - set(wanted.columns)
     kept = [c for c in index.table.column_names if c not in unused]
     index = replace(index, table=index.table.select(kept))
-    table, given, respelled = unify(index.table, wanted.columns, index.names, merge_classes)
+    table, named, respelled = unify(index.table, wanted.columns, index.names, merge_classes)
     plan.check_classes(source, table, wanted.columns, look.summary, one_class)
-    findings = [*listing.findings, *index.findings, *respelled]
-    return Survey(source, listing, name, look, index, wanted, table, dict(given), findings)
+    splits, empty = given.splits(listing, look, index)
+    findings = [*listing.findings, *index.findings, *respelled, *empty]
+    return Survey(source, listing, name, look, index, wanted, table, dict(named), findings, splits)
 
 
 def _tasks(columns: tuple[str, ...]) -> list[str]:

@@ -169,14 +169,15 @@ def split_columns(columns: Columns) -> SplitColumns:
     for name in SPLIT_NAMES:
         if name in by_key:
             known = {cells.text(value) for value in columns[by_key[name]]} - cells.MISSING
-            # A column called split is one; "set" or "fold" is where its cells say so.
-            if known and (name.startswith("split") or all(split_name(cell, name) for cell in known)):
+            said = {split_name(cell, name) for cell in known}
+            # A column called split is one; "set" or "fold" is where its cells say so, be it with a mistake.
+            if known and (name.startswith("split") or "train" in said or None not in said):
                 return SplitColumns(by_key[name])
     flags = {by_key[name]: split for name, split in FLAG_NAMES.items() if name in by_key}
     flags = {
         name: split
         for name, split in flags.items()
-        if all(cells.yes_or_no(cells.text(value)) is not None for value in columns[name])
+        if any(cells.yes_or_no(cells.text(value)) is not None for value in columns[name])
     }
     return SplitColumns(None, flags)
 

@@ -30,7 +30,7 @@ class Row:
 
 
 def without_missing(listing: Listing, rows: list[Row], notes: list[Finding]) -> list[Row]:
-    """Rows without a label left out where they are few, or the whole of a split. Raises DataError."""
+    """Rows without a label left out where they are few, or the whole of a test split. Raises DataError."""
     if not any(row.label.missing for row in rows):
         return rows
     parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -41,6 +41,11 @@ def without_missing(listing: Listing, rows: list[Row], notes: list[Finding]) -> 
     for (split, file), members in parts.items():
         without = [row for row in members if row.label.missing]
         if len(without) == len(members) and len(parts) > 1:
+            if split == "validation":
+                raise DataError(
+                    f"{where(listing, (members[0].file, members[0].line))}: none of the {len(members)} rows "
+                    "of the validation split has a label; accepted: labels there, or no such rows"
+                )
             text = f"{f'split {split}' if split else file} has no labels: its {{n}} pictures are left out"
             notes += finding("warning", "split_without_labels", [row.path for row in without], text)
         else:
