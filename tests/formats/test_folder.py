@@ -94,9 +94,15 @@ def test_a_folder_of_layouts_around_the_classes_means_nothing(tmp_path: Path) ->
     assert {row[2] for row in rows(lay(tmp_path, "data/images/cat/a.jpg", "data/images/dog/a.jpg"))} == {
         "cat", "dog",
     }  # fmt: skip
-    # Any other single folder is a class, and its folders belong to it.
-    other = lay(tmp_path / "other", "Pets/cat/a.jpg", "Pets/dog/a.jpg")
-    assert {row[2] for row in rows(other)} == {"Pets"}
+    # So does any other that holds several, which is said; a class that is alone keeps its folders.
+    other = lay(tmp_path / "other", "lfw/Ann_Lee/a.jpg", "lfw/Bo_Li/a.jpg")
+    assert {row[2] for row in rows(other)} == {"Ann_Lee", "Bo_Li"}
+    (said,) = folder.index(Listing.open(other), "label").findings
+    assert (said.severity, said.kind, said.examples) == ("info", "wrapping_folder", ["lfw"])
+    wrapped = lay(tmp_path / "wrapped", "set-v3/images/cat/a.jpg", "set-v3/images/dog/a.jpg")
+    assert {row[2] for row in rows(wrapped)} == {"cat", "dog"}
+    alone = lay(tmp_path / "alone", "Pets/2021/a.jpg", "Pets/b.jpg")
+    assert {row[2] for row in rows(alone)} == {"Pets"}
 
 
 def test_folders_in_class_folders_are_named(tmp_path: Path) -> None:
@@ -185,6 +191,7 @@ def test_found_by_itself(tmp_path: Path) -> None:
         (["a/x.jpg", "b/y.jpg", "a/x.xml"], r"1 \.xml \(a/x\.xml\) may hold the labels"),
         (["train_images/a.jpg", "test_images/b.jpg"], "'test_images' and 'train_images' are each"),
         (["asl_train/a.jpg", "asl_val/b.jpg"], "'asl_train' and 'asl_val' are each a name of splits"),
+        (["Pet/cat/a.jpg", "Pet/dog/a.jpg", "Pet/Pet/cat/a.jpg"], "'Pet' lies in one of the same name"),
         (["cat/a.jpg", "dog/a.jpg", "b.jpg", "c.jpg", "d.jpg"], r"3 pictures are in no class folder"),
         ([f"{n}/{n}.jpg" for n in range(20)], "20 classes for 20 pictures is one for nearly every picture"),
     ],

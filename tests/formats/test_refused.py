@@ -53,6 +53,8 @@ def lay(folder: Path, name: str, content: Any) -> Listing:
         ("label_2/000001.txt", KITTI, "KITTI"),
         ("labelTxt/P0.txt", "imagesource:GoogleEarth\ngsd:0.1\n1 2 3 4 5 6 7 8 plane 0\n1 2", "DOTA"),
         ("train.tfrecord", "x", "TFRecord"),
+        ("Labels.XLSX", "x", "a spreadsheet"),
+        ("labels.csv.gz", "x", "a packed table"),
     ],
 )
 def test_each_is_refused_by_name_with_what_is_read(

@@ -672,6 +672,29 @@ def test_a_class_for_every_picture(tmp_path: Path) -> None:
     assert notes(index)["class_for_every_picture"] == ("warning", 20)
 
 
+def test_numbers_that_count_the_pictures_are_no_classes(tmp_path: Path) -> None:
+    pictures = [f"crow/{n}x.jpg" for n in range(1, 21)]
+    files = {
+        "images_dot_txt": "".join(f"{n} {path}\n" for n, path in enumerate(pictures, 1)),
+        "image_class_labels_dot_txt": "".join(f"{n} {1 + n // 11}\n" for n in range(1, 21)),
+    }
+    with pytest.raises(DataError, match="none of the columns id is known as one of labels"):
+        rows(lay(tmp_path / "cub", pictures, **files))
+    text = "".join(f"{c}.jpg {n % 2 + 1}\n" for n, c in enumerate(LETTERS))
+    pictures = [f"{c}.jpg" for c in LETTERS]
+    listing = lay(tmp_path / "list", pictures, list_dot_txt=text, class_labels_dot_txt="1 4\n2 5\n")
+    index = table.index(listing, "label")
+    assert index.names == {"label": ["1", "2"]}  # two numbers a line name no class
+
+
+def test_a_column_of_splits_without_a_header(tmp_path: Path) -> None:
+    splits = ["TRAIN", "VALIDATION", "TEST", "TRAIN"] * 2
+    text = "".join(f"{split},gs://bucket/{LETTERS[n]}.jpg,{'ab'[n // 4]}\n" for n, split in enumerate(splits))
+    assert rows(one(tmp_path, text))[:3] == [
+        ("a.jpg", "train", "a"), ("b.jpg", "validation", "a"), ("c.jpg", "test", "a"),
+    ]  # fmt: skip
+
+
 def test_true_and_false_are_classes(tmp_path: Path) -> None:
     lay(tmp_path, ["a.jpg", "b.jpg"])
     pq.write_table(pa.table({"file": ["a.jpg", "b.jpg"], "label": [True, False]}), tmp_path / "t.parquet")

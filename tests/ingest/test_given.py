@@ -64,7 +64,7 @@ COLUMN = "file,label,split\n" + "".join(f"{n}.jpg,{'ab'[n % 2]},train\n" for n i
         (folders("train") | {"valid/blob/": ""}, "valid"),
         (folders("train") | {"val/blob/notes.md": "nothing"}, "val"),
         (folders("train") | folders("test") | {"dev/": ""}, "dev: is the validation split"),
-        (folders("asl_train") | {"asl_val/": ""}, "asl_val: class folder without pictures"),
+        (folders("asl_train") | {"asl_val/": ""}, "asl_val: is the validation split"),
         (
             folders("train") | BROKEN,
             "none of the 4 pictures of the validation split can be used, first: val/blob/0.jpg: ",

@@ -94,7 +94,8 @@ def _read(files: list[Parts]) -> _Read:
 def _below_wrappers(files: list[Parts]) -> Parts:
     """The folder that holds all others: below a chain of folders that hold one folder each.
 
-    Such folders wrap splits, or are called by a word of layouts: any other single folder is a class.
+    Such folders wrap splits or several classes, or are called by a word of layouts: any other single folder
+    is a class.
     """
     deep = [parts for parts in files if len(parts) > 1]
     chain: Parts = ()
@@ -103,7 +104,8 @@ def _below_wrappers(files: list[Parts]) -> Parts:
         if evidence.split_word(top) or any(len(parts) == len(chain) + 2 for parts in deep):
             break
         chain += (top,)
-    if "train" in evidence.splits_among({parts[len(chain)] for parts in deep}).values():
+    below = {parts[len(chain)] for parts in deep if len(parts) > len(chain) + 1}
+    if len(below) > 1 or "train" in evidence.splits_among(below).values():
         return chain
     words = 0
     while words < len(chain) and evidence.is_layout_word(chain[words]):
@@ -163,6 +165,9 @@ def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
     masks = evidence.parallel_folders(listing)
     if masks:
         return f"pictures in {masks[1]} look like masks of those in {masks[0]}"
+    again = [name for start in read.classes_in for name in start[-1:] if name in classes]
+    if again:
+        return f"the folder {again[0]!r} lies in one of the same name, as a second copy may"
     number = len(read.rows)
     if len(classes) >= _MANY * number and number >= _FEW:
         return f"{len(classes)} classes for {number} pictures is one for nearly every picture"
@@ -211,6 +216,11 @@ def index(listing: Listing, column: str) -> Index:
     made = [{"path": "/".join(row.parts), "split": row.split, LABEL: row.label} for row in read.rows]
     loose = ["/".join(parts) for parts in read.loose]
     nested = sorted({"/".join(r.parts[:-1]) for r in read.rows if len(r.parts) > r.depth + 1})
+    wrapping = [
+        "/".join(start)
+        for start in read.classes_in
+        if not read.splits and not all(evidence.is_layout_word(name) for name in start)
+    ]
     taken = set(files)
     endings = Counter(
         posixpath.splitext(path)[1].lower() for path in listing.files if tuple(path.split("/")) not in taken
@@ -220,6 +230,10 @@ def index(listing: Listing, column: str) -> Index:
         ignored=endings,
         findings=[
             *finding("warning", "no_class_folder", loose, f"{{n}} pictures are {_NO_CLASS} (left out)"),
+            *finding(
+                "info", "wrapping_folder", wrapping,
+                "{n} folder holds all others: the folders in it are the classes",
+            ),
             *finding(
                 "warning", "nested_folder", nested,
                 "{n} folders lie in class folders: the upper one is the class of their pictures",

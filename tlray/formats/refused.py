@@ -91,6 +91,14 @@ _FORMS = (
         "TFRecord", (".tfrecord", ".record", ".tfrec"), lambda path, head: True,
         "export the pictures and COCO",
     ),
+    _Form(
+        "a spreadsheet", (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), lambda path, head: True,
+        "save it as CSV beside it",
+    ),
+    _Form(
+        "a packed table", (".csv.gz", ".tsv.gz", ".json.gz", ".jsonl.gz", ".csv.zip"),
+        lambda path, head: True, "unpack it",
+    ),
     _Form("LMDB", (".mdb",), lambda path, head: True, "export the pictures and their labels"),
 )  # fmt: skip
 

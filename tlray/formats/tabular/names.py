@@ -74,7 +74,8 @@ def _lines(text: str, is_table: bool) -> tuple[dict[int, str], bool] | None:
         matches = [pattern.fullmatch(line) for line in filled]
         named = {int(m[number]): m[name].strip() for m in matches if m is not None}
         if filled and len(named) == len(filled):
-            return named, False
+            # Two numbers a line, as the ids and classes of pictures, name nothing.
+            return None if all(map(cells.is_integer, named.values())) else (named, False)
     # Every line has its number, an empty one too.
     return ({n: line.strip() for n, line in enumerate(lines) if line.strip()}, True) if filled else None
 

@@ -248,11 +248,11 @@ def _lists(path: str, text: str, names: Names) -> Iterator[Records]:
                 (number, line.rsplit(None, 1) if at == 0 else line.split(None, 1)) for number, line in lines
             ]
             two = [(number, row if len(row) == 2 else [row[0], ""]) for number, row in rows]
-            yield Records(
-                path,
-                {name: [row[n] for _, row in two] for n, name in enumerate(order)},
-                [number for number, _ in two],
-            )
+            columns = {name: [row[n] for _, row in two] for n, name in enumerate(order)}
+            # As in CUB-200's images.txt: numbers that count the pictures are no classes.
+            if len(two) > 2 and columns["label"] == [str(n) for n in range(1, len(two) + 1)]:
+                columns["id"] = columns.pop("label")
+            yield Records(path, columns, [number for number, _ in two])
             return
     if lines and sum(names(line) for _, line in lines[:_TRIED]) > len(lines[:_TRIED]) / 2:
         yield Records(path, {"path": [line for _, line in lines]}, [number for number, _ in lines])

@@ -35,6 +35,7 @@ FLAG_NAMES = {
 }
 OTHER_SPLITS = {"publictest": "validation", "privatetest": "test", "public_test": "validation",
                 "private_test": "test"}
+UNNAMED = re.compile(r"column \d+")  # how `records` calls columns without a header
 _PARTITIONS = {"0": "train", "1": "validation", "2": "test"}
 LABEL_NAMES = _words(  # the plainest first
     "label class category target y breed species variety cultivar disease diagnosis dx emotion expression "
@@ -173,6 +174,10 @@ def split_columns(columns: Columns) -> SplitColumns:
             # A column called split is one; "set" or "fold" is where its cells say so, be it with a mistake.
             if known and (name.startswith("split") or "train" in said or None not in said):
                 return SplitColumns(by_key[name])
+    for name in columns:
+        said = {split_name(cells.text(value)) for value in columns[name]}
+        if UNNAMED.fullmatch(name) and "train" in said and len(said) > 1 and None not in said:
+            return SplitColumns(name)
     flags = {by_key[name]: split for name, split in FLAG_NAMES.items() if name in by_key}
     flags = {
         name: split
