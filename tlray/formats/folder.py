@@ -2,9 +2,10 @@
 
 Folders below a class folder belong to the class. Folders that only wrap the others, as archives leave them
 when they are unpacked (``chest_xray/train``, ``images/cat``, ``seg_train/seg_train/sea``), have no meaning;
-``<class>/<split>/picture`` is read, too. This reading has no label files that prove it, so it is taken only
-where nothing speaks against it: label files, words of layouts or splits as classes, folders of pictures
-beside folders of masks, a single class, a class for nearly every picture.
+``<class>/<split>/picture`` is read, too, and lists of the splits (folder_lists.py). This reading has no label
+files that prove it, so it is taken only where nothing speaks against it: label files, words of layouts or
+splits as classes, folders of pictures beside folders of masks, a single class, a class for nearly every
+picture.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from tlray.errors import DataError
 from tlray.findings import finding
-from tlray.formats import evidence
+from tlray.formats import evidence, folder_lists
 from tlray.formats.base import Index, Look, table
 from tlray.formats.listing import HEAD, Listing, counts_by_ending, lines_of
 from tlray.schema import LABEL
@@ -62,6 +63,11 @@ class _Read:
     splits: Mapping[str, str]  # folder of a split -> its split; none where splits are in the classes' folders
     classes_in: Collection[Parts]  # folders whose folders are the classes
     depth: int  # of the folder below which all this is
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether folders say the splits."""
+        return any(row.split for row in self.rows)
 
 
 def _read(files: list[Parts]) -> _Read:
@@ -156,7 +162,9 @@ def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
     # A train is a vehicle, too; a test among other classes may be one. Two of them are splits.
     if as_split and (len(as_split) == len(classes) or len(as_split) > 1):
         return f"{_listed(as_split)} {_is(as_split)} a name of splits, not of a class"
-    labels = [path for path in evidence.label_files(listing) if not _lists_classes(listing, path, classes)]
+    lists = {} if read.has_splits else folder_lists.lists(listing)
+    labels = [path for path in evidence.label_files(listing) if path not in lists]
+    labels = [path for path in labels if not _lists_classes(listing, path, classes)]
     if labels:
         return (
             f"{counts_by_ending(labels)} ({labels[0]}) may hold the labels, which no format could read; "
@@ -205,15 +213,22 @@ def index(listing: Listing, column: str) -> Index:
         raise DataError(
             f"{listing.root}: no pictures in class folders; accepted: <class>/*.jpg or <split>/<class>/*.jpg"
         )
+    rows = {"/".join(row.parts): row for row in read.rows}
+    given = folder_lists.Given({}, [], []) if read.has_splits else folder_lists.read(listing, rows)
+    made = [
+        {"path": path, "split": given.splits.get(path, row.split), LABEL: row.label}
+        for path, row in rows.items()
+        if path in given.splits or not given.files
+    ]
     full = {row.parts[:depth] for row in read.rows for depth in range(1, row.depth + 1)}
     for folder in listing.folders:
         parts = tuple(folder.split("/"))
-        if parts[:-1] in read.classes_in and parts not in full:
+        holds_lists = any(path.startswith(f"{folder}/") for path in given.files)
+        if parts[:-1] in read.classes_in and parts not in full and not holds_lists:
             raise DataError(
                 f"{listing.where(folder)}: class folder without pictures; accepted: at least one "
                 "picture, or no such folder"
             )
-    made = [{"path": "/".join(row.parts), "split": row.split, LABEL: row.label} for row in read.rows]
     loose = ["/".join(parts) for parts in read.loose]
     nested = sorted({"/".join(r.parts[:-1]) for r in read.rows if len(r.parts) > r.depth + 1})
     wrapping = [
@@ -221,7 +236,7 @@ def index(listing: Listing, column: str) -> Index:
         for start in read.classes_in
         if not read.splits and not all(evidence.is_layout_word(name) for name in start)
     ]
-    taken = set(files)
+    taken = {*files, *(tuple(path.split("/")) for path in given.files)}
     endings = Counter(
         posixpath.splitext(path)[1].lower() for path in listing.files if tuple(path.split("/")) not in taken
     )
@@ -229,6 +244,7 @@ def index(listing: Listing, column: str) -> Index:
         table(made, LABEL),
         ignored=endings,
         findings=[
+            *given.findings,
             *finding("warning", "no_class_folder", loose, f"{{n}} pictures are {_NO_CLASS} (left out)"),
             *finding(
                 "info", "wrapping_folder", wrapping,
@@ -239,6 +255,7 @@ def index(listing: Listing, column: str) -> Index:
                 "{n} folders lie in class folders: the upper one is the class of their pictures",
             ),
         ],
+        lists=given.files,
     )  # fmt: skip
 
 
