@@ -71,6 +71,16 @@ def test_names_from_a_list_of_classes(tmp_path: Path) -> None:
     assert rows(root)[0][2] == ["big dog"]
 
 
+@pytest.mark.parametrize("folder", ["", "data/", "my set/lists/"])
+def test_lists_of_the_splits_lie_in_any_folder(tmp_path: Path, folder: str) -> None:
+    names = ("a", "b", "c", "d")
+    files = {f"images/{n}.jpg": "x" for n in names} | {f"labels/{n}.txt": "0 .5 .5 .5 .5\n" for n in names}
+    files |= {f"{folder}train.txt": "data/images/a.jpg\ndata/images/b.jpg\n", "classes.txt": "cat\n"}
+    files |= {f"{folder}test.txt": "data/images/c.jpg\ndata/images/d.jpg\n"}
+    found = {path: split for path, split, *_ in rows(made(tmp_path, files))}
+    assert found == {f"images/{n}.jpg": "train" if n in "ab" else "test" for n in names}
+
+
 def test_texts_of_windows_powershell(tmp_path: Path) -> None:
     files = {"data.yaml": NAMES, "images/a.jpg": "", "labels/a.txt": "1 .5 .5 1 1"}
     root = made(tmp_path, files, encoding="utf-16")

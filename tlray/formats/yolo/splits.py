@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -78,10 +78,16 @@ def _report_lost(listing: Listing, lost: Sequence[tuple[Config, str, str]], spli
 
 
 def _lists(listing: Listing) -> list[tuple[Config, str, str]]:
-    """train.txt, val.txt and test.txt at the root, where no config states the splits."""
-    texts = [f for f in listing.files if "/" not in f and f.lower().endswith(".txt")]
-    texts = [f for f in texts if f.lower()[:-4] in SPLITS and _is_list(listing, f)]
-    return [(Config(f), SPLITS[f.lower()[:-4]], f) for f in texts]
+    """train.txt, val.txt and test.txt of one folder, the nearest to the root (data/train.txt, say), where no
+    config states the splits."""
+    by_folder: dict[str, list[tuple[Config, str, str]]] = defaultdict(list)
+    for file in listing.files:
+        folder, _, name = file.rpartition("/")
+        split = SPLITS.get(name.lower()[:-4]) if name.lower().endswith(".txt") else None
+        if split is not None and _is_list(listing, file):
+            by_folder[folder].append((Config(file), split, name))
+    nearest = min(by_folder, key=lambda folder: (bool(folder), folder.count("/"), folder), default="")
+    return by_folder.get(nearest, [])
 
 
 def _is_list(listing: Listing, file: str) -> bool:
