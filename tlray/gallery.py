@@ -75,9 +75,10 @@ class Gallery:
 
     def remove(self, person: str) -> int:
         """Forget a person; how many enrolments there were."""
-        person, number = _name(person), self.count(person)
+        person = _name(person)
         for left in reversed(range(_TRIES)):
             try:
+                number = self.count(person)
                 storage.delete(self._folder(person))
                 return number
             except StorageError:  # somebody enrols there now, or removes it, too
