@@ -58,9 +58,9 @@ class Gallery:
     def enrol(self, person: str, picture: bytes, embedding: npt.ArrayLike) -> None:
         """Keep the embedding (D,) of an encoded picture as one of a person; again changes nothing.
 
-        Raises DataError for a name that is empty or too long, or an embedding without direction.
+        Raises DataError for a name that `check_name` refuses, or an embedding without direction.
         """
-        person = _name(person)
+        person = check_name(person)
         x_D = _unit(np.asarray(embedding, np.float32))
         sha = hashlib.sha256(picture).hexdigest()
         kept = {"person": person, "picture": sha, "embedding": [float(value) for value in x_D]}
@@ -74,8 +74,8 @@ class Gallery:
                     raise
 
     def remove(self, person: str) -> int:
-        """Forget a person; how many enrolments there were."""
-        person = _name(person)
+        """Forget a person; how many enrolments there were. Nobody of that name: 0."""
+        person = _spelt(person)
         for left in reversed(range(_TRIES)):
             try:
                 number = self.count(person)
@@ -94,7 +94,7 @@ class Gallery:
 
     def count(self, person: str) -> int:
         """Enrolments of a person."""
-        return self.people().get(_name(person), 0)
+        return self.people().get(_spelt(person), 0)
 
     def search(self, x_BD: npt.ArrayLike, top: int | None = None) -> list[list[Match]]:
         """Embeddings -> of each the people (at most ``top``), most similar first."""
@@ -112,21 +112,20 @@ class Gallery:
 
     def best(self, x_D: npt.ArrayLike, person: str) -> float | None:
         """Cosine similarity to the most similar picture of a person; None for somebody unknown."""
-        person = _name(person)
+        person = _spelt(person)
         ranked = self.search(np.asarray(x_D)[None])[0]
         return next((match.similarity for match in ranked if match.person == person), None)
 
     def _folder(self, person: str) -> str:
-        return storage.join(self.uri, hashlib.sha256(person.encode()).hexdigest())
+        return storage.join(self.uri, _key(person))
 
     def _refresh(self) -> None:
         """Read the enrolments that are new, forget those that are gone."""
         try:
             there = {file.path for file in storage.walk(self.uri)}
         except StorageError:
-            if storage.exists(self.uri):
-                raise
-            there = set()  # nobody yet
+            # Nobody yet; or the first enrolment came just now, which a second look sees.
+            there = {file.path for file in storage.walk(self.uri)} if storage.exists(self.uri) else set()
         new = sorted(path for path in there - set(self._known) if path.endswith(".json"))
         gone = set(self._known) - there
         if not new and not gone:
@@ -151,13 +150,16 @@ class Gallery:
         uri = storage.join(self.uri, path)
         try:
             found = json.loads(storage.read_bytes(uri))
-            return str(found["person"]), _unit(np.asarray(found["embedding"], np.float32))
+            person, x_D = str(found["person"]), _unit(np.asarray(found["embedding"], np.float32))
+            if path.split("/")[0] == _key(person):  # else `remove` would not reach it
+                return person, x_D
         except StorageError:
             if storage.exists(uri):
                 raise
             return _GONE  # removed since it was listed
         except (KeyError, TypeError, ValueError, DataError):
-            logger.warning("%s: no enrolment; left out", uri)
+            pass
+        logger.warning("%s: no enrolment; left out", uri)
         return None
 
 
@@ -176,8 +178,45 @@ def _unit(x_D: Floats) -> Floats:
     return np.asarray(x_D / length, np.float32)
 
 
-def _name(person: str) -> str:
+def check_name(person: str) -> str:
+    """A person's name in the spelling under which it is kept (Unicode NFC).
+
+    Raises DataError for a name that could not be asked for or deleted later: as the last part of a URL a
+    slash parts it, "." and ".." are taken away by clients, and what cannot be seen cannot be typed again.
+    """
+    name = _spelt(person)
+    unseen = [c for c in name if c not in _JOINERS and unicodedata.category(c) in _UNSEEN]
+    if not name:
+        why = "is empty"
+    elif len(name) > MAX_NAME:
+        why = f"has {len(name)} characters"
+    elif unseen:
+        why = f"holds U+{ord(unseen[0]):04X}, a line break or another character that cannot be seen"
+    elif "\N{REPLACEMENT CHARACTER}" in name:
+        why = "holds U+FFFD, which stands for bytes that are no UTF-8"
+    elif "/" in name or "\\" in name:
+        why = "holds a slash"
+    elif name != name.strip():
+        why = "begins or ends with a blank"
+    elif not name.strip("."):
+        why = "is dots alone"
+    else:
+        return name
+    raise DataError(
+        f"person = {person[:40]!r}: {why}; accepted: 1 to {MAX_NAME} characters that can be seen, and blanks "
+        "between them"
+    )
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half of a pair, line and paragraph separators
+_JOINERS = ("\N{ZERO WIDTH NON-JOINER}", "\N{ZERO WIDTH JOINER}")  # Persian and Indic names hold them
+
+
+def _spelt(person: str) -> str:
     """One spelling of what looks the same (Unicode NFC)."""
-    if not 0 < len(person) <= MAX_NAME:
-        raise DataError(f"person {person[:40]!r}: accepted: a name of 1 to {MAX_NAME} characters")
     return unicodedata.normalize("NFC", person)
+
+
+def _key(person: str) -> str:
+    """Name of a person's folder."""
+    return hashlib.sha256(_spelt(person).encode("utf-8", "surrogatepass")).hexdigest()

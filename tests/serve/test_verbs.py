@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import unicodedata
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -204,19 +205,19 @@ def test_whom_one_replica_enrols_the_other_identifies_and_verifies(ask: Ask, pre
     async def talk(one: Client, other: Client) -> Any:
         nobody = (await other("faces/identify", PICTURES[:1])).json()
         both = await asyncio.gather(
-            one("faces/enroll", PICTURES[:2], params={"person": "Ann/ß 人"}),
+            one("faces/enroll", PICTURES[:2], params={"person": "Ann ß 人"}),
             other("faces/enroll", PICTURES[2:3], params={"person": "Ben"}),
         )
-        again = await one("faces/enroll", PICTURES[:1], params={"person": "Ann/ß 人"})
+        again = await one("faces/enroll", PICTURES[:1], params={"person": "Ann ß 人"})
         found = [await client("faces/identify", [PICTURES[1], PICTURES[3]], params={"top": 1})
                  for client in (one, other)]  # fmt: skip
         pair = await other("faces/verify", [PICTURES[0], PICTURES[2]])
         named = await other("faces/verify", PICTURES[:1], params={"person": "Ben"})
         people = (await other.http.get("/v1/models/faces/people")).json()
-        path = f"/v1/models/faces/people/{quote('Ann/ß 人', safe='')}"
+        path = f"/v1/models/faces/people/{quote('Ann ß 人', safe='')}"
         removed = [await client.http.delete(path) for client in (one, other)]
         left = (await other.http.get("/v1/models/faces/people")).json()
-        unknown = await other("faces/verify", PICTURES[:1], params={"person": "Ann/ß 人"})
+        unknown = await other("faces/verify", PICTURES[:1], params={"person": "Ann ß 人"})
         return nobody, both, again, found, pair, named, people, removed, left, unknown
 
     nobody, both, again, found, pair, named, people, removed, left, unknown = ask(talk)
@@ -227,7 +228,7 @@ def test_whom_one_replica_enrols_the_other_identifies_and_verifies(ask: Ask, pre
         body = answer.json()
         assert body["threshold"] == 0.9
         first, second = body["identities"]
-        assert first["person"] == "Ann/ß 人" and first["similar"][0]["similarity"] == pytest.approx(
+        assert first["person"] == "Ann ß 人" and first["similar"][0]["similarity"] == pytest.approx(
             1, abs=1e-4
         )
         near = max((float(x[3] @ x[i]), i) for i in range(3))
@@ -238,10 +239,40 @@ def test_whom_one_replica_enrols_the_other_identifies_and_verifies(ask: Ask, pre
         body = answer.json()
         assert body["similarity"] == pytest.approx(float(x[0] @ x[2]), abs=1e-4)
         assert body["same"] == (body["similarity"] >= 0.9)
-    assert people == {"people": {"Ann/ß 人": 2, "Ben": 1}}
-    assert removed[0].json() == {"person": "Ann/ß 人", "pictures": 2}
+    assert people == {"people": {"Ann ß 人": 2, "Ben": 1}}
+    assert removed[0].json() == {"person": "Ann ß 人", "pictures": 2}
     assert refused(removed[1]) == refused(unknown) == (404, "unknown_person")
     assert left == {"people": {"Ben": 1}}
+
+
+ODD = ["O'Neil; Jr.", "100%", "%2e%2e", "a+b&c=d", "who?#1", "..a", "~", "*", "人", "x" * 200, "é" * 200]
+
+
+def test_whoever_can_be_enrolled_can_be_asked_for_and_deleted(ask: Ask) -> None:
+    unfit = ["", " ", ".", "..", "a/b", "a\\b", "a\nb", "a\r", "\0", " a", "a ", "x" * 201, "\u200b"]
+
+    async def talk(client: Client, _: Client) -> Any:
+        refusals = [await client("faces/enroll", [b"x"], params={"person": name}) for name in unfit]
+        nobody = (await client.http.get("/v1/models/faces/people")).json()
+        kept = []
+        for name in ODD:
+            made = await client("faces/enroll", PICTURES[:1], params={"person": name})
+            found = await client("faces/verify", PICTURES[:1], params={"person": name})
+            gone = await client.http.delete(f"/v1/models/faces/people/{quote(name, safe='')}")
+            kept.append((made.json().get("person"), found.status_code, gone.json()))
+        decomposed = unicodedata.normalize("NFD", "é" * 200)
+        made = await client("faces/enroll", PICTURES[:1], params={"person": decomposed})
+        gone = await client.http.delete(f"/v1/models/faces/people/{quote(decomposed)}")
+        after = (await client.http.get("/v1/models/faces/people")).json()
+        return refusals, nobody, kept, (made, gone), after
+
+    refusals, nobody, kept, spelt, after = ask(talk, ("faces",))
+    assert [refused(answer) for answer in refusals] == [(400, "bad_parameter")] * len(unfit)
+    assert "person = '..': is dots alone; accepted: " in refusals[3].json()["error"]["detail"]
+    assert nobody == after == {"people": {}}
+    assert kept == [(name, 200, {"person": name, "pictures": 1}) for name in ODD]
+    assert [answer.status_code for answer in spelt] == [200, 200]
+    assert spelt[0].json()["person"] == "é" * 200  # in the spelling that it is kept in
 
 
 def test_what_galleries_refuse(ask: Ask, tmp_path: Path) -> None:
@@ -353,3 +384,7 @@ def test_two_replicas_on_ray_share_the_gallery(
         assert image.probe(drawn.content).format == "PNG"
         assert refused(client.delete("/people/nobody")) == (404, "unknown_person")
         assert json.loads(client.delete("/people/p3").content) == {"person": "p3", "pictures": 1}
+        for name in ODD:  # Serve's own proxy stands before the application here
+            assert client.post("/enroll", params={"person": name}, content=data).json()["person"] == name
+            assert client.delete(f"/people/{quote(name, safe='')}").json() == {"person": name, "pictures": 1}
+        assert refused(client.post("/enroll?person=..", content=data)) == (400, "bad_parameter")

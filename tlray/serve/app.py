@@ -25,8 +25,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tlray.config import Serving
-from tlray.errors import nearest
-from tlray.gallery import MAX_NAME
+from tlray.errors import DataError, nearest
+from tlray.gallery import MAX_NAME, check_name
 from tlray.serve import page, protocol
 from tlray.serve.protocol import (
     RETRY_AFTER_S,
@@ -79,7 +79,9 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-Person = Annotated[str, Query(min_length=1, max_length=MAX_NAME, description="any name")]
+Person = Annotated[
+    str, Query(description=f"1 to {MAX_NAME} characters that can be seen, and no slash; more than dots")
+]
 
 
 class _Png(Response):
@@ -318,6 +320,7 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
 
         Every replica knows the person once this is answered. No picture is kept, only its embedding.
         """
+        person = _named(person)
         model, found, timing = await ask(name, request, "enroll", person)
         return _json(Enrolled, model, timing, person=person, pictures=found)
 
@@ -345,9 +348,7 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
     async def verify(
         name: str,
         request: Request,
-        person: Annotated[
-            str | None, Query(min_length=1, max_length=MAX_NAME, description="enrolled")
-        ] = None,
+        person: Annotated[str | None, Query(min_length=1, description="enrolled")] = None,
     ) -> Response:
         """Whether two pictures show one person; or one picture the person named."""
         model, found, timing = await ask(name, request, "verify", person, count=2 if person is None else 1)
@@ -358,11 +359,9 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         """The enrolled people and the number of pictures of each."""
         return {"people": await of_gallery(name, "people")}
 
-    # A name may hold a slash, hence "path".
+    # "path": names that earlier versions enrolled may hold a slash.
     @app.delete("/v1/models/{name}/people/{person:path}", response_model=Removed, responses=without_pictures)
-    async def remove(
-        name: str, person: Annotated[str, Path(min_length=1, max_length=MAX_NAME)]
-    ) -> dict[str, Any]:
+    async def remove(name: str, person: Annotated[str, Path(min_length=1)]) -> dict[str, Any]:
         """Forget a person."""
         return {"person": person, "pictures": await of_gallery(name, "remove", person)}
 
@@ -439,6 +438,14 @@ def _json(shape: type[BaseModel], model: Endpoint, timing: Timing, **found: Any)
     """The answer, written here: FastAPI would walk through every prediction a second time."""
     answer = shape(model=model.name, version=model.version, timing=timing, **found)
     return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _named(person: str) -> str:
+    """The name as it is kept; told before a body is read."""
+    try:
+        return check_name(person)
+    except DataError as error:
+        raise Refusal(400, "bad_parameter", str(error)) from None
 
 
 def _ms(seconds: float) -> float:
