@@ -17,9 +17,9 @@ PACKAGE = ROOT / "tlray"
 # fmt: off
 ORDER = [
     "errors", "findings", "recipe", "config", "svg", "plots", "schema", "image", "masks", "mask_code",
-    "storage", "extensions", "shards", "labels", "dataset", "formats", "stages", "weights", "backbone",
-    "tasks", "bundle", "predict", "registry", "gallery", "runtime", "progress", "preflight", "sample",
-    "ingest", "order", "stream",
+    "storage", "targets", "extensions", "shards", "labels", "dataset", "formats", "stages", "weights",
+    "backbone", "tasks", "bundle", "predict", "registry", "gallery", "runtime", "progress", "preflight",
+    "sample", "ingest", "order", "stream",
     "pictures", "batch", "similar", "embed", "track", "candidate", "checkpoint", "resume", "evaluate", "loop",
     "train", "search", "serve", "report", "road", "doctor", "quickstart", "cli",
 ]

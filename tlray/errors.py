@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 from urllib.parse import unquote
 
+DRIVE = re.compile(r"(?:file:/*)?([A-Za-z]:)(?:[\\/]|%5[cC]|$)")  # C:\data, C:/data, file:///C:/data
+
 
 class TlrayError(Exception):
     """Base of all mistakes that are the user's to mend."""
@@ -87,8 +89,11 @@ def misspelt(place: str) -> str:
     nothing is. Looks for nearby spellings on this machine."""
     place = str(place)
     unquoted = unquote(place)
-    if re.match(r"[A-Za-z]:[\\/]", place):
-        return f"; {place[:2]} is a drive of Windows: accepted here: a path as /data/pictures"
+    drive = DRIVE.match(place)
+    if drive:
+        return f"; {drive[1]} is a drive of Windows; accepted: a path as /data/pictures"
+    if place.startswith("\\\\"):
+        return "; is a share of Windows; accepted: a path as /data/pictures, where it is mounted"
     for other, why in (
         (place.replace("\\", "/"), "backslashes are no separators here"),
         (unquoted, "%20 and the like stand for other characters in web addresses only"),
@@ -97,6 +102,7 @@ def misspelt(place: str) -> str:
         (place.strip("'\""), "quotes stand around it"),
     ):
         if other and other != place:
-            meant = f"; did you mean {other!r}?" if os.path.lexists(os.path.expanduser(other)) else ""
+            there = os.path.lexists(os.path.expanduser(other.removeprefix("file://")))
+            meant = f"; did you mean {other!r}?" if there else ""
             return f"; {why}{meant or f', as in {other!r}'}"
     return ""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tlray import schema, storage
 from tlray.dataset import MANIFEST, Dataset
-from tlray.errors import DataError
+from tlray.errors import DataError, misspelt
 from tlray.image import EXTENSIONS
 
 
@@ -97,7 +97,9 @@ def find(places: Sequence[str], splits: Sequence[str]) -> Source:
     paths, folders = [], False
     for place in places:
         if not storage.exists(place):
-            raise DataError(f"{place}: not found; accepted: a data set, pictures, or folders of them")
+            raise DataError(
+                f"{place}: not found; accepted: a data set, pictures, or folders of them{misspelt(place)}"
+            )
         inside = [f.path for f in storage.walk(place)]
         if any(path.endswith((".parquet", ".arrow")) or path == MANIFEST for path in inside) or (
             inside == [""] and place.endswith((".parquet", ".arrow"))

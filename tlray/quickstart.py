@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tlray import road, runtime, storage
+from tlray import road, runtime, storage, targets
 from tlray.config import Config, parse
-from tlray.errors import DataError, RunError
+from tlray.errors import DataError, RunError, misspelt
 from tlray.progress import Display, duration
 from tlray.schema import IMAGE, LABEL
 
@@ -57,9 +57,12 @@ def run(
     below ``work``; running again makes another run and another version beside the older ones.
     """
     began = time.monotonic()
-    work = storage.absolute(work)
     if source is not None and not storage.exists(source):
-        raise DataError(f"{source}: not found; accepted: a folder or table of labelled pictures")
+        raise DataError(
+            f"{source}: not found; accepted: a folder or table of labelled pictures{misspelt(source)}"
+        )
+    targets.check_folder(work)
+    work = storage.absolute(work)
     config = recipe(work, storage.join(work, "data"), time.strftime("run-%Y%m%d-%H%M%S"))
     with watch(len(STEPS) - (source is not None)) as show, contextlib.ExitStack() as session:
         found = _walk(source, work, config, show, verbose, session)

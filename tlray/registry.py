@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tlray import bundle, storage
+from tlray import bundle, storage, targets
 from tlray.errors import BundleError, RegistryError, nearest
 
 ALIASES, LIVE = "aliases.json", "live"
@@ -42,6 +42,7 @@ def promote(bundle_uri: str, models_uri: str, name: str) -> int:
     """
     home = _home(models_uri, name)
     source = find_bundle(bundle_uri)
+    targets.check_folder(home)
     bundle.verify(source)
     version = _take_number(home)
     target = storage.join(home, str(version))

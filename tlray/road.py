@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from tlray import runtime, storage
+from tlray import runtime, storage, targets
 from tlray.config import Config
-from tlray.errors import BundleError, ConfigError, DataError
+from tlray.errors import BundleError, ConfigError, DataError, misspelt
 from tlray.progress import Display
 
 MANIFEST = "manifest.json"
@@ -50,6 +50,7 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
     Goes on with the run of this name, or refuses where that was another one; ``fresh``: begins anew.
     """
     check(config)
+    targets.check_folder(config.run_uri)
     config = runtime.placed(config)
     runtime.prepare(verbose)
     from tlray import resume
@@ -71,6 +72,9 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
     Goes on with the search of this name, or refuses where that was another one; ``fresh``: begins anew.
     """
     check(config)
+    targets.check_folder(config.run_uri)
+    if config.search.cache:
+        targets.check_folder(config.search.cache)
     config = runtime.placed(config)
     runtime.prepare(verbose)
     from tlray import search
@@ -117,7 +121,7 @@ def check(config: Config) -> None:
     if not storage.exists(config.data.uri):
         raise DataError(
             f"data.uri = {config.data.uri!r}: not found; accepted: the folder or s3:// URI that "
-            "`tlray ingest` made"
+            f"`tlray ingest` made{misspelt(config.data.uri)}"
         )
     track.check(config)
 
@@ -143,7 +147,7 @@ def bundle_of(ref: str, models: str) -> str:
     if "/" in ref or storage.exists(ref):
         raise BundleError(
             f"{ref}: no bundle there ({MANIFEST} is missing); accepted: a bundle, the folder of a finished "
-            "run, or a model's name"
+            f"run, or a model's name{'' if storage.exists(ref) else misspelt(ref)}"
         )
     from tlray import registry
 

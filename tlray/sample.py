@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from tlray import storage
+from tlray import storage, targets
 from tlray.errors import ConfigError
 
 Map = npt.NDArray[np.float32]  # (side, side), colours (side, side, 3)
@@ -45,6 +45,7 @@ def draw(
         )
     if not 32 <= size <= 1024:
         raise ConfigError(f"size = {size}: accepted: 32 to 1024 px")
+    targets.check_folder(target_dir, beside=True)
     held = {name: max(1, round(num_per_class * share)) for name, share in SPLITS.items() if name != "train"}
     counts = {"train": num_per_class - sum(held.values()), **held}
     jobs = [

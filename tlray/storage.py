@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
-from tlray.errors import StorageError
+from tlray.errors import DRIVE, StorageError, misspelt
 
 _UNFINISHED = ".unfinished"  # object that lies in an s3 target for as long as it is being written
 _STALE_S = 24 * 3600  # age after which staging of a process that died is swept away
@@ -88,11 +88,22 @@ def _split(uri: str) -> tuple[str, str]:
     found = _SCHEME.match(uri)
     if not uri or (found is None and uri.startswith("s3:")):
         raise StorageError(f"{uri!r}: no URI; accepted: a local path, file:///path, s3://bucket/key")
+    if "\0" in uri:
+        raise StorageError(f"{uri!r}: holds a zero byte; accepted: a name without")
+    if DRIVE.match(uri):
+        raise StorageError(f"{uri}: no place on this machine{misspelt(uri)}")
     if found is None:
-        return "file", os.path.abspath(os.path.expanduser(uri))
+        path = os.path.expanduser(uri)
+        if uri.startswith("~") and path == uri and not os.path.lexists(uri):
+            user = uri.partition("/")[0]
+            raise StorageError(f"{uri}: no home of that name here; accepted: ~/...; ./{user} for a folder")
+        return "file", os.path.abspath(path)
     scheme, rest = found[1].lower(), uri[found.end() :]
     if scheme == "file":
-        return "file", os.path.abspath("/" + rest.lstrip("/"))
+        host = rest[1:].partition("/")[0] if rest.startswith("/") and rest[1:2] != "/" else ""
+        if host not in ("", "localhost"):
+            raise StorageError(f"{uri}: {host!r} stands where a machine's name does; accepted: file:///path")
+        return "file", os.path.abspath("/" + rest.lstrip("/").removeprefix(f"{host}/").lstrip("/"))
     if scheme not in ("s3", "s3a"):
         raise StorageError(
             f"{scheme}://...: not served; accepted: a local path, file:///path, s3://bucket/key"
@@ -167,7 +178,7 @@ def _fault(uri: str, error: BaseException) -> StorageError:
     if isinstance(error, FileNotFoundError):
         if not local and (code == "NoSuchBucket" or not _bucket_there(uri)):
             return StorageError(f"s3://{_split(uri)[1].partition('/')[0]}: bucket not found; make it first")
-        return StorageError(f"{uri}: not found")
+        return StorageError(f"{uri}: not found{misspelt(uri)}")
     if isinstance(error, PermissionError):
         why = f" ({code}); accepted: AWS credentials that may use this bucket" if not local else ""
         return StorageError(f"{uri}: access denied{why}")

@@ -32,10 +32,12 @@ def evaluate(
 ) -> None:
     """Metrics of a model on a split, each row counted once."""
     with output(json) as out:
-        from tlray import road, runtime, storage
+        from tlray import road, runtime, storage, targets
         from tlray.dataset import Dataset
 
         uri = road.bundle_of(bundle, models)
+        if to is not None:
+            targets.check_file(to)
         Dataset.open(data).group_rows(split)  # a wrong place or split is told before anything slow starts
         runtime.prepare(verbose(context))
         from tlray.evaluate import check
@@ -110,8 +112,9 @@ def _predict_all(
     context: typer.Context, uri: str, files: list[str], splits: list[str], to: str, out: Output
 ) -> None:
     """Predictions of a data set, or of many pictures, as Parquet."""
-    from tlray import runtime
+    from tlray import runtime, targets
 
+    targets.check_folder(to)
     runtime.prepare(verbose(context))
     from tlray import batch, pictures
 
@@ -230,6 +233,7 @@ def serve(
         from tlray.serve import deploy
 
         served = deploy.resolve(refs, models)
+        deploy.check_gallery(served, serving)
         with out.watch() as show, show.step("Start the server"):
             server = deploy.start(served, serving, verbose=verbose(context))
         with server:
@@ -250,12 +254,12 @@ def curl(url: str, name: str, file: str = "PICTURE.jpg") -> str:
 def _pictures(files: list[str]) -> Iterator[str]:
     """Files as they are, folders as the pictures below them. Raises DataError for what is not there."""
     from tlray import storage
-    from tlray.errors import DataError
+    from tlray.errors import DataError, misspelt
     from tlray.image import EXTENSIONS
 
     for file in files:
         if not storage.exists(file):
-            raise DataError(f"{file}: not found; accepted: pictures, or folders of them")
+            raise DataError(f"{file}: not found; accepted: pictures, or folders of them{misspelt(file)}")
         if not storage.is_dir(file):
             yield file
             continue

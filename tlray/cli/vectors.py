@@ -36,8 +36,9 @@ def embed(
 ) -> None:
     """Embeddings of every picture, as Parquet. The same again goes on where a killed job stood."""
     with output(json) as out:
-        from tlray import runtime
+        from tlray import runtime, targets
 
+        targets.check_folder(to)
         runtime.prepare(verbose(context))
         from tlray import embed as embedding
         from tlray import pictures
@@ -66,8 +67,10 @@ def similar(
 ) -> None:
     """The pictures most like one: by cosine, over all embeddings."""
     with output(json) as out:
-        from tlray import road, similar, storage
+        from tlray import road, similar, storage, targets
 
+        if sheet is not None:
+            targets.check_file(sheet)
         other = road.bundle_of(model, models) if model is not None else None
 
         def vector(manifest: dict[str, Any], picture: bytes) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tlray import storage
-from tlray.errors import DataError
+from tlray.errors import DataError, misspelt
 from tlray.findings import Finding, finding
 from tlray.image import EXTENSIONS
 from tlray.schema import SPLITS
@@ -48,7 +48,9 @@ class Listing:
     def open(cls, source: str) -> Listing:
         """List a folder, or the folder that a label file speaks of. Raises DataError, StorageError."""
         if not storage.exists(source):
-            raise DataError(f"{source}: not found; accepted: a folder or table of labelled pictures")
+            raise DataError(
+                f"{source}: not found; accepted: a folder or table of labelled pictures{misspelt(source)}"
+            )
         if storage.is_dir(source):
             return cls._of(source)
         name = storage.name(source)

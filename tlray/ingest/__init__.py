@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray import mask_code, masks, preflight, schema, storage
+from tlray import mask_code, masks, preflight, schema, storage, targets
 from tlray.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError
 from tlray.findings import SHOWN, Finding
@@ -200,6 +200,7 @@ def _check(
             raise DataError(
                 f"{target}: is there and no data set; accepted: a new place, or a data set to replace"
             )
+    targets.check_folder(target, beside=True)
 
 
 def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, tell: Progress) -> pa.Table:

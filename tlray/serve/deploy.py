@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 from ray import serve
 
-from tlray import config, runtime, storage
+from tlray import config, runtime, storage, targets
 from tlray.config import Serving, Strict
 from tlray.errors import ConfigError, RegistryError, RunError
 from tlray.serve.app import ingress
@@ -106,10 +106,23 @@ def _resolve(ref: str, models_uri: str) -> Served:
     return Served(re.sub(r"[^A-Za-z0-9._-]+", "-", name), None, storage.absolute(uri))
 
 
+def check_gallery(served: Sequence[Served], settings: Serving) -> None:
+    """Raise StorageError where one of the models keeps a gallery, and none can be made at its place.
+
+    One that is there is not written to: people may be asked for where none may be enrolled.
+    """
+    from tlray import bundle, tasks
+
+    kept = any(tasks.load(dict(bundle.read_manifest(one.uri).task)).gallery for one in served)
+    if kept and not storage.is_dir(settings.gallery):
+        targets.check_folder(settings.gallery)
+
+
 def build(args: dict[str, Any]) -> serve.Application:
     """The application from plain values (`BuildArgs`); host and port belong to the Serve config there."""
     checked = config.validate(BuildArgs, args, "serve arguments")
     served = resolve(checked.models, checked.models_uri)
+    check_gallery(served, checked.serve)
     return application(served, checked.serve, verbose=checked.verbose)
 
 
