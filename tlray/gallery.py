@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import random
 import threading
+import time
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,8 @@ from tlray.errors import DataError, StorageError
 logger = logging.getLogger(__name__)
 
 MAX_NAME = 200  # characters of a person's name
-_TRIES = 5  # of what somebody else removes at the same time
+_TRIES = 30  # of what somebody else removes at the same time
+_PAUSE_S = 0.02  # at most, by chance, before the next: two that meet shall not go on meeting
 _READERS = 16  # objects read at once
 
 Floats = npt.NDArray[np.float32]
@@ -72,6 +75,7 @@ class Gallery:
             except StorageError:  # locally the folder may go, person and all, while we write into it
                 if not left or not storage.is_local(uri):
                     raise
+                time.sleep(random.uniform(0, _PAUSE_S))
 
     def remove(self, person: str) -> int:
         """Forget a person; how many enrolments there were. Nobody of that name: 0."""
@@ -84,6 +88,7 @@ class Gallery:
             except StorageError:  # somebody enrols there now, or removes it, too
                 if not left or not storage.is_local(self.uri):
                     raise
+                time.sleep(random.uniform(0, _PAUSE_S))
         raise AssertionError("unreachable")
 
     def people(self) -> dict[str, int]:
