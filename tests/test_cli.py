@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from tlray import cli, progress
+from tlray import cli, errors, progress
 from tlray.errors import DataError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -253,13 +256,18 @@ def test_doctor_tells_storage_that_does_not_answer(monkeypatch: pytest.MonkeyPat
     assert found.ok is False and "secret" not in found.value + found.hint
 
 
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlray import report
+
+    def fail(_: str) -> str:
+        raise error
+
+    monkeypatch.setattr(report, "write", fail)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
-    [
-        (RunError("workers died"), 2, "tlray: workers died"),
-        (ValueError("boom\nmore"), 1, "tlray: unexpected ValueError: boom; the same with -v shows where"),
-        (KeyboardInterrupt(), 130, "tlray: interrupted"),
-    ],
+    [(RunError("workers died"), 2, "tlray: workers died"), (KeyboardInterrupt(), 130, "tlray: interrupted")],
 )
 def test_what_each_kind_of_end_gives(
     error: BaseException,
@@ -268,16 +276,94 @@ def test_what_each_kind_of_end_gives(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from tlray import report
-
-    def fail(_: str) -> str:
-        raise error
-
-    monkeypatch.setattr(report, "write", fail)
+    fail_with(error, monkeypatch)
     assert cli.run(["report", "x"]) == code
     assert capfd.readouterr().err == said + "\n"
     cli.run(["report", "x", "-v"])
     assert ("Traceback" in capfd.readouterr().err) == (code != 130)
+
+
+def unexpected(capfd: pytest.CaptureFixture[str], *args: str) -> tuple[str, str]:
+    """The last line of an unexpected error, and what lies in the file that it names."""
+    assert cli.run(list(args)) == 1
+    said = capfd.readouterr().err
+    found = re.search(r"the whole traceback is in (\S+)$", said)
+    assert found is not None, said
+    file = Path(found[1])
+    assert file.stat().st_mode & 0o077 == 0  # it may tell of data that others must not see
+    text = file.read_text(encoding="utf-8")
+    file.unlink()
+    return said, text
+
+
+def test_an_unexpected_error_is_one_line_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = ValueError("boom\nmore")
+    error.add_note("cats.csv, row 7")
+    fail_with(error, monkeypatch)
+    said, whole = unexpected(capfd, "report", "https://me:hush@host/x")
+    assert said.startswith("tlray: unexpected ValueError: boom (cats.csv, row 7); a fault of tlray's")
+    assert said.count("\n") == 1
+    assert "Traceback" in whole and "boom\nmore" in whole and "tlray report https://(hidden)@host/x" in whole
+    said, whole = unexpected(capfd, "report", "x", "-v")
+    assert "Traceback" in said and "Traceback" in whole
+
+
+def test_an_unexpected_error_where_no_file_can_be_made(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(**_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fail_with(MemoryError(), monkeypatch)
+    monkeypatch.setattr("tlray.cli.fault.tempfile", SimpleNamespace(mkstemp=full))
+    assert cli.run(["report", "x"]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("Traceback") and "\ntlray: unexpected MemoryError; a fault" in said
+    assert said.endswith("traceback is above (No space left on device)\n")
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS - {"cache"}))
+def test_a_bug_in_any_verb_ends_in_one_place(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args = {
+        "sample": ["to"], "ingest": ["from", "to"], "train": [RECIPE], "tune": [RECIPE], "rank": [RECIPE],
+        "evaluate": ["b", "d"], "predict": ["b", "d"], "promote": ["b", "n"], "rollback": ["n"],
+        "report": ["r"], "embed": ["b", "d", "to"], "similar": ["v", "1"], "serve": ["n"],
+    }.get(verb, [])  # fmt: skip
+
+    def boom(*_: Any, **__: Any) -> None:
+        raise LookupError("boom")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tlray.cli.output.Output.__init__", boom)
+    said, whole = unexpected(capfd, verb, *args)
+    assert said.startswith("tlray: unexpected LookupError: boom; a fault of tlray's") and "in boom" in whole
+
+
+def test_what_a_task_of_ray_raised_is_told(
+    ray_local: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ray.exceptions
+
+    def raised(error: Exception) -> Exception:
+        @ray.remote
+        def work() -> None:
+            with errors.about("cat/3.png"):
+                raise error
+
+        with pytest.raises(ray.exceptions.RayTaskError) as caught:
+            ray.get(work.remote())
+        return caught.value
+
+    fail_with(raised(ZeroDivisionError("by zero")), monkeypatch)
+    said, whole = unexpected(capfd, "report", "x")
+    assert said.startswith("tlray: unexpected ZeroDivisionError: by zero (cat/3.png); ")
+    assert "in work" in whole
+    fail_with(raised(DataError("cat/4.png: is a dog")), monkeypatch)
+    assert mistake(capfd, "report", "x") == "tlray: cat/4.png: is a dog"
 
 
 def shown(act: Callable[[progress.Display], None], **settings: Any) -> list[str]:

@@ -44,3 +44,12 @@ def test_nearest_lists_what_is_accepted_and_says_how_much_it_left_out() -> None:
     assert nearest("zzz", ["b", "a"]) == "accepted: a, b"
     many = [f"name{i:02}" for i in range(20)]
     assert nearest("???", many, show=2) == "accepted: name00, name01, ... (20 in all)"
+
+
+def test_about_notes_what_an_unexpected_error_was_about_and_leaves_mistakes_alone() -> None:
+    with pytest.raises(KeyError) as caught, errors.about("a.csv"), errors.about(lambda: "row 3"):
+        raise KeyError("x")
+    assert pickle.loads(pickle.dumps(caught.value)).__notes__ == ["row 3", "a.csv"]
+    with pytest.raises(TlrayError) as mistaken, errors.about("a.csv"):
+        raise TlrayError("b.csv: empty")
+    assert not hasattr(mistaken.value, "__notes__")

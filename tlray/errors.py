@@ -15,10 +15,11 @@ A message says the value, where it stood, and what is accepted:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 from urllib.parse import unquote
 
@@ -72,6 +73,21 @@ class RegistryError(TlrayError):
 
 class RunError(TlrayError):
     """A run cannot start or cannot go on."""
+
+
+@contextlib.contextmanager
+def about(place: str | Callable[[], str]) -> Iterator[None]:
+    """Note on whatever goes wrong unexpectedly in the block what it was about; the command line shows it.
+
+    Mistakes of the user's say it themselves.
+    """
+    try:
+        yield
+    except TlrayError:
+        raise
+    except Exception as error:
+        error.add_note(place if isinstance(place, str) else place())
+        raise
 
 
 def nearest(value: str, accepted: Iterable[str], show: int = 8) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tlray import __version__
-from tlray.cli import cache, make, models, vectors
+from tlray.cli import cache, fault, make, models, vectors
 from tlray.errors import TlrayError
 
 INTERRUPTED = 130
@@ -77,8 +77,6 @@ def run(argv: list[str]) -> int:
         if done == INTERRUPTED:  # typer swallows Ctrl-C and says so only by this
             return _fail(None, INTERRUPTED, "interrupted", verbose)
         return done if isinstance(done, int) else 0
-    except TlrayError as error:
-        return _fail(error, 2, str(error), verbose)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(None, INTERRUPTED, "interrupted", verbose)
     except SystemExit:  # how Ray Train's own handler of Ctrl-C ends a run
@@ -88,10 +86,9 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if isinstance(error, _USAGE):
             return _usage(error)
-        kind = type(error).__name__
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        hint = "" if verbose else "; the same with -v shows where"
-        return _fail(error, 1, f"unexpected {kind}: {first}{hint}", verbose)
+        if isinstance(first := fault.origin(error), TlrayError):
+            return _fail(error, 2, str(first), verbose)
+        return _fail(error, 1, fault.line(error, argv), verbose)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

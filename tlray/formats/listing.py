@@ -41,6 +41,7 @@ class Listing:
         self.folders = sorted({*folders, *above})
         self.pictures = [path for path in self.files if is_picture(path)]
         self.findings: list[Finding] = []
+        self.last = ""  # label file that was looked into last: what an unexpected error is likely about
         self._there = set(self.files)
         self._heads: dict[str, bytes] = {}
 
@@ -138,7 +139,10 @@ class Listing:
         """The contents of many small files, in order. Raises StorageError."""
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, len(paths), 64 * _READERS):
-                yield from pool.map(self.read, paths[start : start + 64 * _READERS])
+                some = paths[start : start + 64 * _READERS]
+                for path, data in zip(some, pool.map(self.read, some), strict=True):
+                    self.last = path
+                    yield data
 
     def head(self, path: str) -> bytes:
         """The first 64 KiB of a file. Raises StorageError."""
@@ -148,6 +152,7 @@ class Listing:
 
     def head_text(self, path: str) -> str:
         """The text of the first 64 KiB of a file, as far as it can be read. Raises StorageError."""
+        self.last = path
         return start_of_text(self.head(path))
 
     def text(self, path: str) -> str:
@@ -155,6 +160,7 @@ class Listing:
 
         Raises DataError, StorageError.
         """
+        self.last = path
         return text_of(self.where(path), self.read(path))
 
 

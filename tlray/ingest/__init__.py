@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from tlray import mask_code, masks, preflight, schema, storage, targets
 from tlray.dataset import MANIFEST
-from tlray.errors import ConfigError, DataError, StorageError
+from tlray.errors import ConfigError, DataError, StorageError, about
 from tlray.findings import SHOWN, Finding
 from tlray.formats.base import STATED
 from tlray.ingest import boxes, given, plan, preview, shards, views
@@ -258,11 +258,14 @@ def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table
         kinds = pa.schema([*kinds, *preflight.MASK_SEEN])
         sizes = shards.canvases(block, [(row["width"], row["height"]) for row in rows])
         values = block[schema.MASK].to_pylist()
-        for row, value, size, files in zip(rows, values, sizes, shards.mask_files(root, values), strict=True):
+        all_files = shards.mask_files(root, values)
+        paths = block["path"].to_pylist()
+        for path, row, value, size, files in zip(paths, rows, values, sizes, all_files, strict=True):
             if isinstance(files, StorageError):
                 row |= {**dict.fromkeys(preflight.MASK_SEEN.names), "mask_reason": str(files)}
             elif row["kind"] is None:
-                row |= preflight.inspect_mask(files, value["shapes"], code, size)
+                with about(f"the mask of {storage.join(root, path)}"):
+                    row |= preflight.inspect_mask(files, value["shapes"], code, size)
     return pa.Table.from_pylist(rows, schema=kinds).append_column("row", block["row"])
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tlray import image, masks, schema, storage
 from tlray.dataset import Dataset
-from tlray.errors import DataError, PictureError, StorageError
+from tlray.errors import DataError, PictureError, StorageError, about
 from tlray.formats.base import STATED
 from tlray.ingest.plan import GROUP_ROWS
 from tlray.masks import MaskCode
@@ -216,7 +216,8 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None,
             raise data
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StorageError(f"{storage.join(root, path)}: has changed while it was ingested; try again")
-        small = data if max_side is None else image.shrink(data, max_side)
+        with about(storage.join(root, path)):
+            small = data if max_side is None else image.shrink(data, max_side)
         encoded.append(small)
         sizes.append((width, height) if small is data else image.source_size(small))
         ratios.append((sizes[-1][0] / width, sizes[-1][1] / height))
@@ -257,11 +258,11 @@ def _masks(root: str, rows: pa.Table, code: MaskCode, sizes: Sequence[image.Size
         if plain and turns[n] == 1 and masks.is_plain(files[0], sizes[n]):
             encoded.append(files[0])
         else:
+            path = rows["path"][n]
             try:
                 ids_HW = masks.read(files, values[n]["shapes"], code, canvas[n])
                 ids_HW = masks.fitted(ids_HW, whole[n], turns[n])
             except PictureError as error:
-                path = rows["path"][n]
                 raise StorageError(f"{path}: its mask has changed while it was ingested: {error}") from None
             encoded.append(image.encode_mask(masks.resized(ids_HW, sizes[n])))
         paths.append((values[n]["paths"] or [""])[0])

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tlray import formats, schema
-from tlray.errors import DataError
+from tlray.errors import DataError, about
 from tlray.findings import Finding
 from tlray.formats import base
 from tlray.formats.base import Index, Look
@@ -100,9 +100,16 @@ def survey(
     Raises DataError where no layout explains it, two do, or the layout has no labels for the task;
     ConfigError for an unknown format or task.
     """
+    listing = Listing.open(source)
+    with about(lambda: f"{source}; the label file read last: {listing.last or 'none'}"):
+        return _survey(source, listing, format, task, merge_classes, one_class)
+
+
+def _survey(
+    source: str, listing: Listing, format: str, task: str, merge_classes: bool, one_class: bool
+) -> Survey:
     from tlray import tasks  # here, because Ray's workers import this package and need no models
 
-    listing = Listing.open(source)
     wanted = None if task == "auto" else tasks.load({"name": task}, "--task")
     if format == "auto":
         name, look = formats.find(listing, tuple(wanted.columns) if wanted is not None else ())

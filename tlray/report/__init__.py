@@ -23,8 +23,8 @@ from markupsafe import Markup
 
 from tlray import plots, storage
 from tlray.errors import RunError, TlrayError
+from tlray.redact import redact, redact_tree
 from tlray.report import view, words
-from tlray.report.redact import redact, redact_tree
 from tlray.report.run import Goal, Run
 
 if TYPE_CHECKING:

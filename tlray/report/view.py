@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from tlray import plots
 from tlray.config import Config
 from tlray.plots import Column, Line, Point, Section, Table
-from tlray.report.redact import redact_tree
+from tlray.redact import redact_tree
 from tlray.report.run import Goal, Json, Run, finite
 from tlray.report.words import leaves, plain, short
 
