@@ -13,7 +13,7 @@ from tests.toys import LABELS, dataset, scenes_dataset
 from tlray import checkpoint, config, loop, report, resume, train
 from tlray.candidate import schedule
 from tlray.dataset import Dataset
-from tlray.errors import ConfigError, DataError, StorageError
+from tlray.errors import ConfigError, DataError, RunError, StorageError
 from tlray.predict import Predictor
 from tlray.tasks import classification
 
@@ -197,3 +197,22 @@ def test_the_same_name_goes_on_and_what_the_story_lost_is_written_again(ray_loca
     assert run(settings) == [] and train.result(settings)["epochs"] == 2
     assert [r["epoch"] for r in run(more)] == [3]
     assert train.result(more)["steps"] == 12
+
+
+def test_what_workers_died_of_is_kept_whole(tmp_path):
+    def died():
+        raise ValueError("odd\nno such layer")
+
+    wrapped = RuntimeError("a worker died")
+    try:
+        died()
+    except ValueError as error:
+        wrapped.__cause__ = error
+    settings = make("", tmp_path, name="a")
+    told = train._explain(settings, wrapped)
+    place = tmp_path / "a" / "error.txt"
+    assert isinstance(told, RunError) and "\n" not in str(told)
+    assert str(told).endswith(f": no such layer; the whole traceback is in {place}")
+    assert "in died" in place.read_text() and "a worker died" in place.read_text()
+    wrapped.__cause__ = DataError("train row 3: no picture")
+    assert train._explain(settings, wrapped) is wrapped.__cause__

@@ -180,11 +180,14 @@ def read_manifest(uri: str) -> Manifest:
     try:
         return Manifest.model_validate(storage.read_json(storage.join(uri, MANIFEST)))
     except (ValidationError, ValueError) as error:
-        first = (
-            error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("file",), "msg": str(error)}
-        )
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{uri}/{MANIFEST}: {where}: {first['msg']}; accepted: format 1") from None
+        said = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            said = f"{where}: {first['msg']}" if where else "no object"
+        raise BundleError(
+            f"{uri}/{MANIFEST}: {said}; accepted: what training leaves in RUN/best (format 1)"
+        ) from None
 
 
 def verify(uri: str) -> Manifest:

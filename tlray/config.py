@@ -7,6 +7,7 @@ under ``task:`` beside its name; they are checked there, when the task is made.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -211,7 +212,7 @@ class Track(Strict):
 class Config(Strict):
     """The whole tree. ``name`` is the run's identity: the same name again goes on where it was."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    name: str = "run"
     runs: str = "runs"  # folder or s3:// URI under which the run's folder lies
     models: str = "models"  # the registry's folder or s3:// URI
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -226,6 +227,13 @@ class Config(Strict):
     search: Search = Search()
     serve: Serving = Serving()
     track: Track = Track()
+
+    @field_validator("name")
+    @classmethod
+    def a_folders_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+            raise ValueError("1 to 64 of A-Z a-z 0-9 . _ -, the first of them a letter or a digit")
+        return value
 
     @property
     def run_uri(self) -> str:
@@ -321,6 +329,8 @@ def validate(
 
 def _said(error: Any) -> str:
     """What pydantic accepts, in our words."""
+    if error.get("ctx", {}).get("class_name") in ("Choice", "Uniform"):
+        return "{choice: [...]} or {low: ..., high: ...}"
     if error["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return "keys of its own below it"
     if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):

@@ -43,6 +43,7 @@ def promote(bundle_uri: str, models_uri: str, name: str) -> int:
     home = _home(models_uri, name)
     source = find_bundle(bundle_uri)
     targets.check_folder(home)
+    _aliases(home)  # a damaged one is told before the copy, which would stay without a name
     bundle.verify(source)
     version = _take_number(home)
     target = storage.join(home, str(version))
@@ -89,6 +90,8 @@ def resolve(models_uri: str, ref: str) -> tuple[str, str, int]:
 def list_models(models_uri: str) -> list[ModelInfo]:
     """All models by name; an empty list where no registry is yet."""
     if not storage.is_dir(models_uri):
+        if storage.exists(models_uri):
+            raise RegistryError(f"{models_uri}: is a file; accepted: a registry's folder")
         return []
     found = []
     for name in storage.listdir(models_uri):
@@ -153,9 +156,15 @@ def _aliases(home: str) -> dict[str, Any]:
 
 
 def _checked(uri: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(value.get("history"), list):
+    found: dict[str, Any] = value if isinstance(value, dict) else {}
+    events = found.get("history")
+    sound = isinstance(events, list) and all(
+        isinstance(event, dict) and isinstance(event.get("version"), int) and "action" in event
+        for event in events
+    )
+    if not sound or not isinstance(found.get(LIVE), int):
         raise RegistryError(f"{uri}: damaged; accepted: {json.dumps({LIVE: 1, 'history': []})}")
-    return value
+    return found
 
 
 def _move(home: str, action: str, choose: Callable[[Sequence[Mapping[str, Any]]], int]) -> int:

@@ -45,6 +45,8 @@ def draw(
         )
     if not 32 <= size <= 1024:
         raise ConfigError(f"size = {size}: accepted: 32 to 1024 px")
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}: accepted: 0 or more")
     targets.check_folder(target_dir, beside=True)
     held = {name: max(1, round(num_per_class * share)) for name, share in SPLITS.items() if name != "train"}
     counts = {"train": num_per_class - sum(held.values()), **held}

@@ -42,6 +42,18 @@ def read_manifest(uri: str) -> dict[str, Any]:
     if not storage.exists(place):
         raise DataError(f"{uri}: no {EMBEDDINGS}; accepted: what a finished `tlray embed` left")
     found: dict[str, Any] = storage.read_json(place)
+    if not isinstance(found, dict):
+        raise DataError(f"{place}: damaged (no object); accepted: what `tlray embed` left there")
+    parts = found.get("parts")
+    sound = {
+        "parts": isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values()),
+        "dim": isinstance(found.get("dim"), int),
+        "labels": isinstance(found.get("labels"), dict),
+        "data": isinstance(found.get("data"), str),
+    }
+    for key, good in sound.items():
+        if not good:
+            raise DataError(f"{place}: damaged (no {key}); accepted: what `tlray embed` left there")
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +20,8 @@ from tlray.bundle import Model
 from tlray.candidate import build_model
 from tlray.config import Config, parse
 from tlray.dataset import Dataset
-from tlray.errors import ConfigError, DataError, RunError, TlrayError
-from tlray.loop import METRICS, epochs
+from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
+from tlray.loop import ERROR, METRICS, epochs
 from tlray.order import Order
 from tlray.tasks.base import Task
 
@@ -206,10 +208,14 @@ def _explain(config: Config, error: BaseException) -> TlrayError:
             *getattr(found, "worker_failures", {}).values(),
         ]
         seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
+    whole = "\n".join("".join(traceback.format_exception(one)) for one in seen)
+    place = storage.join(config.run_uri, ERROR)
+    with contextlib.suppress(StorageError):  # what is told below matters more
+        storage.write_bytes(place, whole.encode(errors="backslashreplace"))
     reason = str(seen[-1]).strip().splitlines()[-1:] or [type(seen[-1]).__name__]
     return RunError(
         f"{config.run_uri}: workers died more than scale.max_failures = {config.scale.max_failures} times "
         f"with model.backbone = {config.model.backbone}, precision = {config.train.precision}, "
         f"channels_last = {config.train.channels_last}, batch_size = {config.train.batch_size}: "
-        f"{reason[0][:200]}"
+        f"{reason[0][:200]}; the whole traceback is in {place}"
     )

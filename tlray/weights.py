@@ -206,7 +206,9 @@ def _read(path: Path, where: str, accepted: str) -> dict[str, Tensor]:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise StorageError(f"{where}: cannot be read ({error.strerror})") from None
+        raise StorageError(
+            f"{where}: cannot be read ({error.strerror}); accepted: a .safetensors file"
+        ) from None
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise BundleError(f"{where}: holds a pickle, which is never loaded; accepted: {accepted}")
     try:

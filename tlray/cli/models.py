@@ -183,6 +183,7 @@ def models(models: Models = "models", json: Json = False) -> None:
     """List the registry."""
     with output(json) as out:
         from tlray import registry
+        from tlray.errors import misspelt
         from tlray.progress import table
 
         found = registry.list_models(models)
@@ -196,7 +197,8 @@ def models(models: Models = "models", json: Json = False) -> None:
             [m.name, str(m.live), ", ".join(map(str, m.versions)), metrics(m.metrics or {})] for m in found
         ]
         headings = ["name", "live", "versions", "metrics of the live one"]
-        out.say(table(headings, rows) if rows else f"{models}: empty")
+        nothing = f"{models}: no model yet; tlray promote RUN NAME" + misspelt(models)
+        out.say(table(headings, rows) if rows else nothing)
 
 
 def serve(

@@ -94,7 +94,7 @@ def ingest(
     than ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
     """
     tell = progress or (lambda stage, done, total: None)
-    _check(source, target, max_side, validation, test, max_bad_share)
+    _check(source, target, max_side, validation, test, seed, max_bad_share)
     started, seconds = time.monotonic(), {}
 
     def lap(stage: str) -> None:
@@ -171,11 +171,19 @@ def ingest(
 
 
 def _check(
-    source: str, target: str, max_side: int | None, validation: float, test: float, max_bad_share: float
+    source: str,
+    target: str,
+    max_side: int | None,
+    validation: float,
+    test: float,
+    seed: int,
+    max_bad_share: float,
 ) -> None:
     """Settings and places, before anything starts."""
     if max_side is not None and max_side < 16:
         raise ConfigError(f"max_side = {max_side}: accepted: 16 px or more")
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}: accepted: 0 or more")
     for name, value in (("validation", validation), ("test", test), ("max_bad_share", max_bad_share)):
         if not 0 <= value <= 1:
             raise ConfigError(f"{name} = {value}: accepted: a share from 0 to 1")

@@ -22,7 +22,7 @@ import yaml
 from markupsafe import Markup
 
 from tlray import plots, storage
-from tlray.errors import RunError, TlrayError
+from tlray.errors import RunError, TlrayError, misspelt
 from tlray.redact import redact, redact_tree
 from tlray.report import view, words
 from tlray.report.run import Goal, Run
@@ -40,6 +40,7 @@ def write(run_uri: str) -> str:
     Whatever is missing or unreadable is left out and named at the page's end. Raises RunError where
     there is no run at all, StorageError where the page cannot be written.
     """
+    storage.absolute(run_uri)  # raises for what is no URI
     notes: list[str] = []
     run = Run(
         uri=run_uri,
@@ -50,7 +51,13 @@ def write(run_uri: str) -> str:
         manifest=_read(storage.join(run_uri, "best", "manifest.json"), notes),
     )
     if not (run.config or run.metrics or run.trials or run.evaluation):
-        raise RunError(f"{run_uri}: no run lies here; accepted: a run's folder, with config.json in it")
+        seen = f" ({redact('; '.join(notes))})" if notes else ""
+        raise RunError(
+            f"{run_uri}: no run lies here{seen}; accepted: a run's folder, with config.json in it"
+            f"{misspelt(run_uri) if not storage.exists(run_uri) else ''}"
+        )
+    for note in notes:
+        logger.warning("report without %s", redact(note))
     if run.data_uri:
         run.preflight = _read(storage.join(run.data_uri, "preflight.json"), notes)
     run.goal = _goal(run, notes)
@@ -84,8 +91,8 @@ def _read(uri: str, notes: list[str]) -> dict[str, Any]:
             return {}
         found = storage.read_json(uri)
     except (TlrayError, ValueError) as error:
-        notes.append(f"{uri}: {error}")
-        logger.warning("report without %s: %s", redact(uri), redact(str(error)))
+        said = str(error)
+        notes.append(said if said.startswith(uri) else f"{uri}: {said}")
         return {}
     if not isinstance(found, dict):
         notes.append(f"{uri}: holds no JSON object")

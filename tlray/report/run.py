@@ -36,12 +36,14 @@ class Run:
 
     @property
     def data_uri(self) -> str:
-        return str(self.config.get("data", {}).get("uri", ""))
+        data = self.config.get("data")
+        return str(data.get("uri", "")) if isinstance(data, Mapping) else ""
 
     @property
     def task_settings(self) -> Json:
         # The manifest's first: it also holds what was decided on validation.
-        return dict(self.manifest.get("task") or self.config.get("task") or {})
+        task = self.manifest.get("task") or self.config.get("task")
+        return dict(task) if isinstance(task, Mapping) else {}
 
     @property
     def winner(self) -> Json:

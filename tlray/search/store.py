@@ -207,7 +207,11 @@ class Store:
 
     def _digests(self) -> list[str]:
         """Names of folders that are, or will be, entries; whatever else lies here is not ours to touch."""
-        there = storage.listdir(self.uri) if storage.is_dir(self.uri) else []
+        if not storage.is_dir(self.uri):
+            if storage.exists(self.uri):
+                raise StorageError(f"{self.uri}: is a file; accepted: the folder of a store")
+            return []
+        there = storage.listdir(self.uri)
         return [entry for entry in there if _DIGEST.fullmatch(entry)]
 
     def _entry(self, digest: str) -> Entry | None:
@@ -215,13 +219,17 @@ class Store:
             facts = storage.read_json(storage.join(self._place(digest), MARKER))
         except StorageError:
             return None  # being written, being removed, or `sweep`'s to remove
-        used = facts["created"]
-        with contextlib.suppress(StorageError):
-            used = max(used, float(storage.read_json(storage.join(self.uri, "used", digest))))
-        return Entry(
-            digest, Key(**facts["key"]), facts["rows"], facts["bytes"], facts["created"], used,
-            facts["max_error"],
-        )  # fmt: skip
+        try:
+            used = facts["created"]
+            with contextlib.suppress(StorageError):
+                used = max(used, float(storage.read_json(storage.join(self.uri, "used", digest))))
+            return Entry(
+                digest, Key(**facts["key"]), facts["rows"], facts["bytes"], facts["created"], used,
+                facts["max_error"],
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("%s: damaged (%s); taken for absent", self._place(digest), error)
+            return None
 
     def _remove(self, digest: str) -> None:
         place = self._place(digest)
