@@ -456,3 +456,31 @@ def test_replicas_scale_between_their_bounds() -> None:
     (model,) = app._bound_deployment.init_args  # the ingress is bound to its models
     found = model._bound_deployment._deployment_config.autoscaling_config
     assert (found.min_replicas, found.max_replicas, found.target_ongoing_requests) == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?tpo=3", "query 'tpo': unknown; did you mean 'top'?"),
+        ("?top=1&colour=red", "query 'colour': unknown; accepted: top"),
+        ("?top=1&top=2", "query top: given 2 times; accepted: once"),
+        ("?top=many", "query top = 'many': accepted: a whole number"),
+        ("?top=", "query top = '': accepted: a whole number"),
+        ("?top=" + "9" * 5000, "accepted: a whole number"),
+    ],
+)
+def test_parameters_without_effect_are_refused(query: str, said: str) -> None:
+    answer = post(b"ok", query=query)
+    assert error(answer)["reason"] == "bad_parameter"
+    assert said in error(answer)["detail"] and len(answer.text) < 300
+
+
+def test_a_missing_parameter_says_where_it_goes() -> None:
+    answer = ask([Local("pets", 3)], lambda client: client.post("/v1/models/pets/enroll", content=b"ok"))
+    assert error(answer)["detail"] == "query person: is missing; accepted: ?person=..."
+
+
+def test_health_checks_may_ask_for_more() -> None:
+    assert ask([Local("pets", 3)], lambda client: client.get("/livez?verbose&n=1")).status_code == 200
+    answer = ask([Local("pets", 3)], lambda client: client.get("/v1/models?page=2"))
+    assert error(answer)["detail"] == "query 'page': unknown; accepted: none here"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Protocol
 
 import ray.exceptions
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tlray.config import Serving
 from tlray.errors import DataError, nearest
 from tlray.gallery import MAX_NAME, check_name
-from tlray.serve import page, protocol
+from tlray.serve import page, protocol, query
 from tlray.serve.protocol import (
     RETRY_AFTER_S,
     Answer,
@@ -142,6 +142,7 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         docs_url=None,  # the usual pages load their scripts from a public server; ours is below
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(query.known)],
     )
     limits = Limits.of(settings)
     gate = Gate(limits.max_body * _BUFFERED_BODIES)
@@ -155,10 +156,10 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
 
     def find(name: str) -> Endpoint:
         if name not in routes:
+            hint = nearest(name, routes)
+            meant = f" {hint};" if hint.startswith("did") else ""
             served = ", ".join(sorted(routes))
-            raise Refusal(
-                404, "unknown_model", f"model {name[:100]!r}: {nearest(name, routes)}; served: {served}"
-            )
+            raise Refusal(404, "unknown_model", f"model {name[:100]!r}:{meant} served: {served}")
         return routes[name]
 
     async def card(model: Endpoint) -> ModelCard:
@@ -380,11 +381,7 @@ def _errors_as_json(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = " ".join(str(part) for part in first["loc"])
-        given = f" = {first['input']!r:.100}" if "input" in first else ""
-        said = first["msg"].removeprefix("Input should be ")
-        return _error(Refusal(400, "bad_parameter", f"{where}{given}: accepted: {said}"))
+        return _error(query.refusal(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -445,7 +442,7 @@ def _named(person: str) -> str:
     try:
         return check_name(person)
     except DataError as error:
-        raise Refusal(400, "bad_parameter", str(error)) from None
+        raise Refusal(400, query.BAD, str(error)) from None
 
 
 def _ms(seconds: float) -> float:

@@ -371,7 +371,7 @@ _NONE = Reply(results=[], bad=[], fault=None, render_s=None, model_s=0.0)  # of 
 
 
 def _nobody(person: str | None) -> Refusal:
-    return Refusal(404, "unknown_person", f"person {person!r}: nobody of this name is enrolled")
+    return Refusal(404, "unknown_person", f"person {(person or '')[:100]!r}: nobody of this name is enrolled")
 
 
 def _cut(prediction: dict[str, Any], top: int) -> dict[str, Any]:
