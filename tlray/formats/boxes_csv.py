@@ -23,11 +23,20 @@ from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.evidence import folder_split
 from tlray.formats.listing import Listing, lines_of
 from tlray.formats.places import Lookup, Places
-from tlray.formats.tabular.boxes import CENTRED, CORNERS, LISTED, SIZED, Shape, first_lines, number, shape_of
+from tlray.formats.tabular.boxes import (
+    CENTRED,
+    CORNERS,
+    ENDINGS,
+    LISTED,
+    SIZED,
+    Shape,
+    first_lines,
+    number,
+    shape_of,
+)
 from tlray.schema import OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
-_ENDINGS = (".csv", ".tsv")
 _LOOKED_INTO = 50  # tables whose first bytes are read
 _EMPTY = ("", "nan", "null", "none", "na", "n/a")
 
@@ -52,11 +61,11 @@ class _Table:
 
 def look(listing: Listing) -> Look | None:
     """Tables with the columns of boxes; by their first rows they name pictures that are there."""
-    tables = _tables(listing)
-    if not tables:
-        return None
-    files = [t.file for t in tables]
+    tables, lacking = _tables(listing)
+    files = [t.file for t in tables] or [shape.file for shape in lacking]
     summary = f"{', '.join(files[:3])}{', ...' if len(files) > 3 else ''} of boxes"
+    if not tables:
+        return Look(summary, [], files, f"{files[0]}: {lacking[0].lacks}") if lacking else None
     for t in tables:
         try:
             rows = [row for _, row in t.shape.rows(first_lines(listing.head(t.file)))][:20]
@@ -77,7 +86,9 @@ def index(listing: Listing, column: str) -> Index:
     Raises DataError for cells that are no numbers, boxes half empty, pictures in two tables or splits, and
     where most of the pictures named are not there.
     """
-    tables = _tables(listing)
+    tables, lacking = _tables(listing)
+    if not tables and lacking:
+        raise DataError(f"{listing.where(lacking[0].file)}: {lacking[0].lacks}")
     if not tables:
         raise DataError(
             f"{listing.root}: no table of boxes; accepted: a .csv with the columns filename, class, xmin, "
@@ -101,6 +112,7 @@ def index(listing: Listing, column: str) -> Index:
             findings.append(
                 Finding("info", "double_box", num_double, f"{num_double} rows of {t.file} stand there twice")
             )
+        findings += _unused(t)
         if t.boxes:
             shares.add(_is_relative(listing, t))
         rows += _table_rows(listing, t, names, homes)
@@ -144,11 +156,24 @@ def _table_rows(
         yield {"path": picture, "split": t.splits[picture], OBJECTS: objects(boxes[owner]), **stated}
 
 
-def _tables(listing: Listing) -> list[_Table]:
-    """Tables of boxes; of copies in folders above and below those nearest to the pictures are all read."""
-    files = listing.labels(*_ENDINGS)[:_LOOKED_INTO]
-    shapes = [shape_of(file, listing.head(file)) for file in files]
-    return [_Table(shape) for shape in shapes if shape is not None]
+def _unused(t: _Table) -> list[Finding]:
+    """Columns that are not read; and that a table without classes has one."""
+    names = t.shape.unused
+    found = finding(
+        "info", "unused_column", [f"{t.file}: {n}" for n in names], "{n} columns of the table are not used"
+    )
+    if "class" not in t.shape.columns:
+        text = f"no column of {t.file} is one of classes: every box is of the class 'object'"
+        found.append(Finding("warning", "no_class_column", 1, text, [t.file]))
+    return found
+
+
+def _tables(listing: Listing) -> tuple[list[_Table], list[Shape]]:
+    """Tables of boxes, and those that lack a column; of copies in folders above and below those nearest to
+    the pictures are all read."""
+    files = listing.labels(*ENDINGS)[:_LOOKED_INTO]
+    shapes = [shape for file in files if (shape := shape_of(file, listing.head(file))) is not None]
+    return [_Table(shape) for shape in shapes if not shape.lacks], [shape for shape in shapes if shape.lacks]
 
 
 # ---- rows
@@ -250,8 +275,10 @@ def _box(
 
 
 def _is_relative(listing: Listing, t: _Table) -> bool:
-    """Whether numbers are shares. Raises DataError where they are neither, or corners taken for sizes."""
+    """Whether numbers are shares. Raises DataError where they are neither, or corners or centres taken for
+    corner and size."""
     where = listing.where(t.file)
+    _check_not_centred(where, t)
     inside = [max(x, y, x + w, y + h, w, h) <= 1.01 for x, y, w, h in t.boxes]
     if all(inside):
         return True
@@ -270,6 +297,19 @@ def _is_relative(listing: Listing, t: _Table) -> bool:
     if t.shape.box in (LISTED, SIZED) and t.sizes:
         _check_sized(where, t)
     return False
+
+
+def _check_not_centred(where: str, t: _Table) -> None:
+    """Centres in columns x, y: shares that lead out of the pictures, and would not as centres."""
+    if t.shape.box not in (SIZED, LISTED) or any(max(box) > 1.01 for box in t.boxes):
+        return
+    out = sum(x + w > 1.01 or y + h > 1.01 for x, y, w, h in t.boxes)
+    if out and all(abs(x - 0.5) + w / 2 <= 0.51 and abs(y - 0.5) + h / 2 <= 0.51 for x, y, w, h in t.boxes):
+        raise DataError(
+            f"{where}: {out} of {len(t.boxes)} boxes lead out of their pictures as x, y of the corner, and "
+            "all fit as centres; accepted: x, y of the upper left corner, or columns x_center, y_center, "
+            "width, height"
+        )
 
 
 def _check_sized(where: str, t: _Table) -> None:

@@ -62,12 +62,6 @@ _ASIDE = frozenset(_words(
     "patient_id patient user user_id fold seed order row number no channels depth mode checked verified "
     "latin_name scientific_name"
 ))
-_BOXES = (
-    {"xmin", "ymin", "xmax", "ymax"}, {"x_min", "y_min", "x_max", "y_max"}, {"x1", "y1", "x2", "y2"},
-    {"left", "top", "right", "bottom"}, {"bbox_x", "bbox_y"}, {"x", "y", "w", "h"}, {"bbox"},
-    {"x", "y", "width", "height"}, {"x0", "y0", "x1", "y1"}, {"region_shape_attributes"},
-    {"bbox_x1", "bbox_y1"}, {"bndbox"},
-)
 # fmt: on
 _SURE = ("label", "class", "category", "target")
 MANY = 0.8  # different values per picture above which they are rather texts or ids than classes
@@ -82,12 +76,6 @@ def key(name: str) -> str:
     """A column's name in the form of the lists above: ``ImageId``, ``image id`` -> image_id."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")
-
-
-def holds_boxes(columns: Columns) -> bool:
-    """Whether the names are those of a table of boxes, which is another layout."""
-    keys = {key(name) for name in columns}
-    return any(box <= keys for box in _BOXES)
 
 
 def sample(values: Sequence[Any], number: int = 200) -> Sequence[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from tlray.formats import evidence
 from tlray.formats.listing import Listing, is_picture, split_in
 from tlray.formats.places import Lookup, Places
-from tlray.formats.tabular import cells, records, roles
+from tlray.formats.tabular import boxes, cells, records, roles
 
 SUBMISSION = re.compile(r"sample[_ -]?submission", re.IGNORECASE)
 _TABLES = 50  # of one ending that are looked into: on object storage each costs a request
@@ -94,8 +94,9 @@ def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[li
             return bool(places.several(cell))
 
         first: records.Records | None = None
+        shape = boxes.shape_of(path, listing.head(path)) if path.lower().endswith(boxes.ENDINGS) else None
         for read in records.read(listing, path, names, head):
-            if roles.holds_boxes(read.columns):
+            if (shape and not shape.has_header) or boxes.holds_boxes(list(read.columns)):
                 first = None
                 break
             try:
