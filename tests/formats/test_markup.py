@@ -40,3 +40,14 @@ def test_mistakes_name_line_and_column() -> None:
 def test_namespaces_are_left_out() -> None:
     tree = markup.parse("x", b"<a xmlns='u' xmlns:v='w'><v:b>1</v:b></a>", "y")
     assert (tree.tag, tree.findtext("b")) == ("a", "1")
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "GBK", "big5", "Shift_JIS", "euc-jp", "euc-kr"])
+def test_encodings_of_east_asia(encoding: str) -> None:
+    name = {"big5": "\u8c93", "euc-kr": "\uace0\uc591\uc774"}.get(encoding, "\u732b")
+    data = f'\n<?xml version="1.0" encoding="{encoding}"?>\n<a>{name}</a>'.encode(encoding)
+    assert markup.parse("x", data, "y").text == name
+    with pytest.raises(DataError, match="has a DOCTYPE"):
+        markup.parse("x", data.replace(b"<a>", b"<!DOCTYPE a><a>"), "y")
+    with pytest.raises(DataError, match=f"^x: no text in {encoding.lower()}, which it declares"):
+        markup.parse("x", data.replace(b"</a>", b"\x81</a>"), "y")

@@ -90,7 +90,7 @@ def test_boxes_splits_and_empty_pictures(tmp_path: Path) -> None:
         ("JPEGImages/b.png", "train", ["cat", "dog"], [[0, 0, 40, 30], [4, 5, 3, 3]]),
     ]
     put(tmp_path, **{"JPEGImages/bare.jpg": ""})
-    assert dict(index(root).ignored) == {"in no list of ImageSets/Main": 2}
+    assert dict(index(root).ignored) == {"in no list of a split": 2}
     assert kinds(root) == {"no_label_file": 1}
 
 
@@ -103,6 +103,26 @@ def test_without_lists_and_with_trainval_alone(tmp_path: Path) -> None:
     assert splits(root) == {"a.png": "validation", "b.png": "test", "c.png": "train"}
     (tmp_path / "JPEGImages" / "a.png").unlink()  # ingest will say that it cannot be read
     assert rows(root)[0][0] == "JPEGImages/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        ("", "{}"),
+        ("", "JPEGImages/{}.png"),
+        ("", "./JPEGImages/{0}.png ./Annotations/{0}.xml"),  # PaddleDetection's
+        ("splits/", "{}.xml"),
+        ("Annotations/", "{}"),
+        ("voc/data/", "{}"),
+    ],
+)
+def test_lists_outside_of_imagesets(tmp_path: Path, folder: str, line: str) -> None:
+    root = made(tmp_path, a=annotation(CAT), b=annotation(CAT), c=annotation(CAT), d=annotation(CAT))
+    put(root, **{f"{folder}train.txt": f"{line.format('a')}\n{line.format('c')}\n",
+                 f"{folder}val_list.txt": line.format("b"),
+                 f"{folder}train_log.txt": "epoch 1\nepoch 2\n", "test.txt.md": "d"})  # fmt: skip
+    assert splits(root) == {"a.png": "train", "b.png": "validation", "c.png": "train"}
+    assert dict(index(root).ignored) == {"in no list of a split": 1}
 
 
 def test_lists_of_single_classes_and_names_with_blanks(tmp_path: Path) -> None:

@@ -8,6 +8,16 @@ from xml.etree import ElementTree
 
 from tlray.errors import DataError
 
+_BLANK = b" \t\r\n"
+_DECLARED = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.\-]+)[\"'][^>]*\?>")
+# Declared -> Python's name of the widest that holds it: writers say gb2312 for whatever GBK has.
+_EAST_ASIA = {
+    **dict.fromkeys(("gb2312", "gbk", "cp936", "gb18030"), "gb18030"),
+    **dict.fromkeys(("big5", "big5-hkscs"), "big5hkscs"),
+    **dict.fromkeys(("shift_jis", "sjis", "windows-31j", "cp932"), "cp932"),
+    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "cp949"), "cp949"),
+    "euc-jp": "euc_jp",
+}
 _ELEMENT = re.compile(r"<([A-Za-z_][\w.\-]*)")
 
 
@@ -33,17 +43,31 @@ def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
 
     Raises DataError, with line and column, for what is no XML or has a DOCTYPE.
     """
-    plain = data.replace(b"\0", b"")  # of UTF-16
+    text = _decoded(where, data, accepted)
+    plain = data.replace(b"\0", b"") if text is None else text.encode()  # of UTF-16
     if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:  # what entities expand to has no bounds
         raise DataError(f"{where}: has a DOCTYPE; accepted: {accepted}, without one")
     try:
-        tree = ElementTree.fromstring(data.lstrip(b" \t\r\n"))
+        tree = ElementTree.fromstring(data.lstrip(_BLANK) if text is None else text)
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: of its encoding
         at = getattr(error, "position", None)
-        blank = len(data) - len(data.lstrip(b" \t\r\n"))
+        blank = len(data) - len(data.lstrip(_BLANK))
         lines = data[:blank].count(b"\n")
         place = f" line {at[0] + lines}, column {at[1]}" if at else ""
         raise DataError(f"{where}{place}: no valid XML; accepted: {accepted}") from None
     for element in tree.iter():
         element.tag = element.tag.rpartition("}")[2]
     return tree
+
+
+def _decoded(where: str, data: bytes, accepted: str) -> str | None:
+    """The text of a file that declares one of the encodings of East Asia, which the parser cannot read,
+    without its declaration; None for other files. Raises DataError where the bytes are none of it."""
+    declared = _DECLARED.match(data)
+    encoding = declared[1].decode().lower() if declared else ""
+    if declared is None or encoding not in _EAST_ASIA:
+        return None
+    try:
+        return data[declared.end() :].decode(_EAST_ASIA[encoding])
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: no text in {encoding}, which it declares; accepted: {accepted}") from None

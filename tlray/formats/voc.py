@@ -2,8 +2,9 @@
 
 The .xml lie in ``Annotations`` beside ``JPEGImages``, in any folder beside ``images``, or beside the pictures
 (LabelImg, Roboflow). A picture is found by the name of its .xml, else by ``<filename>``. Splits come from
-``ImageSets/Main/{train,val,test}.txt``, else from the folders' names; where there are lists, what stands in
-none is left aside, and trainval.txt gives what neither train.txt nor val.txt has.
+``ImageSets/Main/{train,val,test}.txt``, else from such lists in another folder, else from the folders' names;
+where there are lists, what stands in none is left aside, and trainval.txt gives what neither train.txt nor
+val.txt has.
 
 Pixels are numbered from 1 and both corners belong to the box (VOC development kit), so a box from 1 to the
 width spans the whole picture. Tools that count from 0 (Roboflow, CVAT) are told by a corner below 1, or by
@@ -25,7 +26,7 @@ from tlray.findings import Finding, Severity, finding
 from tlray.formats import markup, outlines, pairs
 from tlray.formats.base import Index, Look, objects, table
 from tlray.formats.evidence import folder_split
-from tlray.formats.listing import Listing, is_picture, lines_of, stem
+from tlray.formats.listing import Listing, is_picture, lines_of, split_in, stem
 from tlray.formats.places import Places, near
 from tlray.schema import OBJECTS, SPLITS
 
@@ -116,7 +117,7 @@ def index(listing: Listing, column: str) -> Index:
     notes = _Notes()
     splits, bases, of_lists = _splits(listing, files)
     wanted = [file for file in files if file in splits or not _is_below(file, bases)]
-    notes.ignored["in no list of ImageSets/Main"] = len(files) - len(wanted)
+    notes.ignored["in no list of a split"] = len(files) - len(wanted)
     read: dict[str, _File] = {}
     for file, data in zip(wanted, listing.read_all(wanted), strict=True):
         tree = markup.parse(listing.where(file), data, _ACCEPTED)
@@ -160,52 +161,85 @@ def _splits(listing: Listing, files: Sequence[str]) -> tuple[dict[str, str], lis
     if listing.named:
         return {}, [], []
     by_base: dict[str, list[str]] = defaultdict(list)
+    others: dict[str, list[str]] = defaultdict(list)
     for path in listing.labels(".txt"):
         parts = path.split("/")
         at = next((n for n, part in enumerate(parts[:-1]) if part.lower() == "imagesets"), None)
         if at is not None and [part.lower() for part in parts[at + 1 : -1]] in (["main"], []):
             by_base["/".join(parts[:at])].append(path)
+        elif at is None:
+            others[posixpath.dirname(path)].append(path)
     splits: dict[str, str] = {}
     findings: list[Finding] = []
     bases: list[str] = []
-    for base, paths in sorted(by_base.items()):
-        lists = _chosen(paths)
-        if lists:
-            bases.append(base)
-            theirs, notes = _read_lists(listing, base, lists, files)
-            splits |= theirs
-            findings += notes
+    chosen = [(base, lists) for base, paths in sorted(by_base.items()) if (lists := _chosen(paths))]
+    for base, lists in chosen or _outside(listing, others, files):
+        bases.append(base)
+        theirs, notes = _read_lists(listing, base, lists, files)
+        splits |= theirs
+        findings += notes
     return splits, bases, findings
+
+
+def _outside(
+    listing: Listing, folders: dict[str, list[str]], files: Sequence[str]
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Lists that lie in no ImageSets (train.txt and val.txt at the root, in splits/, beside the .xml) and
+    whose first lines name .xml: those of the folder nearest to the root, with the folder that they are of."""
+    for folder, paths in sorted(folders.items(), key=lambda item: (item[0].count("/"), item[0])):
+        base = folder
+        while base and not any(_is_below(file, [base]) for file in files):
+            base = posixpath.dirname(base)
+        known, lower = _by_ends(base, files)
+        lists = []
+        for path, kind in _chosen(paths, plainly=False):
+            first = [line for line in lines_of(listing.head_text(path)) if line.strip()][:_SAMPLE]
+            if sum(_listed_file(line, known, lower) is not None for line in first) > len(first) / 2:
+                lists.append((path, kind))
+        if lists:
+            return [(base, lists)]
+    return []
 
 
 def _is_below(path: str, folders: Iterable[str]) -> bool:
     return any(not folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-def _chosen(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """(list, split or "trainval") of those that give splits: the plain ones, else those of single classes."""
+def _chosen(paths: Sequence[str], plainly: bool = True) -> list[tuple[str, str]]:
+    """(list, split or "trainval") of those that give splits: the plain ones, else those of single classes;
+    not ``plainly``: for splits without a plain one whatever has the word in its name (train_list.txt)."""
     plain: list[tuple[str, str]] = []
     of_classes: list[tuple[str, str]] = []
     for path in paths:
         name = posixpath.basename(stem(path)).lower()
         kind = "trainval" if name.endswith("trainval") else SPLITS.get(name.rpartition("_")[2])
+        if kind is None and not plainly:
+            kind = split_in(name)
         if kind is not None:
             whole = name in SPLITS or name == "trainval"
             (plain if whole else of_classes).append((path, kind))
+    if not plainly:
+        known = {kind for _, kind in plain}
+        return plain + [(path, kind) for path, kind in of_classes if kind not in known]
     return plain or of_classes
+
+
+def _by_ends(base: str, files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Label files below a folder by every end of their paths, as written and in lower case: lists name
+    frames/0001 below Annotations."""
+    known: dict[str, str] = {}
+    for file in files:
+        if _is_below(file, [base]):
+            parts = stem(file).split("/")
+            for n in range(len(parts)):
+                known.setdefault("/".join(parts[n:]), file)
+    return known, {name.lower(): file for name, file in known.items()}
 
 
 def _read_lists(
     listing: Listing, base: str, lists: Sequence[tuple[str, str]], files: Sequence[str]
 ) -> tuple[dict[str, str], list[Finding]]:
-    known: dict[str, str] = {}
-    for file in (
-        file for file in files if _is_below(file, [base])
-    ):  # by every end of the path: lists name frames/0001 below Annotations
-        parts = stem(file).split("/")
-        for n in range(len(parts)):
-            known.setdefault("/".join(parts[n:]), file)
-    lower = {name.lower(): file for name, file in known.items()}
+    known, lower = _by_ends(base, files)
     where_seen: dict[str, tuple[str, str]] = {}
     absent: list[str] = []
     again: list[str] = []
@@ -238,7 +272,7 @@ def _read_lists(
                 where_seen.setdefault(named, (split, f"{posixpath.basename(path)} line {number}"))
     if len(absent) > _MISSING * total:
         raise DataError(
-            f"{absent[0]} has no .xml, as {len(absent)} of {total} names in ImageSets have none; accepted: "
+            f"{absent[0]} has no .xml, as {len(absent)} of {total} names in lists have none; accepted: "
             "lists of the pictures that have one"
         )
     return {file: split for file, (split, _) in where_seen.items()}, [
@@ -254,6 +288,8 @@ def _listed_file(line: str, known: dict[str, str], lower: dict[str, str]) -> str
     names = [whole]
     if first.strip() and last.strip() in ("-1", "0", "1"):
         names.append(first.strip())
+    elif last.lower().endswith(".xml"):  # PaddleDetection's lines: the picture and its .xml
+        names.append(last.strip().removeprefix("./"))
     for name in list(names):
         if is_picture(name) or name.lower().endswith(".xml"):
             names += [stem(name), posixpath.basename(stem(name))]
