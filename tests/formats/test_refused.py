@@ -51,6 +51,21 @@ def lay(folder: Path, name: str, content: Any) -> Listing:
         ("via.json", {"a.jpg1": {"filename": "a.jpg", "regions": [{"shape_attributes": {}}]}}, "VGG"),
         ("x-asset.json", {"asset": {"name": "a.jpg"}, "regions": []}, "VoTT"),
         ("label_2/000001.txt", KITTI, "KITTI"),
+        (
+            "annotations/default.json",
+            {"info": {}, "categories": {"label": {}}, "items": [{"id": "a", "annotations": []}]},
+            "Datumaro",
+        ),
+        ("min.json", [{"image": "a.jpg", "label": [{"x": 1, "rectanglelabels": ["cat"]}]}], "Label Studio"),
+        ("bdd.json", [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 1}}]}], "BDD100K"),
+        ("output.manifest", '{"source-ref": "s3://b/a.jpg", "boxes": {}}\n', "SageMaker"),
+        ("gt/gt_a.txt", "1,2,30,2,30,9,1,9,word\n3,4,5,6,7,8,9,9,###\n", "ICDAR"),
+        ("annotations/a.txt", "684,8,273,116,0,0,0,0\n406,119,265,70,1,4,0,0\n", "VisDrone"),
+        ("wider_face_train_bbx_gt.txt", "0--Parade/a.jpg\n1\n1 2 30 40 0 0 0 0 0 0 \n", "WIDER FACE"),
+        ("train/Cat/Label/a.txt", "Polar bear 1.0 2.5 30.0 40.0\nCat 3 4 50 60\n", "OIDv4"),
+        ("train.txt", "one/a.jpg 1,2,30,40,0 5,6,7,8,1\ntwo/b.jpg 1,2,3,4,0\n", "keras-yolo3"),
+        ("fer2013.csv", "emotion,pixels,Usage\n0,1 2 3,Training\n", "pictures as cells of a table"),
+        ("mnist.csv", "label,1x1,1x2,1x3\n0,1,2,3\n", "pictures as cells of a table"),
         ("labelTxt/P0.txt", "imagesource:GoogleEarth\ngsd:0.1\n1 2 3 4 5 6 7 8 plane 0\n1 2", "DOTA"),
         ("train.tfrecord", "x", "TFRecord"),
         ("Labels.XLSX", "x", "a spreadsheet"),
@@ -78,3 +93,28 @@ def test_each_is_refused_by_name_with_what_is_read(
 )
 def test_other_files_are_of_no_tool(tmp_path: Path, name: str, content: Any) -> None:
     assert refused.look(lay(tmp_path, name, content)) is None
+
+
+@pytest.mark.parametrize("name", ["data.npz", "X.npy", "set.h5", "train-images-idx3-ubyte", "data_batch_1"])
+def test_arrays_are_refused_where_there_are_no_pictures(tmp_path: Path, name: str) -> None:
+    assert refused.look(lay(tmp_path, name, "x")) is None  # weights, features
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / name).write_bytes(b"x")
+    with pytest.raises(DataError, match="arrays of numbers is not read; accepted: write each picture to a"):
+        formats.find(Listing.open(str(tmp_path / "alone")))
+
+
+def test_a_table_of_another_tool_is_no_table_of_labels(tmp_path: Path) -> None:
+    text = "annotation_id,annotator,image,label\n1,1,one/a.jpg,cat\n2,1,two/b.jpg,dog\n"
+    with pytest.raises(DataError, match=r"Label Studio \(CSV\) is not read; accepted: export as"):
+        formats.find(lay(tmp_path, "project.csv", text))
+
+
+def test_what_to_do_where_nothing_is_a_label(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"accepted: the folder that photos\.zip unpacks to"):
+        formats.find(Listing.open(str(tmp_path / "in")))
+    lay(tmp_path / "data", "labels/a.txt", "0 .5 .5 .1 .1\n")
+    with pytest.raises(DataError, match="where one is a part of a data set, the folder above"):
+        formats.find(Listing.open(str(tmp_path / "data" / "one")))

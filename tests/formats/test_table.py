@@ -852,3 +852,41 @@ def test_words_for_no_value_in_lists(tmp_path: Path) -> None:
     text = plain("path,labels", ['"[NULL,cat]"', "[cat]", "[dog]"])
     index = table.index(one(tmp_path / "c", text), "labels")
     assert index.table["labels"].to_pylist() == [["cat"], ["cat"], ["dog"]]
+
+
+# ---- JSON
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {f"{c}.jpg": "cat" if n % 2 else "dog" for n, c in enumerate(LETTERS)},
+        {c: "cat" if n % 2 else "dog" for n, c in enumerate(LETTERS)},
+        [{"image": f"{c}.jpg", "label": "cat" if n % 2 else "dog"} for n, c in enumerate(LETTERS)],
+        {"dog": [f"{c}.jpg" for c in LETTERS[::2]], "cat": [f"{c}.jpg" for c in LETTERS[1::2]]},
+    ],
+)
+def test_json_of_pictures_and_labels(tmp_path: Path, content: Any) -> None:
+    listing = one(tmp_path, json.dumps(content, indent=1), name="labels.json")
+    assert formats.find(listing)[0] == "table"
+    assert labels(listing) == {f"{c}.jpg": ["dog", "cat"][n % 2] for n, c in enumerate(LETTERS)}
+
+
+def test_json_of_several_labels(tmp_path: Path) -> None:
+    content = {f"{c}.jpg": ["cat", "dog"][: 1 + n % 2] for n, c in enumerate(LETTERS)}
+    listing = one(tmp_path, json.dumps(content), name="labels.json")
+    assert labels(listing, "labels") == {name: value for name, value in content.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"0": "cat", "1": "dog"}, [{"id": 0, "name": "cat"}], {"lr": 0.1}, [1, 2], [], "a", {"a.jpg": {"x": 1}}],
+)
+def test_other_json_is_no_table(tmp_path: Path, content: Any) -> None:
+    assert table.look(one(tmp_path, json.dumps(content), name="more.json")) is None
+
+
+def test_json_that_ends_early(tmp_path: Path) -> None:
+    text = json.dumps([{"image": f"{c}.jpg", "label": "cat"} for c in LETTERS])[:-1]
+    with pytest.raises(DataError, match=r"labels\.json: no JSON \(.*\); accepted: valid JSON"):
+        table.index(one(tmp_path, text, name="labels.json"), "label")

@@ -13,9 +13,10 @@ from collections.abc import Collection
 from types import ModuleType
 from typing import cast
 
+from tlray import storage
 from tlray.errors import ConfigError, DataError, nearest
 from tlray.formats.base import Format, Look
-from tlray.formats.listing import Listing, counts_by_ending
+from tlray.formats.listing import ARCHIVES, Listing, counts_by_ending
 
 _ALIASES = {"csv": "table"}
 _CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
@@ -98,6 +99,20 @@ def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str])
         )
     labels = f" for {', '.join(sorted(columns))}" if columns else ""
     return (
-        f"{listing.root}: holds {there}, no layout of labelled pictures{labels} found; accepted: label "
-        f"files or class folders, see README; a layout can be said by {force}"
+        f"{listing.root}: holds {there}, no layout of labelled pictures{labels} found; accepted: "
+        f"{_way_out(listing)}; a layout can be said by {force}"
     )
+
+
+def _way_out(listing: Listing) -> str:
+    """What to do about a source in which nothing is a label."""
+    archive = next((path for path in listing.files if path.lower().endswith(ARCHIVES)), None)
+    if archive is not None and not listing.pictures:
+        return f"the folder that {archive} unpacks to"
+    if len(listing.pictures) == len(listing.files):
+        name = storage.name(listing.root)
+        return (
+            f"label files beside the pictures or a folder for each class; where {name} is a part of a data "
+            "set, the folder above"
+        )
+    return "label files or class folders, see README"

@@ -77,6 +77,8 @@ def _kind(listing: Listing, file: str) -> str | None:
         return None
     if not head.startswith("{") or not _KEYS.search(head) or not any(sign in head for sign in _SIGNS):
         return None
+    if '"items"' in head and '"images"' not in head:  # Datumaro's own
+        return None
     if '"segments_info"' in head or posixpath.basename(file).lower().startswith("panoptic"):
         return "COCO panoptic, whose objects are in PNG files"
     if '"caption"' in head or posixpath.basename(file).lower().startswith("captions"):

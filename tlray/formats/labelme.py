@@ -50,6 +50,8 @@ def look(listing: Listing) -> Look | None:
     labels = [file for file in named if file in true or file not in sample]
     pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
     lacks = "" if pictures else f"no picture is there of its name, as {stem(labels[0])}.jpg"
+    if lacks and re.search(r'"imageData"\s*:\s*"', listing.head_text(labels[0])):
+        lacks += " (imageData holds a copy; accepted: the pictures as files, see labelme_export_json)"
     return Look(f"{len(labels)} .json of LabelMe", pictures, labels, lacks)
 
 

@@ -17,27 +17,31 @@ GIVES: tuple[str, ...] = (OBJECTS, LABEL, LABELS, MASK)
 _LOOKED_INTO = 5  # files of one ending: one speaks for all
 
 
+_Test = Callable[[str, str], bool]  # of a path and the beginning of the text
+
+
 @dataclass(frozen=True)
 class _Form:
     """A tool's own form: how its files begin, and what to export instead."""
 
     tool: str
     endings: tuple[str, ...]
-    matches: Callable[[str, str], bool]  # (path, beginning of the text)
+    matches: _Test
     instead: str
+    alone: bool = False  # only where there are no pictures: beside them it may be anything
 
 
-def _keys(*names: str) -> Callable[[str, str], bool]:
+def _keys(*names: str) -> _Test:
     """All of these keys of JSON in the beginning of a file."""
     return lambda path, head: all(re.search(rf'"{name}"\s*:', head) for name in names)
 
 
-def _columns(*names: str) -> Callable[[str, str], bool]:
+def _columns(*names: str) -> _Test:
     """All of these columns in a table's first line."""
     return lambda path, head: all(name in head.split("\n")[0] for name in names)
 
 
-def _rows(pattern: str) -> Callable[[str, str], bool]:
+def _rows(pattern: str) -> _Test:
     """Every one of the first lines, the last left out since it may be cut off, has this form."""
 
     def matches(path: str, head: str) -> bool:
@@ -47,11 +51,36 @@ def _rows(pattern: str) -> Callable[[str, str], bool]:
     return matches
 
 
-def _called(pattern: str, *more: Callable[[str, str], bool]) -> Callable[[str, str], bool]:
+def _called(pattern: str, *more: _Test) -> _Test:
     """Files of that name, for which the rest holds, too."""
     return lambda path, head: bool(
         re.search(pattern, posixpath.basename(path), re.IGNORECASE) and all(m(path, head) for m in more)
     )
+
+
+def _below(folder: str, more: _Test) -> _Test:
+    """Files in a folder of that name, for which the rest holds, too."""
+    return lambda path, head: f"/{folder}/" in f"/{path}" and more(path, head)
+
+
+def _is_wider(path: str, head: str) -> bool:
+    """A picture, its number of faces, a row of ten numbers for each, and the next picture."""
+    lines = [line.strip() for line in head.splitlines()[:3]]
+    forms = (r".+\.(jpg|jpeg|png)", r"\d+", r"(-?\d+\s*){10}")
+    return len(lines) == 3 and all(re.fullmatch(f, x, re.I) for f, x in zip(forms, lines, strict=True))
+
+
+def _is_keras_yolo(path: str, head: str) -> bool:
+    """Lines of a picture and its boxes as x1,y1,x2,y2,class; some pictures may have none."""
+    boxes = r"(\s+(-?\d+,){4}\d+)"
+    return bool(re.search(boxes, head)) and _rows(rf".*\.[A-Za-z]{{3,4}}{boxes}*")(path, head)
+
+
+def _columns_of_pixels(path: str, head: str) -> bool:
+    """FER-2013's column pixels, or MNIST's with a column for each pixel."""
+    header = [cell.strip().strip('"').lower() for cell in head.split("\n")[0].split(",")]
+    of_pixels = [cell for cell in header if re.fullmatch(r"pixel_?\d+|\d+x\d+", cell)]
+    return "pixels" in header or len(of_pixels) > len(header) / 2
 
 
 _NUMBER = r"-?\d+(\.\d+)?"
@@ -59,9 +88,16 @@ _EXPORT = "export as COCO or Pascal VOC"
 _FORMS = (
     _Form("Label Studio (JSON)", (".json",), _keys("annotations", "result", "from_name"), _EXPORT),
     _Form("Label Studio (JSON-MIN)", (".json",), _keys("annotator", "lead_time"), _EXPORT),
+    _Form(
+        "Label Studio (JSON-MIN)", (".json",),
+        lambda path, head: bool(re.search(r'"(rectangle|polygon|brush|keypoint)labels"', head)), _EXPORT,
+    ),
     _Form("Label Studio (CSV)", (".csv", ".tsv"), _columns("annotator", "annotation_id"), _EXPORT),
     _Form("Supervisely", (".json",), _keys("classTitle", "points"), _EXPORT),
     _Form("Supervisely", (".json",), _called(r"^meta\.json$", _keys("classes", "projectType")), _EXPORT),
+    _Form("Datumaro", (".json",), _keys("info", "categories", "items"), _EXPORT),
+    _Form("BDD100K", (".json",), _keys("name", "labels", "box2d"), "convert to COCO"),
+    _Form("SageMaker Ground Truth", (".manifest", ".jsonl"), _keys("source-ref"), "convert to COCO"),
     _Form("Darwin (V7)", (".json",), _keys("item", "slots", "annotations"), _EXPORT),
     _Form("Labelbox", (".ndjson", ".json", ".jsonl"), _keys("data_row", "projects"), _EXPORT),
     _Form("SuperAnnotate", (".json",), _keys("metadata", "instances", "className"), "export as COCO"),
@@ -86,6 +122,23 @@ _FORMS = (
         "MOT", (".txt",),
         _called(r"^(gt|det)\.txt$", _rows(r"(" + _NUMBER + r",?\s*){6,10}")), "convert to COCO",
     ),
+    _Form("ICDAR", (".txt",), _rows(r"(-?\d+\s*,\s*){8}.*"), "convert to COCO"),
+    _Form("VisDrone", (".txt",), _rows(r"(\d+,){4}[01],\d+,-?\d+,-?\d+,?"), "convert to COCO"),
+    _Form("WIDER FACE", (".txt",), _is_wider, "convert to COCO"),
+    _Form(
+        "OIDv4 (OID toolkit)", (".txt",),
+        _below("Label", _rows(r"[^\d\s].*" + rf"(\s+{_NUMBER}){{4}}")),
+        "convert to Pascal VOC",
+    ),
+    _Form("keras-yolo3", (".txt",), _is_keras_yolo, "convert to COCO"),
+    _Form(
+        "pictures as cells of a table", (".csv",), _columns_of_pixels, "write each picture to a file",
+    ),
+    _Form(
+        "arrays of numbers", (".npz", ".npy", ".h5", ".hdf5", ".pkl", ".pickle", "-ubyte", "-ubyte.gz",
+                             "data_batch_1", "batches.meta"),
+        lambda path, head: True, "write each picture to a file, in a folder for each class", alone=True,
+    ),
     _Form("MATLAB", (".mat",), lambda path, head: True, "convert to COCO"),
     _Form(
         "TFRecord", (".tfrecord", ".record", ".tfrec"), lambda path, head: True,
@@ -103,9 +156,17 @@ _FORMS = (
 )  # fmt: skip
 
 
+def form_of(path: str, head: str) -> str | None:
+    """The tool whose form a file has, by its name and the beginning of its text."""
+    low = path.lower()
+    return next((f.tool for f in _FORMS if low.endswith(f.endings) and f.matches(path, head)), None)
+
+
 def look(listing: Listing) -> Look | None:
     """Files of a form that is known and not read."""
     for form in _FORMS:
+        if form.alone and listing.pictures:
+            continue
         files = listing.labels(*form.endings)
         for path in files[:_LOOKED_INTO]:
             if form.matches(path, listing.head_text(path)):

@@ -1,4 +1,4 @@
-"""A table of pictures and labels: csv, tsv, jsonl, Parquet, or a list of ``path label`` as text.
+"""A table of pictures and labels: csv, tsv, jsonl, JSON, Parquet, or a list of ``path label`` as text.
 
 One table or several, one a split (``train.csv``, ``train/metadata.csv``) or one a folder. Which column is
 the path, the label and the split is known by what the cells hold and by the columns' names

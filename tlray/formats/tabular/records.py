@@ -1,4 +1,4 @@
-"""Files of rows: csv, tsv, jsonl, Parquet, and lists of ``path label`` as text."""
+"""Files of rows: csv, tsv, jsonl, JSON, Parquet, and lists of ``path label`` as text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from tlray import shards, storage
 from tlray.errors import DataError, StorageError
 from tlray.formats.listing import HEAD, Listing, lines_of
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt", ".lst")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".lst")
 LISTS = (".txt", ".lst")
 _TRIED = 50  # lines that tell the separator
 _EXCEL = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line that Excel writes or asks for
+_SPACE = re.compile(r"\s*")
 csv.field_size_limit(16 * 2**20)
 
 
@@ -44,6 +45,9 @@ def read(listing: Listing, path: str, names: Names, head: bool = False) -> Itera
     low = path.lower()
     if low.endswith(".parquet"):
         yield from _parquet(listing, path, head)
+        return
+    if low.endswith(".json"):
+        yield from _json(listing, path, names, head)
         return
     text = _head_of(listing, path) if head else listing.text(path)
     if low.endswith((".jsonl", ".ndjson")):
@@ -181,6 +185,69 @@ def _jsonl(listing: Listing, path: str, text: str, head: bool) -> Iterator[Recor
         places.append(number)
     if rows:
         yield of_rows(path, rows, places)
+
+
+def _json(listing: Listing, path: str, names: Names, head: bool) -> Iterator[Records]:
+    """A list of flat objects, or an object of ``picture: label`` or ``label: [pictures]``; other JSON, and
+    such as names no picture that is there, is none of rows."""
+    if not _rows_of(members(listing.head_text(path)), names):
+        return
+    if head:
+        rows = _rows_of(members(listing.head_text(path)), names)
+    else:
+        try:
+            content = json.loads(listing.text(path))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{listing.where(path)}: no JSON ({error}); accepted: valid JSON") from None
+        rows = _rows_of(list(content.items()) if isinstance(content, dict) else content, names)
+    if rows:
+        yield of_rows(path, rows, range(1, len(rows) + 1))
+
+
+def members(text: str) -> list[Any]:
+    """What a JSON list or object (as key and value) holds, as far as the text goes."""
+    decoder, found = json.JSONDecoder(), list[Any]()
+    start = _SPACE.match(text, 0).end()  # type: ignore[union-attr]
+    opened = text[start : start + 1]
+    if opened not in ("[", "{"):
+        return []
+    try:
+        while True:
+            start = _SPACE.match(text, start + 1).end()  # type: ignore[union-attr]
+            value, start = decoder.raw_decode(text, start)
+            if opened == "{":
+                colon = _SPACE.match(text, start).end()  # type: ignore[union-attr]
+                more, start = decoder.raw_decode(text, _SPACE.match(text, colon + 1).end())  # type: ignore[union-attr]
+                value = (value, more)
+            found.append(value)
+            start = _SPACE.match(text, start).end()  # type: ignore[union-attr]
+            if text[start : start + 1] != ",":
+                return found
+    except (ValueError, RecursionError):
+        return found
+
+
+def _rows_of(content: Sequence[Any], names: Names) -> list[dict[str, Any]]:
+    """Rows of members of JSON; none where they are of another kind or most name no picture."""
+    if all(isinstance(one, dict) and all(map(_is_flat, one.values())) for one in content):
+        rows = list(content)
+        named = [any(isinstance(v, str) and names(v) for v in row.values()) for row in rows[:_TRIED]]
+    elif all(isinstance(one, tuple) and _is_flat(one[1]) for one in content):
+        rows = [{"path": key, "label": value} for key, value in content]
+        named = [names(row["path"]) for row in rows[:_TRIED]]
+        if not any(named) and all(isinstance(value, list) for _, value in content):
+            rows = [{"path": picture, "label": key} for key, value in content for picture in value]
+            named = [isinstance(row["path"], str) and names(row["path"]) for row in rows[:_TRIED]]
+        elif any(isinstance(row["label"], list) for row in rows):
+            rows = [{"path": row["path"], "labels": row["label"]} for row in rows]
+    else:
+        return []
+    return rows if 2 * sum(named) > len(named) else []
+
+
+def _is_flat(value: Any) -> bool:
+    plain = value if isinstance(value, list) else [value]
+    return not any(isinstance(one, list | dict) for one in plain)
 
 
 def of_rows(path: str, rows: Sequence[dict[str, Any]], places: Sequence[int]) -> Records:

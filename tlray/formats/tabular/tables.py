@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlray.formats import evidence
+from tlray.formats import evidence, refused
 from tlray.formats.listing import Listing, is_picture, split_in
 from tlray.formats.places import Lookup, Places
 from tlray.formats.tabular import boxes, cells, records, roles
@@ -65,7 +65,7 @@ def candidates(listing: Listing) -> list[str]:
         if SUBMISSION.search(name) or "ImageSets" in path.split("/"):
             continue
         end = posixpath.splitext(path)[1].lower()
-        if end in records.LISTS and not listing.named and _belongs_to_picture(listing, path):
+        if end in (*records.LISTS, ".json") and not listing.named and _belongs_to_picture(listing, path):
             continue
         ends[end] += 1
         if ends[end] <= _TABLES:
@@ -86,6 +86,8 @@ def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[li
     there: list[Table] = []
     lost: list[Lost] = []
     for path in files:
+        if not path.lower().endswith(".parquet") and refused.form_of(path, listing.head_text(path)):
+            continue
         name = posixpath.splitext(path)[0].rpartition("/")[2]
         split = evidence.folder_split(path) or split_in(_words(name))
         places = Places(listing).lookup(path, posixpath.dirname(path), split=split)
