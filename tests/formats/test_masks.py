@@ -300,7 +300,7 @@ def test_a_table_may_be_named_as_the_source(tmp_path: Path) -> None:
         ({"images/a.jpg": b"", "images/a.png": b"", "masks/a.png": IDS},
          r": images/a\.jpg and images/a\.png: one stem"),
         ({"images/a.jpg": b"", "masks/a.png": IDS, "labels/a.png": IDS},
-         r"labels/a\.png and masks/a\.png: masks of one picture; accepted"),
+         r"labels/a\.png and masks/a\.png: two masks of one picture; accepted"),
         ({"classes.txt": b"ground\ncaf\xe9\n"}, r"classes\.txt line 2: no text in UTF-8; accepted"),
         ({"classes.txt": "cat\ndog\ncat\n"}, r"classes\.txt line 3: 'cat' stands in line 1, too; accepted"),
         ({"labelmap.txt": "a:0,0,0::\nb:0,0,0::\n"}, r"labelmap\.txt line 2: colour 0 0 0 stands twice"),

@@ -65,6 +65,7 @@ def lay(folder: Path, name: str, content: Any) -> Listing:
         ("train/Cat/Label/a.txt", "Polar bear 1.0 2.5 30.0 40.0\nCat 3 4 50 60\n", "OIDv4"),
         ("train.txt", "one/a.jpg 1,2,30,40,0 5,6,7,8,1\ntwo/b.jpg 1,2,3,4,0\n", "keras-yolo3"),
         ("fer2013.csv", "emotion,pixels,Usage\n0,1 2 3,Training\n", "pictures as cells of a table"),
+        ("train.csv", "ImageId,ClassId,EncodedPixels\na.jpg,1,3 9 20 4\n", "masks as run lengths"),
         ("mnist.csv", "label,1x1,1x2,1x3\n0,1,2,3\n", "pictures as cells of a table"),
         ("labelTxt/P0.txt", "imagesource:GoogleEarth\ngsd:0.1\n1 2 3 4 5 6 7 8 plane 0\n1 2", "DOTA"),
         ("train.tfrecord", "x", "TFRecord"),
@@ -96,11 +97,13 @@ def test_other_files_are_of_no_tool(tmp_path: Path, name: str, content: Any) -> 
 
 
 @pytest.mark.parametrize("name", ["data.npz", "X.npy", "set.h5", "train-images-idx3-ubyte", "data_batch_1"])
-def test_arrays_are_refused_where_there_are_no_pictures(tmp_path: Path, name: str) -> None:
-    assert refused.look(lay(tmp_path, name, "x")) is None  # weights, features
-    (tmp_path / "alone").mkdir()
+def test_arrays_are_refused_where_pictures_are_fewer(tmp_path: Path, name: str) -> None:
+    listing = lay(tmp_path, name, "x")
+    (tmp_path / "one" / "c.jpg").write_bytes(toys.picture(0, 3))
+    assert refused.look(Listing.open(listing.root)) is None  # weights, features
+    (tmp_path / "alone").mkdir()  # of pictures
     (tmp_path / "alone" / name).write_bytes(b"x")
-    with pytest.raises(DataError, match="arrays of numbers is not read; accepted: write each picture to a"):
+    with pytest.raises(DataError, match="arrays of numbers is not read; accepted: write each picture and"):
         formats.find(Listing.open(str(tmp_path / "alone")))
 
 

@@ -53,6 +53,28 @@ def coco(folder: str, boxes: bool = True) -> str:
     return json.dumps({"images": images if boxes else [], "annotations": marks, "categories": categories})
 
 
+def voc(label: str = "a") -> str:
+    box = "<bndbox><xmin>4</xmin><ymin>4</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+    return f"<annotation><object><name>{label}</name>{box}</object></annotation>" if label else ""
+
+
+def yolo(**rows: str) -> dict[str, Any]:
+    """Pictures and labels of the splits, each with the same text in its label files."""
+    made: dict[str, Any] = {"data.yaml": "names: [a, b]\ntrain: images/train\nval: images/val\n"}
+    for split, text in rows.items():
+        made |= {f"images/{split}/{split}{n}.jpg": n % 2 for n in range(8)}
+        made |= {f"labels/{split}/{split}{n}.txt": text for n in range(8) if text}
+    return made
+
+
+def masks(train: bool, val: bool) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for split, there in (("train", train), ("val", val)):
+        made |= {f"images/{split}/{split}{n}.jpg": toys.scene(n % 2, n)[0] for n in range(8)}
+        made |= {f"masks/{split}/{split}{n}.png": toys.scene(n % 2, n)[2] for n in range(8) if there}
+    return made
+
+
 BROKEN = {f"val/{label}/{n}.jpg": b"no picture" for label in toys.LABELS[:2] for n in range(2)}
 COLUMN = "file,label,split\n" + "".join(f"{n}.jpg,{'ab'[n % 2]},train\n" for n in range(8))
 
@@ -87,6 +109,13 @@ COLUMN = "file,label,split\n" + "".join(f"{n}.jpg,{'ab'[n % 2]},train\n" for n i
             | {f"{s}/_annotations.coco.json": coco(s, s == "train") for s in ("train", "valid")},
             "valid",
         ),
+        (yolo(train="0 .5 .5 .2 .2\n") | {"images/val/": ""}, "images/val: is the validation split"),
+        (yolo(train="0 .5 .5 .2 .2\n"), "data.yaml: validation = 'images/val': no such folder"),
+        (yolo(train="0 .5 .5 .2 .2\n", val=""), "validation"),
+        (pictures("train") | {f"train/train{n}.xml": voc() for n in range(8)} | {"val/": ""}, "val"),
+        (pictures("train", "val") | {f"train/train{n}.xml": voc() for n in range(8)}, "val"),
+        (masks(True, False), "validation"),
+        (masks(True, False) | {"masks/val/": ""}, "validation"),
     ],
 )
 def test_a_validation_that_cannot_be_used_is_refused(

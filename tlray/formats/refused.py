@@ -28,7 +28,7 @@ class _Form:
     endings: tuple[str, ...]
     matches: _Test
     instead: str
-    alone: bool = False  # only where there are no pictures: beside them it may be anything
+    alone: bool = False  # only where pictures are fewer: beside many of them it may be anything
 
 
 def _keys(*names: str) -> _Test:
@@ -74,6 +74,12 @@ def _is_keras_yolo(path: str, head: str) -> bool:
     """Lines of a picture and its boxes as x1,y1,x2,y2,class; some pictures may have none."""
     boxes = r"(\s+(-?\d+,){4}\d+)"
     return bool(re.search(boxes, head)) and _rows(rf".*\.[A-Za-z]{{3,4}}{boxes}*")(path, head)
+
+
+def _columns_of_runs(path: str, head: str) -> bool:
+    """Kaggle's masks: start and length of each run of pixels in a cell."""
+    header = [cell.strip().strip('"').lower() for cell in head.split("\n")[0].split(",")]
+    return bool({"encodedpixels", "rle", "rle_mask", "rle_masks", "encoded_pixels"} & set(header))
 
 
 def _columns_of_pixels(path: str, head: str) -> bool:
@@ -134,10 +140,11 @@ _FORMS = (
     _Form(
         "pictures as cells of a table", (".csv",), _columns_of_pixels, "write each picture to a file",
     ),
+    _Form("masks as run lengths in a table", (".csv",), _columns_of_runs, "write each mask to a PNG file"),
     _Form(
         "arrays of numbers", (".npz", ".npy", ".h5", ".hdf5", ".pkl", ".pickle", "-ubyte", "-ubyte.gz",
                              "data_batch_1", "batches.meta"),
-        lambda path, head: True, "write each picture to a file, in a folder for each class", alone=True,
+        lambda path, head: True, "write each picture and each mask to a file", alone=True,
     ),
     _Form("MATLAB", (".mat",), lambda path, head: True, "convert to COCO"),
     _Form(
@@ -165,9 +172,9 @@ def form_of(path: str, head: str) -> str | None:
 def look(listing: Listing) -> Look | None:
     """Files of a form that is known and not read."""
     for form in _FORMS:
-        if form.alone and listing.pictures:
-            continue
         files = listing.labels(*form.endings)
+        if form.alone and len(listing.pictures) > 2 * len(files):
+            continue
         for path in files[:_LOOKED_INTO]:
             if form.matches(path, listing.head_text(path)):
                 return Look(

@@ -16,11 +16,12 @@ _MASK_WORDS = frozenset((
     "mask", "masks", "msk", "msks", "label", "labels", "labeled", "labelled", "lbl", "lbls",
     "annotation", "annotations", "annot", "annots", "ann", "anns", "anno", "annos", "gt", "gts",
     "groundtruth", "segmentation", "segmentations", "seg", "segs", "segm", "semantic", "trimap",
-    "trimaps", "target", "targets", "matte", "mattes", "labelids", "labeltrainids", "manual",
+    "trimaps", "target", "targets", "matte", "mattes", "labelids", "labeltrainids", "manual", "lab",
+    "labs",
 ))  # fmt: skip
 _IMAGE_WORDS = frozenset((
     "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos", "input",
-    "inputs", "original", "originals", "frame", "frames", "rgb", "raw", "jpegimages",
+    "inputs", "original", "originals", "org", "orig", "frame", "frames", "rgb", "raw", "jpegimages",
 ))  # fmt: skip
 # Words that say nothing of which pictures a folder holds.
 _FILLERS = frozenset((
@@ -30,7 +31,7 @@ _FILLERS = frozenset((
 ))  # fmt: skip
 _OBJECTS = frozenset(("segmentationobject", "instances", "instance_masks", "panoptic"))  # not a class a pixel
 _AFFIX = (
-    "masks?|msk|gt|ground_?truth|label(?:train)?ids|labels?|lbl|segmentations?|segm?|annotations?|annot|trimap|"
+    "masks?|msk|gt|lab|ground_?truth|label(?:train)?ids|labels?|lbl|segmentations?|segm?|annotations?|annot|trimap|"
     "matte|manual"
 )
 _SUFFIX = re.compile(
@@ -212,7 +213,8 @@ def _matched(files: Sequence[_File]) -> Pairs:
         pairs.masks_of[path] = [_one(there).path]
         doubt = [mask.path for mask in there if not _TRAIN_IDS.search(mask.name)]
         if len(doubt) > 1:
-            pairs.doubts.append(f"{' and '.join(sorted(doubt)[:2])}: masks of one picture; accepted: one")
+            both = " and ".join(sorted(doubt)[:2])
+            pairs.doubts.append(f"{both}: two masks of one picture; accepted: one for each, of all classes")
         pairs.others += [mask.path for mask in there if mask.path != pairs.masks_of[path][0]]
     # BUSI keeps a_mask.png and a_mask_1.png: as soon as one picture has several, all are of objects.
     for path, parts in several.items():

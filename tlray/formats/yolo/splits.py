@@ -63,10 +63,11 @@ def find(listing: Listing, configs: Sequence[Config], pictures: Sequence[str]) -
 
 def _report_lost(listing: Listing, lost: Sequence[tuple[Config, str, str]], splits: Splits) -> None:
     for config, split, value in lost:
-        if split == "train" and splits.of and "train" not in splits.of.values():
+        # Without this the split would be made of the other pictures.
+        if split != "test" and splits.of and split not in splits.of.values():
             raise DataError(
                 f"{listing.where(config.file)}: {split} = {value!r}: no such folder or list below "
-                f"{listing.root}; accepted: a folder of pictures, or a list of their paths"
+                f"{listing.root}; accepted: a folder of pictures, a list of their paths, or no {split}"
             )
     # Roboflow states a test folder whether there is one or not.
     for severity, there in (("info", ("test",)), ("warning", ("train", "validation"))):
