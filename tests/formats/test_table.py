@@ -238,6 +238,13 @@ def test_several_tables(tmp_path: Path) -> None:
     assert labels(Listing.open(str(tmp_path / "b" / "two.csv"))) == {"a.jpg": "dog", "b.jpg": "dog"}
 
 
+@pytest.mark.parametrize("order", ["{path} {label}", "{label}  {path}"])
+def test_lists_whose_paths_and_labels_hold_blanks(tmp_path: Path, order: str) -> None:
+    said = {"my cat 1.jpg": "black cat", "my dog 2.jpg": "dog", "3 b.jpg": "black cat", "4.jpg": "new york"}
+    text = "\n".join(order.format(path=path, label=label) for path, label in said.items())
+    assert labels(one(tmp_path, text, list(said), "list.txt")) == said
+
+
 def test_celeba(tmp_path: Path) -> None:
     names = [f"{n:06}.jpg" for n in range(1, 7)]
     listing = lay(
@@ -385,7 +392,11 @@ def test_splits_by_the_folders_of_the_pictures(tmp_path: Path) -> None:
         (['"[""cat"", ""it\'s""]"', "[]", '"[""cat""]"'], [["cat", "it's"], [], ["cat"]]),
         (['"{cat,dog}"', "{dog}", "{}"], [["cat", "dog"], ["dog"], []]),
         (['"[cat, dog]"', "[dog]", "[]"], [["cat", "dog"], ["dog"], []]),
-        (["clear primary", "clear", "haze primary"], [["clear", "primary"], ["clear"], ["haze", "primary"]]),
+        (
+            ["clear primary", "clear", "haze primary", "haze"],
+            [["clear", "primary"], ["clear"], ["haze", "primary"], ["haze"]],
+        ),
+        (["black cat", "cat", "dog"], [["black cat"], ["cat"], ["dog"]]),
         (["new york|rome", "rome", "new york"], [["new york", "rome"], ["rome"], ["new york"]]),
         (["cat|None", "dog", "nan"], [["cat"], ["dog"], []]),
     ],

@@ -100,7 +100,9 @@ def separator(cells: Sequence[str], several: bool) -> str | None:
         return None
     words = parts(distinct, " ")
     alone = any(cell in words for cell in distinct if " " not in cell and words[cell] > 1)
-    return " " if len(words) <= len(distinct) / 2 or (alone and len(words) <= len(distinct)) else None
+    # "black cat" beside "cat" may be a class of its own: every word must come back.
+    back = all(words[word] > 1 for cell in mixed for word in cell.split())
+    return " " if len(words) <= len(distinct) / 2 or (alone and back) else None
 
 
 def parts(cells: Iterable[str], sign: str) -> Counter[str]:

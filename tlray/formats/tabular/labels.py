@@ -131,6 +131,11 @@ def _several(
             "accepted: one form, as in ['cat', 'dog'] or cat|dog"
         )
     sign = None if as_lists else cells.separator(plain, said)
+    if sign == " ":
+        notes += finding(
+            "warning", "split_at_blanks", sorted({text for text in plain if " " in text})[:100],
+            f"values of {column} are split at blanks: put | between the classes of a cell",
+        )  # fmt: skip
     if sign is None and not as_lists:
         notes += finding(
             "warning", "blank_in_class", sorted({text for text in plain if " " in text})[:100],

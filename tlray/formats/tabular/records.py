@@ -15,12 +15,14 @@ import pyarrow as pa
 from tlray import shards, storage
 from tlray.errors import DataError, StorageError
 from tlray.formats.listing import HEAD, Listing, lines_of
+from tlray.formats.tabular.cells import is_number
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".lst")
 LISTS = (".txt", ".lst")
 _TRIED = 50  # lines that tell the separator
 _EXCEL = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line that Excel writes or asks for
 _SPACE = re.compile(r"\s*")
+_BLANKS = re.compile(r"\s+")
 csv.field_size_limit(16 * 2**20)
 
 
@@ -302,19 +304,15 @@ def embeds_pictures(schema: pa.Schema) -> bool:
 
 
 def _lists(path: str, text: str, names: Names) -> Iterator[Records]:
-    """Lines of ``path label``: the last blank separates them, paths may hold blanks; or ``label path``."""
+    """Lines of ``path label``, or ``label path``; both may hold blanks."""
     lines = [(number, line.strip()) for number, line in enumerate(lines_of(text), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     for order in (("path", "label"), ("label", "path")):
-        cells = [
-            line.rsplit(None, 1) if order[0] == "path" else line.split(None, 1) for _, line in lines[:_TRIED]
-        ]
         at = order.index("path")
+        cells = [_parted(line, at, names) for _, line in lines[:_TRIED]]
         if cells and sum(len(row) == 2 and names(row[at]) for row in cells) > len(cells) / 2:
-            rows = [
-                (number, line.rsplit(None, 1) if at == 0 else line.split(None, 1)) for number, line in lines
-            ]
-            two = [(number, row if len(row) == 2 else [row[0], ""]) for number, row in rows]
+            two = [(number, _parted(line, at, names)) for number, line in lines]
+            two = [(number, row if len(row) == 2 else [row[0], ""]) for number, row in two]
             columns = {name: [row[n] for _, row in two] for n, name in enumerate(order)}
             # As in CUB-200's images.txt: numbers that count the pictures are no classes.
             if len(two) > 2 and columns["label"] == [str(n) for n in range(1, len(two) + 1)]:
@@ -323,3 +321,15 @@ def _lists(path: str, text: str, names: Names) -> Iterator[Records]:
             return
     if lines and sum(names(line) for _, line in lines[:_TRIED]) > len(lines[:_TRIED]) / 2:
         yield Records(path, {"path": [line for _, line in lines]}, [number for number, _ in lines])
+
+
+def _parted(line: str, at: int, names: Names) -> list[str]:
+    """Path (the first cell, or the second: ``at``) and label: of the blanks that may separate them the one
+    that leaves the longest path of a picture; where none does, the one that leaves the shortest label."""
+    blanks = list(_BLANKS.finditer(line))
+    for blank in blanks if at else reversed(blanks):
+        cells = [line[: blank.start()], line[blank.end() :]]
+        words = cells[1 - at].split()
+        if names(cells[at]) and not (len(words) > 1 and all(map(is_number, words))):  # a row of numbers
+            return cells
+    return line.split(None, 1) if at else line.rsplit(None, 1)
