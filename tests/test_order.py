@@ -33,6 +33,16 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(rows, batch_size,
                 assert {len(part) for part in parts} == {batch_size // world}
 
 
+@settings(max_examples=60, deadline=None)
+@given(groups, st.integers(1, 96))
+def test_batches_of_an_epoch_are_near_equal(rows, batch_size):
+    order = Order(rows, batch_size, 0)
+    sizes = [len(order.global_batch(step)) for step in range(order.steps_per_epoch)]
+    assert sum(sizes) == sum(rows)
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_epochs_and_seeds_differ_and_repeat():
     order = Order([50] * 8, 32, seed=1)
     assert (order.epoch(0) != order.epoch(1)).any()

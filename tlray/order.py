@@ -5,7 +5,9 @@ in a random order, rows shuffled within each. The line is cut into equal *lanes*
 within a window. A global batch takes equally from all lanes, so it mixes rows from as many places of
 the data set as there are lanes, while each lane reads its row groups one after another. A rank owns
 whole lanes; the number of lanes depends on the batch size alone, so global batch g is the same set of
-rows on 1 rank and on 64. No row of an epoch is lost or doubled: the last batch is smaller instead.
+rows on 1 rank and on 64. No row of an epoch is lost or doubled. Where the batch size does not divide the
+number of rows all batches are a little smaller instead of the last one alone: a last batch of a few rows would
+be a whole step of the optimiser in a direction that is mostly noise.
 """
 
 from __future__ import annotations
@@ -50,11 +52,11 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch, the last one possibly smaller: equal on every rank."""
+        """Global batches in an epoch, equal on every rank; their sizes differ by one row at most."""
         return -(-self.num_rows // self.batch_size)
 
     def epoch(self, epoch: int) -> Indices:
-        """Global row indices of a whole epoch (num_rows,), in order: batch g is [g * B : (g + 1) * B]."""
+        """Global row indices of a whole epoch (num_rows,), in the order of the batches."""
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._line_up(epoch))
         return self._epoch[1]
@@ -81,16 +83,22 @@ class Order:
 
     def global_batch(self, step: int) -> Indices:
         """Rows of the step-th batch of the run, over all ranks."""
-        epoch, g = divmod(step, self.steps_per_epoch)
-        return self.epoch(epoch)[g * self.batch_size : (g + 1) * self.batch_size]
+        epoch, first, last = self._span(step)
+        return self.epoch(epoch)[first:last]
 
     def local_batch(self, step: int, rank: int) -> Indices:
-        """Rows of a rank in the step-th batch: those of its lanes; may be empty in an epoch's last batch."""
-        rows = self.global_batch(step)
-        lane = np.arange(len(rows)) % self.lanes  # a batch starts at lane 0, whatever the step
+        """Rows of a rank in the step-th batch: those of its lanes; may be empty."""
+        _, first, last = self._span(step)
+        lane = np.arange(first, last) % self.lanes  # the line takes from the lanes in turn, to its end
         per_rank = self.lanes // self.world
-        ours: Indices = rows[lane // per_rank == rank]
+        ours: Indices = self.global_batch(step)[lane // per_rank == rank]
         return ours
+
+    def _span(self, step: int) -> tuple[int, int, int]:
+        """The epoch of the step-th batch, and where the batch begins and ends in that epoch's line."""
+        epoch, g = divmod(step, self.steps_per_epoch)
+        first, last = (n * self.num_rows // self.steps_per_epoch for n in (g, g + 1))
+        return epoch, first, last
 
 
 def share(num_rows: int, rank: int, world: int) -> Indices:
