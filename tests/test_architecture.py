@@ -16,10 +16,10 @@ PACKAGE = ROOT / "tlray"
 # Imports point to the left only. Moving a wall means changing this line, in the same step.
 # fmt: off
 ORDER = [
-    "errors", "redact", "findings", "recipe", "config", "svg", "plots", "schema", "image", "masks",
+    "errors", "redact", "findings", "recipe", "config", "svg", "plots", "schema", "image", "augment", "masks",
     "mask_code", "storage", "targets", "extensions", "shards", "labels", "dataset", "formats", "stages",
-    "weights", "backbone", "tasks", "bundle", "predict", "registry", "gallery", "runtime", "progress",
-    "preflight", "sample", "ingest", "order", "stream",
+    "weights", "backbone", "tasks", "defaults", "bundle", "predict", "registry", "gallery", "runtime",
+    "progress", "preflight", "sample", "ingest", "order", "stream",
     "pictures", "batch", "similar", "embed", "track", "candidate", "checkpoint", "resume", "evaluate", "loop",
     "train", "search", "serve", "report", "road", "doctor", "quickstart", "cli",
 ]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.toys import picture
+from tlray.augment import Augment
 from tlray.config import Augmentation
 from tlray.errors import PictureError
-from tlray.image import TRANSPOSE, Augment, Preprocess, decode, probe, render, shrink, source_size
+from tlray.image import TRANSPOSE, Preprocess, decode, probe, render, shrink, source_size
 
 FITS = ("crop", "letterbox", "stretch")
 

@@ -14,7 +14,8 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -316,6 +317,11 @@ class Backbone(nn.Module):
         parameters = [p for i, owned in self._owned() if i < d for p in owned.values()]
         return [*parameters, *(b for stage in self._chain[:d] for b in stage.buffers())]
 
+    def no_weight_decay(self) -> set[int]:
+        """Identities (`id`) of the parameters that the model itself exempts from weight decay."""
+        names = set(getattr(self.model, "no_weight_decay", set)())
+        return {id(p) for name, p in self.model.named_parameters() if name in names}
+
     def parameter_groups(self) -> Iterator[tuple[int, dict[str, nn.Parameter]]]:
         """(stage index, {name in the state dict: parameter}) of what trains, from the input up."""
         for i, parameters in self._owned():
@@ -369,6 +375,28 @@ class Backbone(nn.Module):
             rows = math.ceil(h / self.strides[i])
             return tokens.transpose(1, 2).reshape(x.shape[0], x.shape[2], rows, -1)
         return x
+
+
+class Traits(NamedTuple):
+    """What the right learning rate of an architecture depends on."""
+
+    norm: Literal["batch", "layer"]  # the kind that most of its norms have; layer: of no batch statistics
+    width: int  # of the pooled features
+
+
+@cache
+def traits(name: str) -> Traits:
+    """Traits of a backbone by name. Raises ConfigError for an unknown one."""
+    arch, extra = _architecture(name)
+    try:
+        with torch.device("meta"):  # shapes alone, in milliseconds
+            model: Any = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
+    except Exception:  # an architecture whose constructor looks at values
+        model = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
+    batch = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    other = sum(isinstance(m, nn.LayerNorm | nn.GroupNorm) for m in model.modules())
+    width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+    return Traits("batch" if batch > other else "layer", width)
 
 
 def _architecture(name: str) -> tuple[str, dict[str, Any]]:

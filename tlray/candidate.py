@@ -113,8 +113,8 @@ class Candidate:
     ) -> None:
         self.model, self.config, self.device, self.world = model, config, device, world
         self.optim = config.optim
-        self.warmup_steps = round(config.optim.warmup_epochs * steps_per_epoch)
         self.num_steps = config.train.epochs * steps_per_epoch
+        self.warmup_steps = round(config.optim.warmup_ratio * self.num_steps)
         module = model.module.to(device)
         if config.train.channels_last:
             module = module.to(memory_format=torch.channels_last)
@@ -191,7 +191,8 @@ def schedule(step: int, num_steps: int, warmup_steps: int, final_ratio: float) -
 
 
 def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
-    """Groups by learning rate and decay: backbone stages below the head, no decay on norms and biases."""
+    """Groups by learning rate and decay: backbone stages below the head; no decay on norms and biases, nor on
+    what timm's model exempts (position embeddings, tokens)."""
     backbone: Backbone = module.backbone  # type: ignore[assignment]
     in_backbone = {id(p) for p in backbone.parameters()}
     head = [p for p in module.parameters() if id(p) not in in_backbone and p.requires_grad]
@@ -200,12 +201,13 @@ def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
         distance = len(backbone.stages) - 1 - stage
         lr = settings.lr * settings.backbone_lr_ratio * settings.layer_decay**distance
         parts.append((lr, list(parameters.values())))
+    exempt = backbone.no_weight_decay()
     groups = [
         {"params": chosen, "lr": lr, "initial_lr": lr, "weight_decay": decay}
         for lr, parameters in parts
         for decay, chosen in (
-            (settings.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
+            (settings.weight_decay, [p for p in parameters if p.ndim > 1 and id(p) not in exempt]),
+            (0.0, [p for p in parameters if p.ndim <= 1 or id(p) in exempt]),
         )
         if chosen
     ]

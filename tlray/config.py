@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
@@ -24,6 +24,20 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound=BaseModel)
+
+AUTO: Any = "auto"  # a value that `defaults.settle` decides by task, backbone and number of pictures
+if TYPE_CHECKING:  # behind `defaults.settle` there is no "auto" any more
+    AutoRate = float
+    AutoFactor = float
+    AutoShare = float
+    AutoCount = int
+    AutoScale = tuple[float, float]
+else:
+    AutoRate = Literal["auto"] | Positive
+    AutoFactor = Literal["auto"] | Annotated[float, Field(gt=0, le=1)]
+    AutoShare = Literal["auto"] | NonNegative
+    AutoCount = Literal["auto"] | Count
+    AutoScale = Literal["auto"] | tuple[Share, Share]
 
 COMMAND_LINE = "command line"
 
@@ -57,19 +71,24 @@ class Input(Strict):
 class Augmentation(Strict):
     """Training-only randomness, a pure function of (seed, epoch, row)."""
 
-    scale: tuple[Share, Share] = (0.35, 1.0)  # share of the picture's area that a crop keeps
+    # mild, wide: one random operation a picture from a space of TrivialAugment; rand: RandAugment's two;
+    # colour: the three settings below; photometric: SSD's. Where labels have places: colours alone.
+    policy: Literal["auto", "none", "colour", "mild", "wide", "rand", "photometric"] = "auto"
+    scale: AutoScale = AUTO  # share of the picture's area that a crop keeps; 1, 1: framed as in evaluation
     ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # width / height of the crop
+    scale_jitter: tuple[Positive, Positive] | None = None  # in place of crops: factors of size
     hflip: Share = 0.5
     vflip: Share = 0.0
-    brightness: Share = 0.2
+    brightness: Share = 0.2  # of the policy colour
     contrast: Share = 0.2
     saturation: Share = 0.2
+    erase: Share = 0.0  # how often a random rectangle is erased; never where labels have places
     views: Count | None = None  # different ones of each picture; 1: the plain picture alone; None: always new
 
-    @field_validator("scale", "ratio")
+    @field_validator("scale", "ratio", "scale_jitter")
     @classmethod
-    def ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
+    def ordered(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not 0 < value[0] <= value[1]:
             raise ValueError("must be two numbers above 0, the smaller one first")
         return value
 
@@ -91,21 +110,21 @@ class Optim(Strict):
     """Optimiser and schedule: warm-up, then cosine."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Positive = 1e-3  # of the head
-    backbone_lr_ratio: NonNegative = 0.3  # learning rate of the backbone / of the head
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor per stage, from the head down
-    weight_decay: NonNegative = 0.02
+    lr: AutoRate = AUTO  # of the head
+    backbone_lr_ratio: AutoShare = AUTO  # learning rate of the backbone / of the head
+    layer_decay: AutoFactor = AUTO  # factor per stage, from the head down
+    weight_decay: NonNegative = 0.05  # not of norms and biases, nor of what the model exempts
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd; adamw's beta1
-    warmup_epochs: NonNegative = 0.5
-    final_lr_ratio: Share = 0.01  # of the peak, at the last step
+    warmup_ratio: Share = 0.1  # share of the steps in which the rate rises
+    final_lr_ratio: Share = 0.0  # of the peak, at the last step
     clip_grad_norm: Positive | None = 1.0
 
 
 class Train(Strict):
     """The length of a run, its arithmetic and its checkpoints."""
 
-    epochs: Count = 10
-    batch_size: Count = 64  # of all workers together
+    epochs: AutoCount = AUTO
+    batch_size: AutoCount = AUTO  # of all workers together
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -157,15 +176,16 @@ Range = Annotated[
     Annotated[Choice, Tag("choice")] | Annotated[Uniform, Tag("uniform")],
     Discriminator(_kind),
 ]
+if TYPE_CHECKING:
+    AutoSpace = dict[str, Range]
+else:
+    AutoSpace = Literal["auto"] | dict[str, Range]
 
 
 class Search(Strict):
     """What ``tlray tune`` tries: any dotted key of this tree -> Choice or Uniform."""
 
-    space: dict[str, Range] = {
-        "model.freeze": Choice(choice=["all", 0.6, 0]),
-        "optim.lr": Choice(choice=[3e-3, 1e-3, 3e-4]),
-    }
+    space: AutoSpace = AUTO  # auto: three freeze depths x half, all and twice of the rate that auto chooses
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     num_trials: Count = 9  # grid: its whole product, whatever this says
     scheduler: Literal["asha", "none"] = "asha"

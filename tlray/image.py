@@ -1,9 +1,8 @@
 """Pixels and coordinates: the one way from encoded bytes to model input.
 
 ``render`` is the only function that makes model input; training, validation, batch prediction and
-serving all call it. ``Preprocess`` is data and travels in the bundle. ``Augment`` is training-only
-randomness that samples a ``Geometry`` (which part of the picture, where, mirrored or not); what a
-geometry did to pixels it can do, and undo, to points and boxes.
+serving all call it. ``Preprocess`` is data and travels in the bundle. A ``Geometry`` says which part of the
+picture lies where, mirrored or not; what it did to pixels it can do, and undo, to points and boxes.
 
 Pillow and numpy only: the processes that render need not load torch.
 
@@ -24,7 +23,6 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
-from tlray.config import Augmentation
 from tlray.errors import PictureError
 
 # What may be opened: raster formats only, none that hands its bytes to another program.
@@ -40,7 +38,7 @@ Size = tuple[int, int]  # (width, height), px
 Box = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+PADDING = (114, 114, 114)  # the grey that YOLO pads with
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -126,48 +124,6 @@ class Geometry:
 
 def _sorted_boxes(corners_N22: Floats) -> Floats:
     return np.concatenate([corners_N22.min(axis=1), corners_N22.max(axis=1)], axis=1)
-
-
-class Augment:
-    """Training-only randomness; every draw comes from the generator that is handed in."""
-
-    def __init__(self, settings: Augmentation) -> None:
-        self.settings = settings
-
-    @staticmethod
-    def view(settings: Augmentation | None, epoch: int) -> int | None:
-        """Which view of every picture an epoch shows, a number for its randomness; None: plain."""
-        if settings is None or settings.views == 1:
-            return None
-        return epoch if settings.views is None else epoch % settings.views
-
-    def sample(self, rng: np.random.Generator, source: Size, pre: Preprocess) -> Geometry:
-        """Random resized crop (Inception, arXiv 1409.4842) and mirror, as a geometry."""
-        s, (width, height) = self.settings, source
-        hflip, vflip = bool(rng.random() < s.hflip), bool(rng.random() < s.vflip)
-        shape = pre.size[0] / pre.size[1] if pre.fit == "crop" else width / height
-        for _ in range(10):
-            area = width * height * rng.uniform(*s.scale)
-            ratio = shape * math.exp(rng.uniform(math.log(s.ratio[0]), math.log(s.ratio[1])))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-                return pre.place(source, (x, y, x + w, y + h), hflip, vflip)
-        plain = pre.geometry(source)  # no crop of that area and shape fits into this picture
-        return pre.place(source, plain.crop, hflip, vflip)
-
-    def colour(self, rng: np.random.Generator, x_CHW: Pixels) -> Pixels:
-        """Brightness, contrast, saturation, each by a factor in 1 +- its setting: one linear map of RGB."""
-        s = self.settings
-        if not (s.brightness or s.contrast or s.saturation):
-            return x_CHW
-        b, c, t = (1 + rng.uniform(-v, v) for v in (s.brightness, s.contrast, s.saturation))
-        pixels = x_CHW.reshape(3, -1).astype(np.float32)
-        mean_grey = float(_LUMA @ pixels.mean(axis=1))
-        mix = np.float32(b * c) * (np.float32(t) * np.eye(3, dtype=np.float32) + np.float32(1 - t) * _LUMA)
-        out = mix @ pixels
-        out += np.float32(b * (1 - c) * mean_grey + 0.5)  # 0.5: the cast below cuts off, this rounds
-        return np.clip(out, 0, 255, out=out).astype(np.uint8).reshape(x_CHW.shape)
 
 
 @dataclass(frozen=True)
@@ -350,7 +306,7 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
     box = (x0 * sx, y0 * sy, min(x1 * sx, upright.width), min(y1 * sy, upright.height))
     upright = upright.resize((px1 - px0, py1 - py0), _RESAMPLING[pre.interpolation], box=box)
     if geometry.placed != (0, 0, *geometry.output):
-        canvas = Image.new("RGB", geometry.output, (114, 114, 114))  # the grey that YOLO pads with
+        canvas = Image.new("RGB", geometry.output, PADDING)
         canvas.paste(upright, (px0, py0))
         upright = canvas
     x_HWC = np.asarray(upright)

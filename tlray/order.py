@@ -6,8 +6,8 @@ within a window. A global batch takes equally from all lanes, so it mixes rows f
 the data set as there are lanes, while each lane reads its row groups one after another. A rank owns
 whole lanes; the number of lanes depends on the batch size alone, so global batch g is the same set of
 rows on 1 rank and on 64. No row of an epoch is lost or doubled. Where the batch size does not divide the
-number of rows all batches are a little smaller instead of the last one alone: a last batch of a few rows would
-be a whole step of the optimiser in a direction that is mostly noise.
+number of rows all batches are a little smaller instead of the last one alone: a last batch of a few rows
+would be a whole step of the optimiser in a direction that is mostly noise.
 """
 
 from __future__ import annotations

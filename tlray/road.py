@@ -51,11 +51,11 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
     """
     check(config)
     targets.check_folder(config.run_uri)
-    config = runtime.placed(config)
     runtime.prepare(verbose)
     from tlray import resume
     from tlray import train as training
 
+    config = training.settled(config)
     fingerprint = training.check(config).fingerprint
     notes = [] if fresh else resume.check_training(config, fingerprint)
     show.begin()
@@ -75,11 +75,11 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
     targets.check_folder(config.run_uri)
     if config.search.cache:
         targets.check_folder(config.search.cache)
-    config = runtime.placed(config)
     runtime.prepare(verbose)
     from tlray import search
     from tlray import train as training
 
+    config = training.settled(config)
     training.check(config)
     show.begin()
     with runtime.session(verbose):
@@ -92,7 +92,6 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
 def explain(config: Config, verbose: bool = False) -> list[dict[str, Any]]:
     """What `tune` would do and cost: plans of its groups of trials, see search/plan.py."""
     check(config)
-    config = runtime.placed(config)
     runtime.prepare(verbose)
     from tlray import search
 

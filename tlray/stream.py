@@ -24,10 +24,11 @@ import ray.data
 import torch
 
 from tlray import schema
+from tlray.augment import Augment
 from tlray.config import Augmentation
 from tlray.dataset import Dataset
 from tlray.errors import DataError
-from tlray.image import Augment, Geometry, Preprocess, render, source_size
+from tlray.image import Geometry, Preprocess, render, source_size
 from tlray.order import Indices, Order, row_rng, share
 from tlray.tasks.base import Row, Target, Task
 
@@ -49,6 +50,11 @@ class Source:
     augment: Augmentation | None = None
     seed: int = 0
     cache_mb: int = 1024
+
+    @property
+    def placed(self) -> bool:
+        """Whether labels have places in the picture."""
+        return any(kind in ("mask", "objects") for kind in self.task.columns.values())
 
 
 class Batch(NamedTuple):
@@ -125,7 +131,7 @@ def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> B
             geometry, rng = _geometry(source, epoch, index, data)
             x, _ = render(data, source.preprocess, geometry)
             if source.augment is not None and rng is not None:
-                x = Augment(source.augment).colour(rng, x)
+                x = Augment(source.augment, source.placed).pixels(rng, x)
             target = _target(source, row, geometry)
         except DataError as error:  # of the picture, or of its label
             where = ", ".join(filter(None, (source.split, f"row {index}", row["path"])))
@@ -168,7 +174,7 @@ def _geometry(
     if source.augment is None or view is None:
         return source.preprocess.geometry(size), None
     rng = row_rng(source.seed, view, row)
-    return Augment(source.augment).sample(rng, size, source.preprocess), rng
+    return Augment(source.augment, source.placed).sample(rng, size, source.preprocess), rng
 
 
 def collate(targets: list[Target]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from ray.train.torch import TorchTrainer
 
-from tlray import errors, resume, runtime, storage, tasks
+from tlray import defaults, errors, resume, runtime, storage, tasks
 from tlray.bundle import Model
 from tlray.candidate import build_model
 from tlray.config import Config, parse
@@ -48,10 +48,18 @@ class Member:
         return values
 
 
+def settled(config: Config) -> Config:
+    """The configuration as training takes it: places that all workers find, a value for every ``auto``.
+
+    Raises TlrayError.
+    """
+    return defaults.settle(runtime.placed(config))
+
+
 def check(config: Config) -> Model:
     """Everything that can be wrong before training starts, found on the driver; the model as it would begin.
 
-    Raises TlrayError.
+    ``config``: as `settled` gives it. Raises TlrayError.
     """
     if not config.data.uri:
         raise ConfigError(
@@ -101,7 +109,7 @@ def fit(
     up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
-    config = runtime.placed(config)
+    config = settled(config)
     check(config)
     need = runtime.resources(config.scale)
     if fresh:

@@ -15,10 +15,11 @@ from PIL import Image, ImageChops
 from tests import toys
 from tests.contract.test_tasks import PRE, Toy
 from tlray import bundle, schema, stream, tasks
+from tlray.augment import Augment
 from tlray.backbone import Backbone
 from tlray.config import Augmentation
 from tlray.errors import BundleError, ConfigError
-from tlray.image import Augment, Preprocess
+from tlray.image import Preprocess
 from tlray.tasks import detection
 
 LABELS = toys.LABELS

@@ -82,7 +82,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     """
     began = time.perf_counter()
     tell = emit or _silent
-    config = runtime.placed(config)
+    config = train.settled(config)
     space = spaces.build(config)
     model = train.check(config)
     task = model.task
@@ -134,6 +134,7 @@ def explain(config: Config) -> list[dict[str, Any]]:
     if not _fused(config):
         given = f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}"
         raise ConfigError(f"{given}: trials train one by one, and nothing is planned; accepted: true and 1")
+    config = train.settled(config)
     space, model = spaces.build(config), train.check(config)
     _check_choices(config, space, model)
     with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from tlray import stream
+from tlray.augment import Augment
 from tlray.backbone import Backbone, Boundary, Features
 from tlray.candidate import autocast
 from tlray.errors import StorageError
-from tlray.image import Augment, Geometry
+from tlray.image import Geometry
 from tlray.loop import Fed, Loop, Pixels
 from tlray.order import Indices, share
 from tlray.search.store import Key, Store

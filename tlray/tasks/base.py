@@ -41,6 +41,16 @@ class Goal(NamedTuple):
         return b is None or b != b or (a > b if self.direction == "max" else a < b)
 
 
+class Defaults(NamedTuple):
+    """How a task trains where the configuration says ``auto``; see `tlray.defaults`."""
+
+    policy: Literal["colour", "mild", "photometric"] = "mild"  # of augmentation
+    scale: tuple[float, float] = (1.0, 1.0)  # of crops
+    batch_size: int = 64  # at most
+    rate_factor: float = 1.0  # of the head's rate
+    backbone_lr_ratio: float = 1.0
+
+
 class Metrics(Protocol):
     """Accumulates decoded predictions beside source rows; mergeable across workers."""
 
@@ -88,6 +98,7 @@ class Task(Protocol):
     columns: ClassVar[dict[str, Kind]]
     """Label columns that the data must have, and what they mean."""
     goal: ClassVar[Goal]
+    defaults: ClassVar[Defaults]
     gallery: ClassVar[bool]
     """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
 

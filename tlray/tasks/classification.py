@@ -17,7 +17,7 @@ from tlray.config import NonNegative, Share, Strict
 from tlray.image import Geometry
 from tlray.schema import LABEL, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -33,6 +33,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {LABEL: "class"}
     goal: ClassVar[Goal] = Goal("accuracy", "max")
+    defaults: ClassVar[Defaults] = Defaults()
     gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

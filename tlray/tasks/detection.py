@@ -28,7 +28,7 @@ from tlray.errors import ConfigError
 from tlray.image import Geometry
 from tlray.schema import OBJECTS, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -58,6 +58,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
     goal: ClassVar[Goal] = Goal("map", "max")
+    defaults: ClassVar[Defaults] = Defaults("colour", batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3)
     gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

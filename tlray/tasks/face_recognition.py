@@ -23,7 +23,7 @@ from tlray.plots import Column, Section, Shot, Table
 from tlray.schema import LABEL, Kind
 from tlray.svg import BLUE, GRID, RED, SOFT, Plot, to_svg
 from tlray.tasks import base
-from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -48,6 +48,9 @@ class Task(Strict):
     # Not the true accept rate at few false ones: on the some hundred pairs of a usual validation split that
     # hangs on a handful of impostors, while this rests on all pairs and is what `verify` delivers.
     goal: ClassVar[Goal] = Goal("verification_accuracy", "max")
+    defaults: ClassVar[Defaults] = Defaults(
+        "colour", (0.7, 1.0), batch_size=32, rate_factor=0.6, backbone_lr_ratio=0.3
+    )
     gallery: ClassVar[bool] = True
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

@@ -20,7 +20,7 @@ from tlray.errors import ConfigError
 from tlray.image import Geometry
 from tlray.schema import LABELS, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -38,6 +38,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {LABELS: "classes"}
     goal: ClassVar[Goal] = Goal("map", "max")
+    defaults: ClassVar[Defaults] = Defaults()
     gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

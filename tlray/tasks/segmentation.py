@@ -20,7 +20,7 @@ from tlray.errors import DataError
 from tlray.image import Geometry, Pixels, decode_mask, encode_mask, render_mask
 from tlray.schema import MASK, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -51,6 +51,9 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {MASK: "mask"}
     goal: ClassVar[Goal] = Goal("miou", "max")
+    defaults: ClassVar[Defaults] = Defaults(
+        "colour", (0.5, 1.0), batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3
+    )
     gallery: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
