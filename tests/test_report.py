@@ -387,7 +387,7 @@ def test_changed_settings_name_their_default() -> None:
     config = Config().override({"optim.lr": 0.01, "task.mixup": 0.2}).model_dump(mode="json")
     table = view.changed(config)
     assert table is not None
-    assert table.rows == [["task.mixup", "0.2", None], ["optim.lr", "0.01", "0.001"]]
+    assert table.rows == [["task.mixup", "0.2", None], ["optim.lr", "0.01", "auto"]]
     assert view.changed(Config().model_dump(mode="json")) is None
 
 

@@ -13,7 +13,13 @@ from tlray.errors import ConfigError
 
 
 def settings(folder: Path, **changes: Any) -> Config:
-    return config.parse({"runs": str(folder), "data": {"uri": "d"}}, "test").override(changes)
+    """As training has them: nothing is ``auto`` any more."""
+    tree: dict[str, Any] = {
+        "runs": str(folder), "data": {"uri": "d"}, "augment": {"policy": "mild", "scale": [1.0, 1.0]},
+        "optim": {"lr": 0.001, "backbone_lr_ratio": 1.0, "layer_decay": 0.9},
+        "train": {"epochs": 3, "batch_size": 64},
+    }  # fmt: skip
+    return config.parse(tree, "test").override(changes)
 
 
 def trained(
@@ -61,10 +67,11 @@ OTHER = {
     "input.size": 64, "input.fit": "stretch", "input.mean": [0, 0, 0], "input.std": [1, 1, 1],
     "augment.scale": [0.5, 1.0], "augment.ratio": [1, 1], "augment.hflip": 0.1, "augment.vflip": 0.1,
     "augment.brightness": 0.1, "augment.contrast": 0.1, "augment.saturation": 0.1, "augment.views": 2,
+    "augment.policy": "wide", "augment.scale_jitter": [0.5, 2.0], "augment.erase": 0.1,
     "model.backbone": "resnet50", "model.weights": "none", "model.freeze": 1, "model.drop_rate": 0.1,
     "model.drop_path_rate": 0.1, "model.head": "h.safetensors",
     "optim.optimizer": "sgd", "optim.lr": 0.1, "optim.backbone_lr_ratio": 0.1, "optim.layer_decay": 0.5,
-    "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.warmup_epochs": 1, "optim.final_lr_ratio": 0.5,
+    "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.warmup_ratio": 0.3, "optim.final_lr_ratio": 0.5,
     "optim.clip_grad_norm": 2, "train.batch_size": 3, "train.precision": "bf16",
     "train.channels_last": True, "train.compile": True,
 }  # fmt: skip

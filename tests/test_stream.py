@@ -27,7 +27,7 @@ def source(uri, split="train", augment=None):
 
 def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
     rows = Dataset.open(uri).group_rows("train")
-    told = source(uri, augment=Augmentation())
+    told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0)))
     alone, pair = Order(rows, 16, 3), Order(rows, 16, 3, world=2)
     last = 2 * alone.steps_per_epoch
     one = list(stream.train_batches(told, alone, 0, 0, last))
@@ -48,7 +48,7 @@ def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
 
 
 def test_a_stream_may_start_at_any_step(ray_local, uri):
-    told = source(uri, augment=Augmentation())
+    told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0)))
     order = Order(Dataset.open(uri).group_rows("train"), 16, 3)
     whole = list(stream.train_batches(told, order, 0, 0, 8))
     late = list(stream.train_batches(told, order, 0, 5, 8))

@@ -13,6 +13,7 @@ from tests.toys import LABELS, dataset, scenes_dataset
 from tlray import checkpoint, config, loop, report, resume, train
 from tlray.candidate import schedule
 from tlray.dataset import Dataset
+from tlray.defaults import settle
 from tlray.errors import ConfigError, DataError, RunError, StorageError
 from tlray.predict import Predictor
 from tlray.tasks import classification
@@ -28,7 +29,7 @@ def make(uri, folder, **changes):
         "data": {"uri": uri}, "runs": str(folder), "input": {"size": 32},
         "train": {"epochs": 2, "batch_size": 16}, "optim": {"lr": 0.003},
     }  # fmt: skip
-    return config.parse(base, "test").override(changes)
+    return settle(config.parse(base, "test").override(changes))
 
 
 def run(settings, stop_after=None):

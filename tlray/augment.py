@@ -154,7 +154,7 @@ def operate(picture: Image.Image, name: str, value: float) -> Image.Image:
         "shear_y": (1, 0, 0, value, 1, 0),
         "shift_x": (1, 0, -value * width, 0, 1, 0),
         "shift_y": (1, 0, 0, 0, 1, -value * height),
-        "rotate": (math.cos(turn), -math.sin(turn), 0, math.sin(turn), math.cos(turn), 0),
+        "rotate": (math.cos(turn), math.sin(turn), 0, -math.sin(turn), math.cos(turn), 0),
     }
     if name in moves:
         a, b, c, d, e, f = moves[name]

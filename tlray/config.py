@@ -179,7 +179,10 @@ Range = Annotated[
 if TYPE_CHECKING:
     AutoSpace = dict[str, Range]
 else:
-    AutoSpace = Literal["auto"] | dict[str, Range]
+    AutoSpace = Annotated[
+        Annotated[Literal["auto"], Tag("auto")] | Annotated[dict[str, Range], Tag("space")],
+        Discriminator(lambda value: "auto" if isinstance(value, str) else "space"),
+    ]
 
 
 class Search(Strict):
@@ -409,6 +412,8 @@ def _set(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
     if parts[:2] == ["search", "space"] and len(parts) > 3:
         parts = ["search", "space", ".".join(parts[2:])]
     for part in parts[:-1]:
+        if head.get(part) == AUTO and part == "space":
+            head[part] = {}  # who names an axis has a space of their own
         head = head.setdefault(part, {})
         if not isinstance(head, dict):
             raise ConfigError(f"{key} ({origin}): {part!r} is a single value and has no keys below it")

@@ -16,6 +16,7 @@ from tests.toys import dataset, scenes_dataset
 from tlray import config, loop, stream, tasks
 from tlray.backbone import Backbone, Boundary, Features
 from tlray.config import Config
+from tlray.defaults import settle
 from tlray.loop import Loop, Solo
 from tlray.search.prefix import Shared, from_arrays, to_arrays
 from tlray.search.store import Store
@@ -42,7 +43,7 @@ def settings(uri: str, folder: Path, task: str, name: str, freeze: Any, lr: floa
         "train": {"epochs": 2, "batch_size": 8}, "track": {"tensorboard": False},
         "search": {"cache": str(folder / "cache"), "cache_dtype": "fp32"},
     }  # fmt: skip
-    return config.parse(tree, "test").override(more)
+    return settle(config.parse(tree, "test").override(more))
 
 
 def grid(uri: str, folder: Path, task: str, **more: Any) -> list[Config]:

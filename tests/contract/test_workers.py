@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.toys import scenes_dataset
 from tlray import config, loop, storage, tasks, train
 from tlray.config import Config
+from tlray.defaults import settle
 
 # Their heads have a batch norm, which sees each worker's rows alone: the metric is compared, not the weights.
 BATCH_NORM = {"face_recognition"}
@@ -21,7 +22,7 @@ BATCH_NORM = {"face_recognition"}
 
 def settings(name: str, folder: Path, run: str) -> Config:
     """Two epochs of three steps; the backbone fixed, for its batch norm sees each worker's rows alone."""
-    return config.parse(
+    tree = config.parse(
         {
             "task": {"name": name}, "name": run, "runs": str(folder / name), "input": {"size": 48},
             "data": {"uri": str(folder / name / "data")}, "model": {"freeze": "all"},
@@ -29,6 +30,7 @@ def settings(name: str, folder: Path, run: str) -> Config:
         },
         "test",
     )  # fmt: skip
+    return settle(tree)
 
 
 def learn(chosen: Config, worker: loop.Worker) -> None:

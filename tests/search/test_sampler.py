@@ -22,7 +22,10 @@ CHOICES = {"optim.lr": {"choice": [0.1, 0.01, 0.001]}, "model.freeze": {"choice"
 
 
 def settings(runs: Path, space: dict[str, Any] = CHOICES, **search: Any) -> Config:
-    return parse({"runs": str(runs), "search": {"space": space, "num_trials": 6, **search}}, "test")
+    return parse(
+        {"runs": str(runs), "train": {"epochs": 10}, "search": {"space": space, "num_trials": 6, **search}},
+        "test",
+    )
 
 
 def opened(config: Config, fingerprint: str = "f") -> tuple[Sampler, Table]:
@@ -88,7 +91,7 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path: Path) -> None:
     config = settings(tmp_path)
     opened(config)
     opened(config.override({"optim.lr": 0.5, "serve.port": 1, "scale.max_failures": 0}))  # alters no trial
-    with pytest.raises(ConfigError, match=r"optim\.weight_decay = 0\.5.*began with 0\.02.*new name"):
+    with pytest.raises(ConfigError, match=r"optim\.weight_decay = 0\.5.*began with 0\.05.*new name"):
         opened(config.override({"optim.weight_decay": 0.5}))
     with pytest.raises(ConfigError, match=r"data\.uri.*not the data"):
         opened(config, "g")

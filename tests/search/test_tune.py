@@ -18,6 +18,7 @@ import pytest
 
 from tlray import schema
 from tlray.config import Config, parse
+from tlray.defaults import settle
 from tlray.errors import ConfigError, RunError
 from tlray.sample import picture
 from tlray.search import driver, tune
@@ -61,7 +62,7 @@ def settings(data: str, runs: Path, **search: Any) -> Config:
             "grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1, **search,
         },
     }  # fmt: skip
-    return parse(tree, "test")
+    return settle(parse(tree, "test"))
 
 
 def table(config: Config) -> dict[str, Any]:

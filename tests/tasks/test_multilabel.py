@@ -136,7 +136,7 @@ def test_the_road_on_real_pictures(ray_local: Any, realdata: Path, tmp_path: Pat
     recipe.write_text(
         f"name: looks\ndata: {{uri: {data}}}\nruns: {tmp_path / 'runs'}\ntask: {{name: multilabel}}\n"
         "model: {backbone: resnet10t-nano, weights: builtin, freeze: all}\ninput: {size: 96}\n"
-        "optim: {lr: 0.03, warmup_epochs: 0}\ntrain: {epochs: 12, batch_size: 24}\n"
+        "optim: {lr: 0.03, warmup_ratio: 0}\ntrain: {epochs: 12, batch_size: 24}\n"
     )
     assert cli.run(["train", str(recipe), "--json"]) == 0
     found = json.loads((tmp_path / "runs" / "looks" / "evaluation.json").read_text())
