@@ -73,7 +73,7 @@ def test_help_is_instant_and_names_every_verb(tmp_path: Path) -> None:
 def test_a_mistake_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
     done = tlray("train", RECIPE, "optim.lr=-0.1", "--json", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "tlray: optim.lr = -0.1 (command line): accepted: greater than 0\n"
+    assert done.stderr == "tlray: optim.lr = -0.1 (command line): accepted: 'auto' or greater than 0\n"
     job = [sys.executable, str(ROOT / "jobs" / "train.py"), "nothing.yaml"]
     done = subprocess.run(job, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tlray import bundle, weights
+from tlray.average import Snapshots
 from tlray.backbone import Backbone, Features
 from tlray.bundle import Model
 from tlray.config import Config, Optim
@@ -119,6 +120,7 @@ class Candidate:
         if config.train.channels_last:
             module = module.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(module, config.optim)
+        self.snapshots = Snapshots(module, self.num_steps, config.train.soup, config.train.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.forward: nn.Module = module
         if config.train.compile:
@@ -156,7 +158,22 @@ class Candidate:
             torch.nn.utils.clip_grad_norm_(trainable, self.optim.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.snapshots.after(self.model.module, step + 1)
         return loss.detach()
+
+    def share_statistics(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Give all workers the first one's running statistics, those that a bundle would have.
+
+        Each worker's batch norm sees its own rows. ``gather``: everybody's value, by rank.
+        """
+        if self.world == 1:
+            return
+        module = self.model.module
+        own = {name: value.cpu() for name, value in module.named_buffers() if value.is_floating_point()}
+        module.load_state_dict(
+            {name: value for name, value in gather(own)[0].items() if name in module.state_dict()},
+            strict=False,
+        )
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """The optimiser's state as flat tensors ``<parameter number>.<name>``, for safetensors."""

@@ -23,6 +23,7 @@ from tlray.errors import BundleError, StorageError
 log = logging.getLogger(__name__)
 
 STATE, OPTIMIZER, TRAINING_ONLY = "state.json", "optimizer.safetensors", "training_only.safetensors"
+AVERAGES = "averages.safetensors"
 
 
 def _folder(run_uri: str) -> str:
@@ -42,6 +43,7 @@ def save(
     def beside(folder: Path) -> None:
         save_file(candidate.optimizer_tensors(), folder / OPTIMIZER)
         save_file(bundle.weights(candidate.model.module, training_only=True), folder / TRAINING_ONLY)
+        save_file(candidate.snapshots.tensors(), folder / AVERAGES)
         facts = {**state, "scaler": candidate.scaler.state_dict()}
         (folder / STATE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
@@ -76,6 +78,8 @@ def _read(uri: str, candidate: Candidate) -> dict[str, Any]:
         state_dict = load_file(folder / bundle.WEIGHTS) | load_file(folder / TRAINING_ONLY)
         candidate.model.module.load_state_dict(state_dict)
         candidate.load_optimizer_tensors(load_file(folder / OPTIMIZER))
+        if (folder / AVERAGES).exists():  # not of an earlier version
+            candidate.snapshots.load(load_file(folder / AVERAGES), candidate.device)
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     candidate.scaler.load_state_dict(state.pop("scaler"))
     return state

@@ -131,6 +131,8 @@ class Train(Strict):
     early_stop_epochs: Count | None = None  # epochs without improvement before the run ends
     checkpoint_every_steps: Count | None = None  # besides the one at each epoch's end
     keep_checkpoints: Count = 2
+    soup: Annotated[int, Field(ge=0, le=64)] = 6  # snapshots of the last half that may be averaged; 0: none
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of a moving average of the weights
 
 
 class Scale(Strict):

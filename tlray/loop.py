@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from tlray import bundle, checkpoint, storage, stream, tasks
+from tlray.average import BLOCKS, Judged, Outcome, Weights, changing
 from tlray.backbone import Boundary, Features
 from tlray.candidate import Candidate, build_model, copy_model, is_head, kind
 from tlray.config import Config
@@ -233,18 +234,36 @@ class Run:
         now.history.append(record)
         now.loss_sum, now.loss_rows = 0.0, 0
         # Where no epoch had a value the last one is kept: better than nothing, and `train.result` says so.
-        if (improved or (self.over and now.best is None)) and self.worker.rank == 0:
-            frozen = {n for n, p in self.model.module.named_parameters() if not p.requires_grad}
-            kept = {
-                name: value.detach().clone()
-                for name, value in self.model.module.state_dict().items()
-                if name not in frozen
-            }
+        if improved or (self.over and now.best is None):
+            state = self.model.module.state_dict()
+            kept = {name: state[name].detach().clone() for name in changing(self.model.module)}
             self.best = Best(kept, replace(self.model, task=self.task.decided(judge)), metrics)
-            if self.config.search.deepen:
+            if self.config.search.deepen and self.worker.rank == 0:
                 head = {name: value.cpu().contiguous() for name, value in kept.items() if is_head(name)}
                 storage.write_bytes(storage.join(self.uri, HEAD), save(head))
         return record
+
+    def best_weights(self) -> Weights:
+        """What training changed, as it was after the best epoch."""
+        if self.best is not None:
+            return self.best.weights
+        with storage.local_copy(storage.join(self.uri, "best")) as folder:
+            stored = load_file(folder / bundle.WEIGHTS)
+        # What only training needs is not in a bundle; nothing is judged by it.
+        state = self.model.module.state_dict()
+        return {name: stored.get(name, state[name]).to(state[name]) for name in changing(self.model.module)}
+
+    def settle(self, outcome: Outcome, record: Record) -> None:
+        """Take over what averaging came to: it ends the last epoch's record."""
+        kept = outcome.judged.values
+        record["average"] = {
+            "kind": outcome.kind, "before": outcome.before, "after": outcome.after, "kept": outcome.kept,
+            **({f"val_{name}": value for name, value in kept.items()} if outcome.kept else {}),
+        }  # fmt: skip
+        if outcome.kept:
+            self.now.best = record["best"] = outcome.after
+            task = self.task.decided(outcome.judged.whole)
+            self.best = Best(outcome.weights, replace(self.model, task=task), kept)
 
     @property
     def seconds(self) -> float:
@@ -256,12 +275,20 @@ class Run:
         if self.best is None or self.worker.rank != 0:
             return
         best, self.best = self.best, None
-        module = self.model.module
-        current = {name: module.state_dict()[name].clone() for name in best.weights}
-        module.load_state_dict(best.weights, strict=False)
         stored = self.config.model_dump(mode="json")
-        bundle.save(storage.join(self.uri, "best"), best.model, best.metrics, stored, self.loop.golden())
-        module.load_state_dict(current, strict=False)
+        with self.with_weights(best.weights):
+            bundle.save(storage.join(self.uri, "best"), best.model, best.metrics, stored, self.loop.golden())
+
+    @contextlib.contextmanager
+    def with_weights(self, weights: Weights) -> Iterator[None]:
+        """Other weights in the model for the length of the block."""
+        module = self.model.module
+        current = {name: module.state_dict()[name].clone() for name in weights}
+        module.load_state_dict(weights, strict=False)
+        try:
+            yield
+        finally:
+            module.load_state_dict(current, strict=False)
 
     def due(self, ended: bool) -> bool:
         """Whether a checkpoint is due, at the end of an epoch or within it."""
@@ -463,14 +490,19 @@ class Loop:
         seconds = (time.perf_counter() - mark) / len(learning)
         for run in learning:
             run.spent["validate"] += seconds
-            if run.error:
-                continue
-            record = None
-            with self.alone(run):
-                record = run.end_epoch(judges[run.name])
-                if run.due(ended=True):
+            if not run.error:
+                with self.alone(run):
+                    records[run.name] = run.end_epoch(judges[run.name].whole)
+        self._average(
+            [run for run in learning if run.over and run.candidate.snapshots and not run.error], records
+        )
+        for run in learning:
+            record = records.get(run.name)
+            if record is not None and run.due(ended=True):
+                with self.alone(run):
                     run.save({k: v for k, v in record.items() if k.startswith("val_")})
             if record is None or run.error:
+                records.pop(run.name, None)
                 continue
             if self.worker.rank == 0:
                 if not self.sparing:
@@ -480,15 +512,44 @@ class Loop:
                 names = {"goal_name": run.task.goal.name, "epochs": run.config.train.epochs}
                 self.emit({"kind": "epoch", "run": run.uri, **names, **record})
             run.begin_sums()
-            records[run.name] = record
         return records
 
-    def validate(self, runs: Sequence[Run]) -> dict[str, Any]:
-        """Metrics of each run over the whole validation split, by name, the same on every rank; every row
-        counted once whatever the number of workers."""
-        found = {run.name: run.task.metrics(self.labels) for run in runs}
-        total = {run.name: run.task.metrics(self.labels) for run in runs}
+    def _average(self, runs: Sequence[Run], records: dict[str, Record]) -> None:
+        """Of trainings that end here: is an average of their weights better than their best epoch?"""
+        asked: dict[str, tuple[Run, Generator[Weights, Judged, Outcome], Weights]] = {}
+        mark = time.perf_counter()
         for run in runs:
+            with self.alone(run):
+                proposals = run.candidate.snapshots.proposals(run.best_weights(), run.task.goal)
+                asked[run.name] = (run, proposals, next(proposals))
+        while asked:
+            with contextlib.ExitStack() as stack:
+                for run, _, weights in asked.values():
+                    stack.enter_context(run.with_weights(weights))
+                judged = self.validate([run for run, _, _ in asked.values()], blocks=True)
+            for run, proposals, _ in list(asked.values()):
+                del asked[run.name]
+                if run.error:
+                    continue
+                with self.alone(run):
+                    answer = _answer(proposals, judged[run.name])
+                    if not isinstance(answer, Outcome):
+                        asked[run.name] = (run, proposals, answer)
+                        continue
+                    run.settle(answer, records[run.name])
+                    if self.worker.rank == 0 and not self.sparing:
+                        self.emit({"kind": "note", "run": run.uri, "text": answer.line(run.task.goal)})
+        for run in runs:
+            run.spent["validate"] += (time.perf_counter() - mark) / len(runs)
+
+    def validate(self, runs: Sequence[Run], blocks: bool = False) -> dict[str, Judged]:
+        """Metrics of each run over the whole validation split, by name, the same on every rank; every row
+        counted once whatever the number of workers. ``blocks``: in parts, too."""
+        count = 1 + (BLOCKS if blocks else 0)  # the first one is the whole
+        found = {run.name: [run.task.metrics(self.labels) for _ in range(count)] for run in runs}
+        total = {run.name: [run.task.metrics(self.labels) for _ in range(count)] for run in runs}
+        for run in runs:
+            run.candidate.share_statistics(self.worker.gather)
             run.model.module.eval()
         first = 0
         for fed in self.feed.validation({run.boundary for run in runs}):
@@ -499,12 +560,16 @@ class Loop:
                 with self.alone(run):
                     x = fed.input(run.boundary)
                     told = run.model.predict_rendered(x, fed.geometries, self.worker.device)
-                    found[run.name].update(told, rows)
+                    found[run.name][0].update(told, rows)
+                    for part, metrics in enumerate(found[run.name][1:]):
+                        chosen = slice((part - first) % BLOCKS, None, BLOCKS)
+                        metrics.update(told[chosen], rows[chosen])
             first += len(rows)
         for run in runs:
-            for state in self.worker.gather(found[run.name].state()):
-                total[run.name].merge(state)
-        return total
+            for states in self.worker.gather([metrics.state() for metrics in found[run.name]]):
+                for metrics, state in zip(total[run.name], states, strict=True):
+                    metrics.merge(state)
+        return {name: Judged(metrics[0], metrics[1:]) for name, metrics in total.items()}
 
     def golden(self) -> list[bytes]:
         """Encoded pictures, spread over the validation split, for golden samples of bundles."""
@@ -513,6 +578,15 @@ class Loop:
             table = self.data.rows(self.validation_split, chosen, [IMAGE])
             self._golden = [picture["bytes"] for picture in table[IMAGE].to_pylist()]
         return self._golden
+
+
+def _answer(proposals: Generator[Weights, Judged, Outcome], judged: Judged) -> Weights | Outcome:
+    """The next weights to be judged, or what came of them all."""
+    try:
+        return proposals.send(judged)
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
 
 
 def _seed(*entropy: int) -> None:

@@ -59,12 +59,13 @@ def settled(config: Config) -> Config:
 def check(config: Config) -> Model:
     """Everything that can be wrong before training starts, found on the driver; the model as it would begin.
 
-    ``config``: as `settled` gives it. Raises TlrayError.
+    Raises TlrayError.
     """
     if not config.data.uri:
         raise ConfigError(
             "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
         )
+    config = defaults.settle(config)
     task = tasks.load(config.task)
     data = Dataset.open(config.data.uri)
     labels = tasks.labels_of(task, data)
@@ -160,6 +161,9 @@ def result(config: Config) -> dict[str, Any]:
     if not story:
         raise RunError(f"{config.run_uri}: ended without an epoch; the same with --fresh begins anew")
     best = next((r for r in story if r["best"] is not None and r["goal"] == story[-1]["best"]), None)
+    average = story[-1].get("average", {})
+    if average.get("kept"):
+        best = story[-1] | average
     kept = best or story[-1]
     found = {
         "run": config.run_uri,

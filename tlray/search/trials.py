@@ -106,9 +106,9 @@ class Table:
         row = self.rows[id_]
         if any(point["epoch"] == record["epoch"] for point in row["curve"]):
             return False
-        goal = record["goal"]
-        if self.goal.better(goal, row["best"]) and math.isfinite(goal):
-            row["best"] = goal
+        for value in (record["goal"], record["best"]):  # an average of weights may be better than any epoch
+            if value is not None and math.isfinite(value) and self.goal.better(value, row["best"]):
+                row["best"] = value
         shown = ("epoch", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
         point = {name: _finite(record[name]) for name in shown if name in record}
         row["curve"].append({**point, "best": row["best"]})
