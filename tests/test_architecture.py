@@ -20,8 +20,8 @@ ORDER = [
     "mask_code", "storage", "targets", "extensions", "shards", "labels", "dataset", "formats", "stages",
     "weights", "backbone", "tasks", "defaults", "bundle", "predict", "registry", "gallery", "runtime",
     "progress", "preflight", "sample", "ingest", "order", "stream",
-    "pictures", "batch", "similar", "embed", "track", "average", "candidate", "checkpoint", "resume",
-    "evaluate", "loop", "train", "search", "serve", "report", "road", "doctor", "quickstart", "cli",
+    "pictures", "batch", "similar", "embed", "track", "judging", "average", "candidate", "checkpoint",
+    "resume", "evaluate", "loop", "train", "search", "serve", "report", "road", "doctor", "quickstart", "cli",
 ]
 # fmt: on
 # Forbidden although the order would allow it.

@@ -14,8 +14,9 @@ from torch import nn
 
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import dataset
-from tlray import average, loop, storage, train
-from tlray.average import Judged, Snapshots, Weights, gain, worth_it
+from tlray import average, judging, loop, storage, train
+from tlray.average import Snapshots, Weights
+from tlray.judging import Judged, gain, worth_it
 from tlray.loop import Solo
 from tlray.tasks.base import Goal
 
@@ -33,7 +34,7 @@ class Known:
 
 
 def judged(accuracy: float, log_loss: float = 1.0, parts: list[tuple[float, float]] | None = None) -> Judged:
-    parts = parts or [(accuracy, log_loss)] * average.BLOCKS
+    parts = parts or [(accuracy, log_loss)] * judging.BLOCKS
     whole: Any = Known(accuracy=accuracy, log_loss=log_loss)
     blocks: list[Any] = [Known(accuracy=a, log_loss=b) for a, b in parts]
     return Judged(whole, blocks)
@@ -87,12 +88,12 @@ def test_where_nothing_is_better_the_best_epoch_stays() -> None:
 
 
 def test_what_is_no_more_than_noise_is_not_kept() -> None:
-    noisy = [(0.5 + (0.2 if n % 2 else -0.18), 1.0) for n in range(average.BLOCKS)]
-    even = [(0.5, 1.0)] * average.BLOCKS
+    noisy = [(0.5 + (0.2 if n % 2 else -0.18), 1.0) for n in range(judging.BLOCKS)]
+    even = [(0.5, 1.0)] * judging.BLOCKS
     new, old = judged(0.51, parts=noisy), judged(0.50, parts=even)
     assert 0 < gain(new, old, "accuracy", "max").mean < gain(new, old, "accuracy", "max").error
     assert not worth_it(new, old, ACCURACY)
-    steady = [(0.51 + 0.001 * (n % 2), 1.0) for n in range(average.BLOCKS)]
+    steady = [(0.51 + 0.001 * (n % 2), 1.0) for n in range(judging.BLOCKS)]
     assert worth_it(judged(0.51, parts=steady), old, ACCURACY)
     # Equal accuracy, a log loss that is better everywhere.
     assert worth_it(judged(0.5, 0.9, [(0.5, 0.9 + 0.01 * (n % 3)) for n in range(10)]), old, ACCURACY)

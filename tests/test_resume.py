@@ -73,7 +73,8 @@ OTHER = {
     "optim.optimizer": "sgd", "optim.lr": 0.1, "optim.backbone_lr_ratio": 0.1, "optim.layer_decay": 0.5,
     "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.warmup_ratio": 0.3, "optim.final_lr_ratio": 0.5,
     "optim.clip_grad_norm": 2, "train.batch_size": 3, "train.precision": "bf16",
-    "train.channels_last": True, "train.compile": True,
+    "train.channels_last": True, "train.compile": True, "train.soup": 0, "train.ema": 0.9,
+    "task.goal": "log_loss",
 }  # fmt: skip
 
 

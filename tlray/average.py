@@ -3,74 +3,23 @@
 A soup (Wortsman et al., Model soups, arXiv 2203.05482) starts with the best epoch and takes in one snapshot
 after the other, the latest first, as long as the average is no worse on validation. Snapshots are taken in
 the last half of the steps, where weights are close enough to each other for an average to make sense. What
-comes out is kept only where it is better than the best epoch by more than the noise of the comparison, `gain`.
+comes out is kept only where it is better than the best epoch by more than the noise of the comparison.
 
 Running statistics of batch norm are averaged with the weights: within one training they lie as close.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from tlray.tasks.base import Goal, Metrics
+from tlray.judging import Judged, worth_it
+from tlray.tasks.base import Goal
 
 Weights = dict[str, torch.Tensor]
-BLOCKS = 10  # parts of the validation split, by which the noise of a comparison is known
 MOST_BYTES = 512 * 2**20  # of snapshots that one training holds
-
-
-class Judged:
-    """Metrics of one set of weights over the validation split, as a whole and in `BLOCKS` parts."""
-
-    def __init__(self, whole: Metrics, blocks: Sequence[Metrics]) -> None:
-        self.whole, self.values = whole, whole.compute()
-        self.parts = [block.compute() for block in blocks]  # NaN where a block has no value
-
-
-class Gain(NamedTuple):
-    """How much better one set of weights is than another, and the standard error of that."""
-
-    mean: float  # above 0: better
-    error: float
-
-
-def gain(new: Judged, old: Judged, name: str, direction: str) -> Gain:
-    """Of a metric: the difference as a whole, its standard error by the differences of the blocks.
-
-    Both have seen the same pictures, so that what makes a block hard for both does not count as noise.
-    """
-    sign = 1.0 if direction == "max" else -1.0
-    both = zip(new.parts, old.parts, strict=True)
-    steps = [sign * (a[name] - b[name]) for a, b in both if math.isfinite(a[name]) and math.isfinite(b[name])]
-    mean = sign * (new.values[name] - old.values[name])
-    if len(steps) < 2:
-        return Gain(mean, math.inf)
-    centre = sum(steps) / len(steps)
-    variance = sum((step - centre) ** 2 for step in steps) / (len(steps) - 1)
-    return Gain(mean, math.sqrt(variance / len(steps)))
-
-
-def no_worse(new: Judged, old: Judged, goal: Goal) -> bool:
-    """Whether the goal is as good or better; of equal goals the log loss decides, where the task has one."""
-    a, b = new.values[goal.name], old.values[goal.name]
-    if a == b and "log_loss" in new.values:
-        return new.values["log_loss"] <= old.values["log_loss"]
-    return a == b or goal.better(a, b)
-
-
-def worth_it(new: Judged, old: Judged, goal: Goal) -> bool:
-    """Whether the goal is no worse, and it or the log loss is better by more than its standard error."""
-    if not no_worse(new, old, goal):
-        return False
-    found = [gain(new, old, goal.name, goal.direction)]
-    if "log_loss" in new.values:
-        found.append(gain(new, old, "log_loss", "min"))
-    return any(one.mean > one.error for one in found)
 
 
 @dataclass
@@ -150,14 +99,14 @@ class Snapshots:
         chosen, found, kind = best, judged, "no soup"
         if self.moving is not None:
             value = yield dict(self.moving)
-            if no_worse(value, found, goal):
+            if not goal.beats(found.values, value.values):
                 chosen, found, kind = dict(self.moving), value, "moving average"
         sum_, number = {name: t.detach().double().cpu() for name, t in chosen.items()}, 1
         for step in sorted(self.taken, reverse=True):
             added = {name: value + self.taken[step][name] for name, value in sum_.items()}
             mean = {name: (total / (number + 1)).to(chosen[name].dtype) for name, total in added.items()}
             value = yield mean
-            if no_worse(value, found, goal):
+            if not goal.beats(found.values, value.values):
                 sum_, number, chosen, found, kind = added, number + 1, mean, value, f"soup of {number + 1}"
         before, after = judged.values[goal.name], found.values[goal.name]
         kept = found is not judged and worth_it(found, judged, goal)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tlray import bundle, schema, stream, tasks
 from tlray.dataset import Dataset
 from tlray.errors import DataError
+from tlray.judging import Parts, standard_error
 from tlray.predict import Predictor
 
 BATCH_SIZE = 64
+FEW = 1000  # rows, below which a figure comes with its standard error
 
 
 def check(bundle_uri: str, data_uri: str, split: str) -> None:
@@ -38,9 +42,10 @@ def evaluate(
     split: str = "test",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Predict every row of a split once: ``{"split", "metrics", "labels", "rows", "seconds"}``.
+    """Predict every row of a split once: ``{"split", "metrics", "standard_errors", "labels", "rows", ...}``.
 
-    ``rows`` are in the split's order; what one holds is the task's (`Task.record`), besides id and path.
+    ``standard_errors`` are those of the metrics, of a split with fewer than `FEW` rows. ``rows`` are in the
+    split's order; what one holds is the task's (`Task.record`), besides id and path.
     Raises DataError where the data's labels are not the model's, BundleError for an unsound bundle.
     """
     began = time.perf_counter()
@@ -50,21 +55,24 @@ def evaluate(
     source = stream.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
     columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]
     rows = data.read(split, columns).to_pylist()
-    metrics, records = task.metrics(labels), []
+    parts, records = Parts(partial(task.metrics, labels), len(rows) < FEW), []
     for batch in stream.evaluation_batches(source, 0, 1, BATCH_SIZE):
         found = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
         ours = [rows[int(i)] for i in batch.rows]
-        metrics.update(found, ours)
+        parts.update(found, ours)
         records += [
             {"id": row.get(schema.ID, f"{split}-{i}"), "path": path, **task.record(row, prediction)}
             for i, row, path, prediction in zip(batch.rows, ours, batch.paths, found, strict=True)
         ]
         if progress is not None:
             progress("evaluate", len(records), len(rows))
+    judged = parts.judged()
+    errors = {name: standard_error(judged, name) for name in judged.values} if judged.parts else {}
     seconds = time.perf_counter() - began
     return {
         "split": split,
-        "metrics": metrics.compute(),
+        "metrics": judged.values,
+        "standard_errors": {name: error for name, error in errors.items() if math.isfinite(error)},
         "labels": labels,
         "rows": records,
         "seconds": seconds,

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,16 +22,17 @@ import torch
 from safetensors.torch import load_file, save
 
 from tlray import bundle, checkpoint, storage, stream, tasks
-from tlray.average import BLOCKS, Judged, Outcome, Weights, changing
+from tlray.average import Outcome, Weights, changing
 from tlray.backbone import Boundary, Features
 from tlray.candidate import Candidate, build_model, copy_model, is_head, kind
 from tlray.config import Config
 from tlray.dataset import Dataset
 from tlray.errors import RunError, StorageError
 from tlray.image import Geometry
+from tlray.judging import Judged, Parts
 from tlray.order import Indices, Order, share
 from tlray.schema import IMAGE
-from tlray.tasks.base import Row
+from tlray.tasks.base import TIE, Row
 from tlray.track import Tracker
 
 Record = dict[str, Any]
@@ -139,6 +141,7 @@ class Progress:
     seconds: float = 0.0
     best: float | None = None
     best_epoch: int = 0
+    best_metrics: dict[str, float] | None = None
     history: list[Record] = field(default_factory=list)
 
 
@@ -222,14 +225,15 @@ class Run:
         """Close an epoch with its metrics; the best so far is kept, or written at once."""
         now, metrics, goal = self.now, judge.compute(), self.task.goal
         epoch, value = now.step // self.steps_per_epoch, metrics[goal.name]
-        improved = goal.better(value, now.best)
+        improved = value == value and goal.beats(metrics, now.best_metrics)
         if improved:
-            now.best, now.best_epoch = value, epoch
+            now.best, now.best_epoch, now.best_metrics = value, epoch, dict(metrics)
         record = {
             "epoch": epoch, "step": now.step, "lr": self.candidate.lr(now.step - 1),
             "train_loss": now.loss_sum / max(1, now.loss_rows),
             **{f"val_{name}": value for name, value in metrics.items()},
-            "goal": value, "best": now.best, "seconds": self.seconds,
+            "goal": value, "best": now.best, "tie": (now.best_metrics or {}).get(TIE),
+            "seconds": self.seconds,
         }  # fmt: skip
         now.history.append(record)
         now.loss_sum, now.loss_rows = 0.0, 0
@@ -261,7 +265,8 @@ class Run:
             **({f"val_{name}": value for name, value in kept.items()} if outcome.kept else {}),
         }  # fmt: skip
         if outcome.kept:
-            self.now.best = record["best"] = outcome.after
+            self.now.best, self.now.best_metrics = outcome.after, kept
+            record["best"], record["tie"] = outcome.after, kept.get(TIE)
             task = self.task.decided(outcome.judged.whole)
             self.best = Best(outcome.weights, replace(self.model, task=task), kept)
 
@@ -545,9 +550,10 @@ class Loop:
     def validate(self, runs: Sequence[Run], blocks: bool = False) -> dict[str, Judged]:
         """Metrics of each run over the whole validation split, by name, the same on every rank; every row
         counted once whatever the number of workers. ``blocks``: in parts, too."""
-        count = 1 + (BLOCKS if blocks else 0)  # the first one is the whole
-        found = {run.name: [run.task.metrics(self.labels) for _ in range(count)] for run in runs}
-        total = {run.name: [run.task.metrics(self.labels) for _ in range(count)] for run in runs}
+        found, total = (
+            {run.name: Parts(partial(run.task.metrics, self.labels), blocks) for run in runs}
+            for _ in range(2)
+        )
         for run in runs:
             run.candidate.share_statistics(self.worker.gather)
             run.model.module.eval()
@@ -560,16 +566,12 @@ class Loop:
                 with self.alone(run):
                     x = fed.input(run.boundary)
                     told = run.model.predict_rendered(x, fed.geometries, self.worker.device)
-                    found[run.name][0].update(told, rows)
-                    for part, metrics in enumerate(found[run.name][1:]):
-                        chosen = slice((part - first) % BLOCKS, None, BLOCKS)
-                        metrics.update(told[chosen], rows[chosen])
+                    found[run.name].update(told, rows)
             first += len(rows)
         for run in runs:
-            for states in self.worker.gather([metrics.state() for metrics in found[run.name]]):
-                for metrics, state in zip(total[run.name], states, strict=True):
-                    metrics.merge(state)
-        return {name: Judged(metrics[0], metrics[1:]) for name, metrics in total.items()}
+            for states in self.worker.gather(found[run.name].states()):
+                total[run.name].merge(states)
+        return {name: parts.judged() for name, parts in total.items()}
 
     def golden(self) -> list[bytes]:
         """Encoded pictures, spread over the validation split, for golden samples of bundles."""

@@ -19,7 +19,7 @@ from tlray import checkpoint, resume, storage
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
 from tlray.search.space import Params, Space
-from tlray.tasks.base import Goal
+from tlray.tasks.base import TIE, Goal
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,16 @@ class Table:
         row = self.rows[id_]
         if any(point["epoch"] == record["epoch"] for point in row["curve"]):
             return False
-        for value in (record["goal"], record["best"]):  # an average of weights may be better than any epoch
-            if value is not None and math.isfinite(value) and self.goal.better(value, row["best"]):
-                row["best"] = value
+        # An average of weights may be better than any epoch.
+        for value, tie in (
+            (record["goal"], record.get(f"val_{TIE}")),
+            (record.get("best"), record.get("tie")),
+        ):
+            if value is None or not math.isfinite(value):
+                continue
+            new = {self.goal.name: value, **({} if tie is None else {TIE: tie})}
+            if row["best"] is None or self.goal.beats(new, self._metrics(row)):
+                row["best"], row["tie"] = value, _finite(tie)
         shown = ("epoch", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
         point = {name: _finite(record[name]) for name in shown if name in record}
         row["curve"].append({**point, "best": row["best"]})
@@ -142,7 +149,7 @@ class Table:
 
     @property
     def best(self) -> Row | None:
-        """The best trial that is over; of equals the earlier one."""
+        """The best trial that is over."""
         return self.best_of(row for row in self.rows.values() if row["status"] in OVER and row["bundle"])
 
     def best_with(self, ending: Collection[str]) -> str | None:
@@ -152,12 +159,22 @@ class Table:
         return best["id"] if best is not None and best["id"] in ending else None
 
     def best_of(self, rows: Iterable[Row]) -> Row | None:
-        """The best of some trials; of equals the earlier one, None where none came to anything."""
+        """The best of some trials; None where none came to anything.
+
+        Of equals the one of the lower log loss, then the earlier one.
+        """
         best: Row | None = None
         for row in rows:
-            if row["best"] is not None and (best is None or self.goal.better(row["best"], best["best"])):
+            if row["best"] is None:
+                continue
+            if best is None or self.goal.beats(self._metrics(row), self._metrics(best)):
                 best = row
         return best
+
+    def _metrics(self, row: Row) -> dict[str, float]:
+        """A trial's best value, and the log loss that decides between equals, where the task has one."""
+        tie = row.get("tie")
+        return {self.goal.name: row["best"], **({} if tie is None else {TIE: tie})}
 
     def over(self, id_: str) -> bool:
         """Whether a trial has its result."""

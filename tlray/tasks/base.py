@@ -7,6 +7,7 @@ methods; nothing else in tlray asks which task it has.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
+from pydantic_core import core_schema
 from torch import nn
 
 from tlray.image import Geometry
@@ -28,17 +30,46 @@ Prediction = dict[str, Any]  # JSON-able, in source pixels
 Target = dict[str, np.ndarray | np.generic]  # one row's annotation in model space, by name
 
 
+Direction = Literal["max", "min"]
+TIE = "log_loss"  # the metric that decides where goals are equal, of tasks that have it
+
+
 class Goal(NamedTuple):
     """The metric that decides, and which way is better."""
 
     name: str
-    direction: Literal["max", "min"]
+    direction: Direction
 
     def better(self, a: float, b: float | None) -> bool:
         """Whether ``a`` beats ``b``; anything beats None, NaN beats nothing."""
         if a != a:
             return False
         return b is None or b != b or (a > b if self.direction == "max" else a < b)
+
+    def beats(self, new: Mapping[str, float], old: Mapping[str, float] | None) -> bool:
+        """Whether metrics are better than others: by the goal, of equal goals by the lower log loss."""
+        if old is None or new[self.name] != old[self.name]:
+            return self.better(new[self.name], None if old is None else old[self.name])
+        return new.get(TIE, math.inf) < old.get(TIE, math.inf)
+
+
+class OneOf:
+    """A task's setting ``goal``: the name of one of these metrics, each with the way that is better."""
+
+    def __init__(self, **directions: Direction) -> None:
+        self.directions = directions
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._read,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda goal: goal.name),
+        )
+
+    def _read(self, value: Any) -> Goal:
+        name = value.name if isinstance(value, Goal) else value
+        if name not in self.directions:
+            raise ValueError(f"one of {', '.join(self.directions)}")
+        return Goal(name, self.directions[name])
 
 
 class Defaults(NamedTuple):
@@ -97,7 +128,8 @@ class Task(Protocol):
     name: str
     columns: ClassVar[dict[str, Kind]]
     """Label columns that the data must have, and what they mean."""
-    goal: ClassVar[Goal]
+    goal: Goal
+    """What decides; a setting, `OneOf` the task's metrics."""
     defaults: ClassVar[Defaults]
     gallery: ClassVar[bool]
     """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from tlray.config import NonNegative, Share, Strict
 from tlray.image import Geometry
 from tlray.schema import LABEL, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -27,12 +27,14 @@ class Task(Strict):
     """Settings under ``task:``."""
 
     name: Literal["classification"] = "classification"
+    goal: Annotated[Goal, OneOf(accuracy="max", balanced_accuracy="max", macro_f1="max", log_loss="min")] = (
+        Goal("accuracy", "max")
+    )
     label_smoothing: Share = 0.05
     mixup: NonNegative = 0.0  # alpha of the Beta distribution (arXiv 1710.09412); 0 = none
     class_weights: Literal["none", "balanced"] = "none"
 
     columns: ClassVar[dict[str, Kind]] = {LABEL: "class"}
-    goal: ClassVar[Goal] = Goal("accuracy", "max")
     defaults: ClassVar[Defaults] = Defaults()
     gallery: ClassVar[bool] = False
 

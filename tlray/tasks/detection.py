@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from tlray.errors import ConfigError
 from tlray.image import Geometry
 from tlray.schema import OBJECTS, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -46,6 +46,7 @@ class Task(Strict):
     """Settings under ``task:``."""
 
     name: Literal["detection"] = "detection"
+    goal: Annotated[Goal, OneOf(map="max", map_50="max", map_75="max", recall="max")] = Goal("map", "max")
     detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
     min_stride: Count = 8  # px of the finest map that objects are looked for on
     anchor_scale: Positive = 2.0  # smallest anchor of a map, in strides; 4 in the paper, for larger inputs
@@ -57,7 +58,6 @@ class Task(Strict):
     threshold: Share | None = None  # score that makes a find; None: the best F1 on validation
 
     columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
-    goal: ClassVar[Goal] = Goal("map", "max")
     defaults: ClassVar[Defaults] = Defaults("colour", batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3)
     gallery: ClassVar[bool] = False
 

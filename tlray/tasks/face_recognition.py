@@ -7,7 +7,7 @@ bundles; whoever shall be known later is enrolled by a picture, and told apart b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from tlray.plots import Column, Section, Shot, Table
 from tlray.schema import LABEL, Kind
 from tlray.svg import BLUE, GRID, RED, SOFT, Plot, to_svg
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -38,6 +38,16 @@ class Task(Strict):
     """Settings under ``task:``."""
 
     name: Literal["face_recognition"] = "face_recognition"
+    goal: Annotated[
+        Goal,
+        OneOf(
+            verification_accuracy="max",
+            roc_auc="max",
+            equal_error_rate="min",
+            rank1="max",
+            **{"tar_at_far_0.01": "max", "tar_at_far_0.001": "max"},
+        ),
+    ] = Goal("verification_accuracy", "max")
     head: Literal["arcface", "cosface", "adaface"] = "arcface"
     margin: NonNegative | None = None  # None: that of the head's paper
     scale: Positive = 30.0  # of the cosines in the loss; the papers' 64 is for 10,000 people and more
@@ -47,7 +57,6 @@ class Task(Strict):
     columns: ClassVar[dict[str, Kind]] = {LABEL: "identity"}
     # Not the true accept rate at few false ones: on the some hundred pairs of a usual validation split that
     # hangs on a handful of impostors, while this rests on all pairs and is what `verify` delivers.
-    goal: ClassVar[Goal] = Goal("verification_accuracy", "max")
     defaults: ClassVar[Defaults] = Defaults(
         "colour", (0.7, 1.0), batch_size=32, rate_factor=0.6, backbone_lr_ratio=0.3
     )

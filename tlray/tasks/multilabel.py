@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from tlray.errors import ConfigError
 from tlray.image import Geometry
 from tlray.schema import LABELS, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -32,12 +32,14 @@ class Task(Strict):
     """Settings under ``task:``."""
 
     name: Literal["multilabel"] = "multilabel"
+    goal: Annotated[Goal, OneOf(map="max", macro_f1="max", micro_f1="max", log_loss="min")] = Goal(
+        "map", "max"
+    )
     label_smoothing: Share = 0.0
     pos_weight: Literal["none", "balanced"] = "none"  # balanced: rarer classes weigh more where they occur
     thresholds: tuple[Share, ...] | None = None  # a class each; None: chosen on validation for the best F1
 
     columns: ClassVar[dict[str, Kind]] = {LABELS: "classes"}
-    goal: ClassVar[Goal] = Goal("map", "max")
     defaults: ClassVar[Defaults] = Defaults()
     gallery: ClassVar[bool] = False
 
@@ -242,17 +244,20 @@ class Metrics:
         return np.array(self.scores).reshape(-1, self.num_classes), truth_NC.reshape(-1, self.num_classes)
 
     def compute(self) -> dict[str, float]:
-        """map: mean average precision over classes; macro_f1 and micro_f1 at the thresholds."""
+        """map: mean average precision over classes; macro_f1 and micro_f1 at the thresholds; log_loss: mean
+        cross-entropy over pictures and classes."""
         scores_NC, truth_NC = self.arrays()
         there_C = truth_NC.any(axis=0) if len(truth_NC) else np.zeros(self.num_classes, bool)
         if not there_C.any():
-            return dict.fromkeys(("map", "macro_f1", "micro_f1"), float("nan"))
+            return dict.fromkeys(("map", "macro_f1", "micro_f1", "log_loss"), float("nan"))
         hits_C, said_C, true_C = _counts(truth_NC, scores_NC >= self.thresholds)
+        p_NC = np.clip(scores_NC, 1e-6, 1 - 1e-6)
         found = [average_precision(scores_NC[:, i], truth_NC[:, i]) for i in np.flatnonzero(there_C)]
         return {
             "map": float(np.mean([ap for ap in found if ap is not None])),
             "macro_f1": float((2 * hits_C[there_C] / (said_C + true_C)[there_C]).mean()),
             "micro_f1": float(2 * hits_C.sum() / (said_C + true_C).sum()),
+            "log_loss": float(-np.where(truth_NC, np.log(p_NC), np.log1p(-p_NC)).mean()),
         }
 
 

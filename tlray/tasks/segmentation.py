@@ -20,7 +20,7 @@ from tlray.errors import DataError
 from tlray.image import Geometry, Pixels, decode_mask, encode_mask, render_mask
 from tlray.schema import MASK, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, Prediction, Remark, Row, Target
+from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -44,13 +44,13 @@ class Task(Strict):
     """Settings under ``task:``."""
 
     name: Literal["segmentation"] = "segmentation"
+    goal: Annotated[Goal, OneOf(miou="max", pixel_accuracy="max")] = Goal("miou", "max")
     ignore_index: Annotated[int, Field(ge=0, le=255)] = UNKNOWN  # pixels of this id teach and count nothing
     channels: Count = 96  # of the pyramid
     min_stride: Count = 4  # of the finest level that is used
     label_smoothing: Share = 0.0
 
     columns: ClassVar[dict[str, Kind]] = {MASK: "mask"}
-    goal: ClassVar[Goal] = Goal("miou", "max")
     defaults: ClassVar[Defaults] = Defaults(
         "colour", (0.5, 1.0), batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3
     )
