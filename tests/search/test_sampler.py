@@ -23,7 +23,11 @@ CHOICES = {"optim.lr": {"choice": [0.1, 0.01, 0.001]}, "model.freeze": {"choice"
 
 def settings(runs: Path, space: dict[str, Any] = CHOICES, **search: Any) -> Config:
     return parse(
-        {"runs": str(runs), "train": {"epochs": 10}, "search": {"space": space, "num_trials": 6, **search}},
+        {
+            "runs": str(runs),
+            "train": {"epochs": 10},
+            "search": {"space": space, "num_trials": 6, "extend": False, **search},
+        },
         "test",
     )
 

@@ -59,7 +59,7 @@ def settings(data: str, runs: Path, **search: Any) -> Config:
         "scale": {"cpus_per_worker": 1},
         "search": {
             "space": {"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 3e-7]}}, "sampler": "grid",
-            "grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1, **search,
+            "grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1, "extend": False, **search,
         },
     }  # fmt: skip
     return settle(parse(tree, "test"))

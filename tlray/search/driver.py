@@ -99,7 +99,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
         log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
     sampler = Sampler(config, space, table)
-    if sampler.num_left:
+    if sampler.num_left or sampler.extend():
         with runtime.session(), runtime.events(tell) as from_workers:
             _search(config, sampler, table, tell, from_workers)
     best = table.best
@@ -176,6 +176,8 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
         table.plans += group.search(config, sampler, table, watch, from_workers, room, rungs)
     else:
         _by_tune(config, sampler, table, watch, from_workers, room)
+        while sampler.extend():
+            _by_tune(config, sampler, table, watch, from_workers, room)
     if table.scores:
         deepening = sampler.deepening or Deepening(config, table)
         table.scores = scores.beside(table, deepening.place)

@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tlray.config import Config
+from tlray.search import extend
 from tlray.search.deepen import Deepening
 from tlray.search.space import Params, Space, trial_id
 from tlray.search.trials import OVER, RULED_OUT, Table
@@ -33,9 +34,9 @@ class Sampler(Searcher):
         self.queue: list[Params] = [row["params"] for row in table.waiting()]
         self.given = {row["id"] for row in table.rows.values()}
         self.deepening = Deepening(config, table) if config.search.deepen else None
-        inside = [row for row in table.rows.values() if not row.get("outside")]
+        inside = [row for row in table.rows.values() if space.encode(row["params"]) is not None]
         if config.search.sampler == "grid":
-            self.fresh = (space.size or 0) - len(inside)
+            self.fresh = max(0, (space.size or 0) - len(inside))
         else:  # what was ruled out has cost nothing
             num_out = sum(row["status"] == RULED_OUT for row in inside)
             most = min(config.search.num_trials, (space.size or MANY) - num_out)
@@ -79,6 +80,18 @@ class Sampler(Searcher):
                 return settings
         return Searcher.FINISHED
 
+    def extend(self) -> bool:
+        """Once all trials are over: whether there are more, beyond an axis that the winner ends."""
+        best = self.table.best
+        going_on = any(row["status"] == "running" for row in self.table.rows.values())
+        if not self.config.search.extend or best is None or going_on or self.num_left:
+            return False
+        found, notes = extend.trials(self.config, self.space, self.table.extended, best["params"])
+        self.queue += [params for params in found if trial_id(params) not in self.given]
+        self.given |= {trial_id(params) for params in self.queue}
+        self.table.notes += [note for note in notes if note not in self.table.notes]
+        return bool(self.queue)
+
     def _held_or_next(self, tune_id: str) -> Params | None:
         if self._held is None:
             return self._next(tune_id)
@@ -111,7 +124,7 @@ class Sampler(Searcher):
                 best = self.table.rows[id_]["best"]
                 self.on_trial_complete(key, {SCORE: best}, error=best is None)
                 del self._wave[id_]
-        while self._steps or self.num_left:
+        while self._steps or self.num_left or self.extend():
             self._steps = self._steps or self.steps()
             found = []
             for key, params in self._steps.pop(0):
@@ -175,7 +188,9 @@ class Sampler(Searcher):
         if key is not None:
             self.inner.on_trial_complete(key, None if failed else result, error=failed)
         elif not failed and result is not None:
-            self.inner.add_evaluated_point(self.space.encode(params), result[SCORE])
+            point = self.space.encode(params)
+            if point is not None:  # not of one beyond the space, which the sampler does not know
+                self.inner.add_evaluated_point(point, result[SCORE])
 
     def save(self, checkpoint_path: str) -> None:
         """Tune wants a file; ours is trials.json."""

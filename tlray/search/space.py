@@ -138,7 +138,7 @@ def _axis(config: Config, key: str, wanted: Range) -> Axis:
                 f"search.space.{key}: is the same for all trials; accepted: keys of model, optim, train, ..."
             )
     if isinstance(wanted, Choice):
-        values = [_try(config, key, value) for value in wanted.choice]
+        values = [accepted(config, key, value) for value in wanted.choice]
         texts = [_text(value) for value in values]
         twice = next((v for i, v in enumerate(values) if texts[i] in texts[:i]), None)
         if len(set(texts)) < len(texts):
@@ -146,13 +146,13 @@ def _axis(config: Config, key: str, wanted: Range) -> Axis:
         return Axis(key, tuple(values))
     if wanted.log and wanted.low <= 0:
         raise ConfigError(f"search.space.{key}.low = {wanted.low:g}: with log: true it must be above 0")
-    low, high = _try(config, key, wanted.low), _try(config, key, wanted.high)
+    low, high = accepted(config, key, wanted.low), accepted(config, key, wanted.high)
     whole = _is_whole(config, key, low, high)
     return Axis(key, None, low, high, wanted.log, whole)
 
 
-def _try(config: Config, key: str, value: Any) -> Any:
-    """The value as the tree takes it, read back from it. Raises ConfigError."""
+def accepted(config: Config, key: str, value: Any) -> Any:
+    """The value of a key as the tree takes it, read back from it. Raises ConfigError."""
     origin = f"search.space.{key}"
     tried = config.override({key: value}, origin)
     if key.startswith("task."):
@@ -174,7 +174,7 @@ def _is_whole(config: Config, key: str, low: Any, high: Any) -> bool:
     if low != int(low) or high != int(high):
         return False
     try:
-        _try(config, key, int(low) + 0.5)
+        accepted(config, key, int(low) + 0.5)
     except ConfigError:
         return True
     return False

@@ -18,6 +18,7 @@ from typing import Any
 from tlray import checkpoint, resume, storage
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
+from tlray.search.extend import wider
 from tlray.search.space import Params, Space
 from tlray.tasks.base import TIE, Goal
 
@@ -35,7 +36,8 @@ class Table:
 
     def __init__(self, config: Config, space: Space, goal: Goal, fingerprint: str) -> None:
         """Open the search of this name or begin it. Raises ConfigError where it was another search."""
-        self.run_uri, self.goal, self.fingerprint, self.space = config.run_uri, goal, fingerprint, space
+        self.run_uri, self.goal, self.fingerprint = config.run_uri, goal, fingerprint
+        self.given, self.extended = space, dict[str, list[Any]]()  # values beyond the axes, see extend.py
         self.rows: dict[str, Row] = {}
         self.notes: list[str] = []
         self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
@@ -52,6 +54,7 @@ class Table:
             self.rows = {row["id"]: row for row in kept}
             self.plans, self.scores = stored.get("plans", []), stored.get("scores", [])
             self.correlation = stored.get("correlation", {})
+            self.extended = stored.get("extended", {})
             self._mark_outside()
         elif storage.exists(storage.join(self.run_uri, "metrics.json")) or checkpoint.listing(self.run_uri):
             raise ConfigError(
@@ -61,6 +64,11 @@ class Table:
         storage.write_json(storage.join(self.run_uri, "config.json"), config.model_dump(mode="json"))
         self.write()
         self.tidy()
+
+    @property
+    def space(self) -> Space:
+        """The space that was given, with the values that its axes got since."""
+        return wider(self.given, self.extended)
 
     def _compare(self, stored: Mapping[str, Any], config: Config) -> None:
         before = storage.read_json(storage.join(self.run_uri, "config.json"))
@@ -212,6 +220,7 @@ class Table:
                     "plans": self.plans,
                     "scores": self.scores,
                     "correlation": self.correlation,
+                    "extended": self.extended,
                     "stages": self.stages(),
                 },
             )

@@ -1,0 +1,108 @@
+"""A winner at the end of an axis: the next value is tried, twice at most, and only where one is accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from tests.search.test_sampler import opened, settings
+from tlray.search.extend import beyond
+from tlray.search.sampler import SCORE
+from tlray.search.space import Axis
+from tlray.search.trials import Table
+
+RATES = {"optim.lr": {"choice": [0.001, 0.002, 0.004]}}
+
+
+def trained(config: Any, score: Any) -> tuple[list[dict[str, Any]], Table]:
+    """What a search tries where ``score`` says what its trials come to, and its table."""
+    sampler, table = opened(config)
+    tried = []
+    while wave := sampler.wave():
+        for one in wave:
+            table.start(one["id"], one["params"])
+            value = score(one["params"])
+            record = {
+                "epoch": 1,
+                "goal": value,
+                "best": value,
+                "val_accuracy": value,
+                "lr": 0.1,
+                "seconds": 1.0,
+            }
+            table.epoch(one["id"], record)
+            table.end(one["id"], "finished")
+            tried.append(one["params"])
+    return tried, table
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "new"),
+    [
+        ((0.001, 0.002, 0.004), 0.004, 0.008),
+        ((0.001, 0.002, 0.004), 0.001, 0.0005),
+        ((0.001, 0.002, 0.004), 0.002, None),
+        ((0.0, 0.1, 0.2), 0.2, 0.3),
+        (("a", "b"), "a", None),
+        ((0.1,), 0.1, None),
+        ((True, False), True, None),
+    ],
+)
+def test_the_next_value_is_a_step_of_the_same_kind(values: Any, value: Any, new: float | None) -> None:
+    found = beyond(Axis("optim.lr", values), value)
+    assert found == (None if new is None else pytest.approx(new))
+
+
+def test_depths_and_lengths_end_where_they_end() -> None:
+    assert beyond(Axis("model.freeze", (0, 1)), 1) is None
+    assert beyond(Axis("train.epochs", (8, 16)), 16) is None
+
+
+def test_the_axis_grows_until_the_winner_is_inside(tmp_path: Path) -> None:
+    config = settings(tmp_path, RATES, sampler="grid", extend=True)
+    found, table = trained(config, lambda p: 1 - abs(p["optim.lr"] - 0.008))
+    assert [p["optim.lr"] for p in found] == [0.001, 0.002, 0.004, 0.008, 0.016]
+    assert "the winner has optim.lr = 0.004, the end of its axis: 0.008 is tried as well" in table.notes
+    _, table = opened(config)
+    assert table.extended == {"optim.lr": [0.008, 0.016]}
+    assert not any("outside" in row for row in table.rows.values())
+
+
+def test_it_grows_twice_at_most_and_a_search_that_goes_on_knows(tmp_path: Path) -> None:
+    config = settings(tmp_path, RATES, sampler="grid", extend=True)
+    assert len(trained(config, lambda p: p["optim.lr"])[0]) == 5
+    assert trained(config, lambda p: p["optim.lr"])[0] == []
+
+
+def test_what_is_not_accepted_is_said_and_not_tried(tmp_path: Path) -> None:
+    config = settings(tmp_path, {"optim.momentum": {"choice": [0.5, 0.9]}}, sampler="grid", extend=True)
+    found, table = trained(config, lambda p: p["optim.momentum"])
+    assert len(found) == 2 and "1.6 is not accepted" in table.notes[-1]
+
+
+def test_tpe_and_tune_take_what_lies_beyond(tmp_path: Path) -> None:
+    config = settings(tmp_path, RATES, num_trials=3, extend=True)
+    sampler, table = opened(config)
+    tried, extended = [], 0
+    while True:
+        given = sampler.suggest(f"t{len(tried)}")
+        if given == Searcher.FINISHED:
+            if not sampler.extend():
+                break
+            extended += 1
+            continue
+        rate = given["params"]["optim.lr"]
+        table.start(given["id"], given["params"])
+        table.epoch(given["id"], {"epoch": 1, "goal": rate, "lr": rate, "seconds": 1.0})
+        table.end(given["id"], "finished")
+        sampler.on_trial_complete(f"t{len(tried)}", {SCORE: rate})
+        tried.append(rate)
+    assert extended == 2 and tried[-2:] == [0.008, 0.016]
+
+
+def test_a_search_may_go_without(tmp_path: Path) -> None:
+    config = settings(tmp_path, RATES, sampler="grid", extend=False)
+    assert len(trained(config, lambda p: p["optim.lr"])[0]) == 3
