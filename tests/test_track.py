@@ -110,7 +110,7 @@ def test_mlflow_gets_settings_and_metrics_and_one_run_for_a_name(
     tracker = track.Tracker(str(tmp_path), made)
     tracker.log({"val_accuracy": 0.5}, 3)
     tracker.close()
-    assert ("param", "abc", "optim.lr", "0.001") in calls
+    assert ("param", "abc", "optim.weight_decay", "0.05") in calls
     assert calls[-2:] == [("metric", "abc", "val_accuracy", 0.5, 3), ("end", "abc")]
     track.Tracker(str(tmp_path), made).close()
     assert ("again", "abc", "RUNNING") in calls
