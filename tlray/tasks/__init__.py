@@ -1,4 +1,4 @@
-"""Kinds of vision task, one file each; found by the file's name, so a new task is a new file."""
+"""Kinds of vision task, one file or folder each; found by its name, so a new task is a new file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a task is: the Protocol, and the few types that cross it.
 
-A task is one file in ``tlray/tasks``: a frozen settings object named ``Task`` whose fields are the
+A task is one file or folder in ``tlray/tasks``: a frozen settings object named ``Task`` whose fields are the
 keys accepted under ``task:`` in a configuration. Everything particular to the task is behind these
 methods; nothing else in tlray asks which task it has.
 """

@@ -1,0 +1,201 @@
+"""Object detection: boxes of known classes, by one stage (RetinaNet) or two (Faster R-CNN).
+
+Heads, anchors and losses are torchvision's; the backbone is ours and the input is rendered already, so
+nothing here resizes or normalises. Boxes are (x0, y0, x1, y1) in px, of the input or of the source.
+
+Letters in names: B batch, A anchors (or proposals), C classes, N boxes, K 1 or C (boxes for each class).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import nn
+
+from tlray import plots
+from tlray.config import Count, Positive, Share, Strict
+from tlray.image import Geometry
+from tlray.schema import OBJECTS, Kind
+from tlray.tasks import base
+from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.detection.boxes import areas, clipped, corners
+from tlray.tasks.detection.drawing import BOX_COLOURS, Pen, figures
+from tlray.tasks.detection.metrics import Metrics, hits, truth_of
+from tlray.tasks.detection.model import OneStage, TwoStage
+
+if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+    from tlray.backbone import Backbone
+
+LEAST_SHARE = 0.2  # of a box that a crop must keep, else it is no object of that crop
+CANDIDATES = 1000  # scores a picture that suppression looks at
+
+
+class Task(Strict):
+    """Settings under ``task:``."""
+
+    name: Literal["detection"] = "detection"
+    goal: Annotated[Goal, OneOf(map="max", map_50="max", map_75="max", recall="max")] = Goal("map", "max")
+    detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
+    min_stride: Count = 8  # px of the finest map that objects are looked for on
+    anchor_scale: Positive = 2.0  # smallest anchor of a map, in strides; 4 in the paper, for larger inputs
+    channels: int = Field(64, ge=32, multiple_of=32)  # of the pyramid and the heads; 256 in the papers
+    freeze_norm: bool = True  # batch norm keeps the pretrained statistics (batches of a few pictures)
+    min_score: Share = 0.05  # of the objects in a prediction
+    max_objects: Count = 100  # in a prediction
+    nms_iou: Share = 0.5  # of two boxes of a class, the better one stays
+    threshold: Share | None = None  # score that makes a find; None: the best F1 on validation
+
+    columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
+    defaults: ClassVar[Defaults] = Defaults("colour", batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3)
+    gallery: ClassVar[bool] = False
+
+    def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
+        """Boxes are clipped to the picture; what is then no box any more is dropped, its row stays."""
+        mended, notes = [], Counter[str]()
+        examples: dict[str, list[str]] = {"box_outside": [], "box_dropped": [], "no_objects": []}
+        for row in rows.select(["path", "width", "height", OBJECTS]).to_pylist():
+            kept: dict[str, list[Any]] = {"bbox": [], "category": []}
+            size = (row["width"] or math.inf, row["height"] or math.inf)  # unknown of an unusable picture
+            for (x, y, w, h), name in zip(row[OBJECTS]["bbox"], row[OBJECTS]["category"], strict=True):
+                stated = np.array([x, y, x + w, y + h], float)
+                inside = np.clip(stated, 0, [*size, *size])
+                if not np.isfinite(stated).all() or (inside[2:] - inside[:2]).min() <= 1:
+                    kind = "box_dropped"
+                else:
+                    kind = "box_outside" if np.abs(inside - stated).max() > 1 else ""
+                    kept["bbox"].append([*inside[:2].tolist(), *(inside[2:] - inside[:2]).tolist()])
+                    kept["category"].append(name)
+                if kind:
+                    notes[kind] += 1
+                    examples[kind].append(f"{row['path']}: {name} {x:g}, {y:g}, {w:g} x {h:g}")
+            if not kept["bbox"]:
+                notes["no_objects"] += 1
+                examples["no_objects"].append(row["path"])
+            mended.append(kept)
+        at = rows.column_names.index(OBJECTS)
+        kind_of = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
+        rows = rows.set_column(at, OBJECTS, pa.array(mended, kind_of))
+        texts: list[tuple[Literal["warning", "info"], str, str]] = [
+            ("warning", "box_outside", "boxes reach out of their picture (clipped)"),
+            ("warning", "box_dropped", "boxes are empty, inverted or no numbers, or lie outside (dropped)"),
+            ("info", "no_objects", "pictures show no object"),
+        ]
+        return rows, [Remark(s, k, f"{notes[k]} {text}", examples[k]) for s, k, text in texts if notes[k]]
+
+    def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
+        columns = (table[OBJECTS].combine_chunks() for table in tables)
+        if any(len(pc.list_flatten(pc.struct_field(column, "category"))) for column in columns):
+            return None
+        return "none of its pictures shows an object"
+
+    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+        """The chosen detector over a feature pyramid of the backbone."""
+        return (OneStage if self.detector == "retinanet" else TwoStage)(backbone, len(labels), self)
+
+    def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
+        """boxes (N, 4) float32 in input px and labels (N,) int64; what a crop cuts off is not there."""
+        whole = corners(row[OBJECTS]["bbox"])
+        seen = clipped(whole, geometry.crop)
+        boxes = geometry.boxes_to_model(seen)
+        kept = (areas(seen) >= LEAST_SHARE * areas(whole)) & ((boxes[:, 2:] - boxes[:, :2]).min(1) >= 1)
+        category = np.asarray(row[OBJECTS]["category"], np.int64)
+        return {"boxes": boxes[kept].astype(np.float32), "labels": category[kept]}
+
+    def decode(
+        self, outputs: dict[str, torch.Tensor], geometries: Sequence[Geometry], labels: list[str]
+    ) -> list[Prediction]:
+        """scores (B, A, C) and boxes (B, A, K, 4) -> per picture its objects, best first."""
+        from torchvision.ops import batched_nms
+
+        predictions = []
+        for scores_AC, boxes_AK4, geometry in zip(
+            outputs["scores"].float(), outputs["boxes"].float(), geometries, strict=True
+        ):
+            at = (scores_AC >= self.min_score).nonzero()
+            score, order = scores_AC[at[:, 0], at[:, 1]].sort(descending=True, stable=True)
+            score, (anchor, label) = score[:CANDIDATES], at[order[:CANDIDATES]].unbind(1)
+            boxes = boxes_AK4[anchor, label if boxes_AK4.shape[1] > 1 else torch.zeros_like(label)]
+            # Proposals of equal score come in any order: the box decides, so that the same one stays.
+            score, label, boxes = _ranked(score, label, boxes)
+            kept = batched_nms(boxes, score, label, self.nms_iou)[: self.max_objects]
+            found = geometry.boxes_to_source(boxes[kept].cpu().double().numpy())
+            found = clipped(found, (0, 0, *geometry.source)).round(2)
+            told = zip(label[kept].tolist(), score[kept].tolist(), found, strict=True)
+            objects = [
+                {"label": labels[i], "index": i, "score": round(s, 6), "box": box.tolist()}
+                for i, s, box in told
+                if (box[2:] > box[:2]).all()  # not in the padding
+            ]
+            predictions.append({"objects": objects})
+        return predictions
+
+    def metrics(self, labels: list[str]) -> Metrics:
+        return Metrics(len(labels))
+
+    def decided(self, metrics: base.Metrics) -> Task:
+        if self.threshold is not None or not isinstance(metrics, Metrics):
+            return self
+        return self.model_copy(update={"threshold": metrics.best_threshold()})
+
+    def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
+        truth = {} if row is None else {"truth": truth_of(row)}
+        found = [[o["index"], o["score"], *o["box"]] for o in prediction["objects"]]
+        return {**truth, "objects": found, "threshold": self._sure}
+
+    def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
+        """Finds with full lines, class and score above; truth dashed, its class below where it was missed."""
+        picture = picture.copy()
+        sure = [o for o in record["objects"] if o[1] >= record["threshold"]]
+        truth = record.get("truth", [])
+        hit = hits(sure, truth)[1]
+        pen = Pen(picture)
+        for i, (label, *box) in enumerate(truth):
+            pen.box(box, "#ffd400", dashed=True, below="" if hit[i] else f"missed {labels[label]}")
+        for label, score, *box in sure[::-1]:
+            pen.box(box, "#0072b2", above=f"{labels[label]} {score:.2f}")
+        return picture
+
+    def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
+        """Boxes with the names of their classes."""
+        picture = picture.copy()
+        pen = Pen(picture)
+        for label, *box in truth_of(row):
+            pen.box(box, BOX_COLOURS[int(label) % len(BOX_COLOURS)], above=labels[int(label)])
+        return picture
+
+    def image_of(self, prediction: Prediction) -> bytes | None:
+        return None
+
+    def summary(self, prediction: Prediction, top: int) -> str:
+        sure = [o for o in prediction["objects"] if o["score"] >= self._sure]
+        places = (
+            f"{o['label']} {o['score']:.4f} at {','.join(f'{v:.0f}' for v in o['box'])}" for o in sure[:top]
+        )
+        return "  ".join([f"{len(sure)} objects", *places])
+
+    def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
+        """Average precision and curves by class; the pictures with most mistakes."""
+        return figures(evaluation["rows"], evaluation["labels"])
+
+    @property
+    def _sure(self) -> float:
+        return 0.5 if self.threshold is None else self.threshold
+
+
+def _ranked(
+    score: torch.Tensor, label: torch.Tensor, boxes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All three by score, equals by class and box."""
+    order = torch.arange(len(score), device=score.device)
+    for key in (*boxes.unbind(1)[::-1], label, -score):
+        order = order[key[order].sort(stable=True).indices]
+    return score[order], label[order], boxes[order]

@@ -1,0 +1,224 @@
+"""The networks: a feature pyramid over the backbone, and the heads of RetinaNet and Faster R-CNN over it.
+
+Heads, anchors and losses are torchvision's. Letters in names: B batch, A anchors (or proposals), C classes,
+N boxes, K 1 or C (boxes for each class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tlray.errors import ConfigError
+
+if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+    from tlray.backbone import Backbone
+    from tlray.tasks.detection import Task
+
+
+class Detector(nn.Module):
+    """backbone -> feature pyramid -> maps; the two kinds of heads are below.
+
+    ``forward(x)`` gives scores (B, A, C) in 0..1 and boxes (B, A, K, 4) in input px, nothing suppressed yet;
+    with targets (``boxes`` (N, 4) and ``labels`` (N,) a row) the mean loss.
+    """
+
+    def __init__(self, backbone: Backbone, settings: Task) -> None:
+        super().__init__()
+        from torchvision.ops import FeaturePyramidNetwork
+
+        self.backbone = backbone
+        self.freeze_norm = settings.freeze_norm
+        last = {stride: i for i, stride in enumerate(backbone.strides) if stride >= settings.min_stride}
+        if not last:
+            raise ConfigError(
+                f"task.min_stride = {settings.min_stride} ({backbone.name}): accepted: at most "
+                f"{max(backbone.strides)}, the stride of its last stage"
+            )
+        self.reads, self.strides = list(last.values()), list(last)
+        size = backbone.size if isinstance(backbone.size, int) else max(backbone.size)
+        largest = settings.anchor_scale * 2 ** (2 / 3)  # anchor of a map, in strides
+        while largest * self.strides[-1] < size / 2:  # for what fills the picture
+            self.strides.append(2 * self.strides[-1])
+        widths = [backbone.channels[i] for i in self.reads]
+        self.fpn = FeaturePyramidNetwork(widths, settings.channels)
+        self.anchors = Anchors(self.strides, settings.anchor_scale)
+
+    def train(self, mode: bool = True) -> Detector:
+        """As ever; batch norm in the backbone stays in evaluation mode where it shall keep its statistics."""
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def maps(self, x_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
+        """The pyramid, finest first, and the input's height and width."""
+        found = self.backbone.pyramid(x_BCHW, self.reads)
+        maps = list(self.fpn(dict(zip(map(str, self.reads), found, strict=True))).values())
+        while len(maps) < len(self.strides):
+            maps.append(F.max_pool2d(maps[-1], 1, 2))
+        return maps, (int(x_BCHW.shape[-2]), int(x_BCHW.shape[-1]))
+
+    def forward(self, x_BCHW: torch.Tensor, targets: dict[str, Any] | None = None) -> Any:
+        maps, size = self.maps(x_BCHW)
+        if targets is None:
+            scores_BAC, boxes_BAK4 = self.found(maps, size)
+            return {"scores": scores_BAC, "boxes": boxes_BAK4}
+        # Where all rows have as many objects they come stacked, else as a list.
+        rows = [
+            {"boxes": boxes.float().reshape(-1, 4), "labels": labels.long().reshape(-1)}
+            for boxes, labels in zip(targets["boxes"], targets["labels"], strict=True)
+        ]
+        return self.loss(maps, size, rows)
+
+    def found(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+    def loss(
+        self, maps: list[torch.Tensor], size: tuple[int, int], rows: list[dict[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Anchors(nn.Module):
+    """torchvision's anchors at the strides that the maps really have, also where the input is no multiple."""
+
+    def __init__(self, strides: Sequence[int], scale: float) -> None:
+        super().__init__()
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+        # Three octaves and three shapes a place, as in RetinaNet (arXiv 1708.02002).
+        sizes = tuple(tuple(scale * stride * 2 ** (n / 3) for n in range(3)) for stride in strides)
+        self.grid = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+        self.strides = list(strides)
+        self.num_per_place = 9
+
+    def forward(self, images: Any, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """(A, 4) for each of the images, a torchvision ImageList."""
+        self.grid.set_cell_anchors(torch.float32, maps[0].device)
+        steps = [[torch.tensor(s, device=maps[0].device)] * 2 for s in self.strides]
+        anchors_A4 = torch.cat(self.grid.grid_anchors([list(m.shape[-2:]) for m in maps], steps))
+        return [anchors_A4] * len(images.image_sizes)
+
+
+def _images(maps: list[torch.Tensor], size: tuple[int, int]) -> Any:
+    """torchvision's list of images; of the pixels it asks their shape alone."""
+    from torchvision.models.detection.image_list import ImageList
+
+    batch = len(maps[0])
+    return ImageList(maps[0].new_empty(1).expand(batch, 3, *size), [size] * batch)
+
+
+class OneStage(Detector):
+    """RetinaNet (arXiv 1708.02002): class and box at every anchor, focal loss; heads with group norm."""
+
+    def __init__(self, backbone: Backbone, num_classes: int, settings: Task) -> None:
+        super().__init__(backbone, settings)
+        from torchvision.models.detection._utils import Matcher
+        from torchvision.models.detection.retinanet import RetinaNetHead
+
+        self.head = RetinaNetHead(settings.channels, self.anchors.num_per_place, num_classes, _norm)
+        self.match = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+
+    def found(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        told, anchors = self.head(maps), self.anchors(_images(maps, size), maps)
+        deltas_BA4 = told["bbox_regression"].float()
+        coder = self.head.regression_head.box_coder
+        boxes = coder.decode_single(deltas_BA4.reshape(-1, 4), torch.cat(anchors))
+        return told["cls_logits"].float().sigmoid(), boxes.reshape(len(anchors), -1, 1, 4)
+
+    def loss(
+        self, maps: list[torch.Tensor], size: tuple[int, int], rows: list[dict[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        from torchvision.ops import box_iou
+
+        told = {name: value.float() for name, value in self.head(maps).items()}
+        anchors = self.anchors(_images(maps, size), maps)
+        matched = [
+            self.match(box_iou(row["boxes"], anchors_A4))
+            if len(row["boxes"])
+            else anchors_A4.new_full((len(anchors_A4),), -1, dtype=torch.int64)
+            for row, anchors_A4 in zip(rows, anchors, strict=True)
+        ]
+        parts = self.head.compute_loss(rows, told, anchors, matched)
+        loss: torch.Tensor = sum(parts.values())
+        return loss
+
+
+class TwoStage(Detector):
+    """Faster R-CNN (arXiv 1506.01497) over a pyramid: proposals, then a class and a box for each.
+
+    Its losses are means over anchors and proposals drawn at random, the same number a row.
+    """
+
+    num_proposals = 200  # a picture that are looked at again
+
+    def __init__(self, backbone: Backbone, num_classes: int, settings: Task) -> None:
+        super().__init__(backbone, settings)
+        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+        from torchvision.models.detection.roi_heads import RoIHeads
+        from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+        from torchvision.ops import MultiScaleRoIAlign
+
+        before, after = {"training": 1000, "testing": 1000}, {"training": 500, "testing": self.num_proposals}
+        self.rpn = RegionProposalNetwork(
+            self.anchors, RPNHead(settings.channels, self.anchors.num_per_place),
+            fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
+            pre_nms_top_n=before, post_nms_top_n=after, nms_thresh=0.7,
+        )  # fmt: skip
+        width = 8 * settings.channels
+        self.roi = RoIHeads(
+            MultiScaleRoIAlign([str(i) for i in range(len(self.reads))], output_size=7, sampling_ratio=2),
+            TwoMLPHead(49 * settings.channels, width), FastRCNNPredictor(width, num_classes + 1),
+            fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=128, positive_fraction=0.25,
+            bbox_reg_weights=None, score_thresh=0.0, nms_thresh=1.0, detections_per_img=1,
+        )  # fmt: skip
+
+    def found(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        named, images = _named(maps), _images(maps, size)
+        proposals, _ = self.rpn.eval()(images, named)
+        pooled = self.roi.box_head(self.roi.box_roi_pool(named, proposals, images.image_sizes))
+        logits, deltas = self.roi.box_predictor(pooled)
+        counts = [len(p) for p in proposals]
+        scores = logits.float().softmax(1)[:, 1:].split(counts)  # class 0 is none
+        boxes = self.roi.box_coder.decode(deltas.float(), proposals)[:, 1:].split(counts)
+        room = [self.num_proposals - n for n in counts]  # filled up with boxes that score nothing
+        return (
+            torch.stack([F.pad(s, (0, 0, 0, n)) for s, n in zip(scores, room, strict=True)]),
+            torch.stack([F.pad(b, (0, 0, 0, 0, 0, n)) for b, n in zip(boxes, room, strict=True)]),
+        )
+
+    def golden(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """What bundles compare: both heads before anything is ranked, since equals may change places on
+        another machine. The second looks at some anchors instead of at proposals."""
+        maps, size = self.maps(x_BCHW)
+        named, images = _named(maps), _images(maps, size)
+        some = [a[:: max(1, len(a) // self.num_proposals)] for a in self.anchors(images, maps)]
+        pooled = self.roi.box_head(self.roi.box_roi_pool(named, some, images.image_sizes))
+        objectness, deltas = self.rpn.head(maps)
+        return [*objectness, *deltas, *self.roi.box_predictor(pooled)]
+
+    def loss(
+        self, maps: list[torch.Tensor], size: tuple[int, int], rows: list[dict[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        named, images = _named([m.float() for m in maps]), _images(maps, size)
+        rows = [{"boxes": row["boxes"], "labels": row["labels"] + 1} for row in rows]
+        proposals, first = self.rpn.train()(images, named, rows)  # the mode only says whether it gives losses
+        _, second = self.roi.train()(named, proposals, images.image_sizes, rows)
+        loss: torch.Tensor = sum([*first.values(), *second.values()])
+        return loss
+
+
+def _named(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {str(i): m for i, m in enumerate(maps)}
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Of the heads, as in torchvision's second RetinaNet: batches are small, and the pyramid is narrow."""
+    return nn.GroupNorm(32, channels)
