@@ -197,9 +197,8 @@ class Search(Strict):
     grace_epochs: Count = 2  # that every trial gets before it may be stopped
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     max_concurrent: Count | Literal["auto"] = "auto"
-    probe: bool = (
-        True  # fit a linear probe of frozen features first: the baseline, and a trial without epochs
-    )
+    probe: bool = True  # of a classifier's frozen features, fitted exactly, before the trials: it may win
+    start_with_probe: bool | Literal["auto"] = "auto"  # its head; auto: below 50 pictures a class
     extend: bool = True  # where the winner has an axis' last value, try the next one
     deepen: bool = False  # linear probes first; the others start with the best one's head, or are ruled out
     scores: bool = False  # kNN, ridge and LogME of backbones and depths first; with deepen they may rule out

@@ -156,6 +156,8 @@ class Display:
             kind = str(event.get("kind"))
             if kind == "note":
                 self.line(f"      {event['text']}", "yellow")
+            elif kind == "probe":
+                self.line("      " + probe_line(event))
             elif kind == "search_start":
                 self._search(event)
             elif kind.startswith("trial_"):
@@ -273,6 +275,19 @@ def epoch_line(event: Event) -> str:
     if event.get("seconds") is not None:
         parts.append(duration(float(event["seconds"])))
     return "  ".join(parts)
+
+
+def probe_line(row: Event) -> str:
+    """What a linear probe of frozen features came to, in one line."""
+    values = {one["place"]: one["value"] for one in row["places"]}
+    told, goal = row["told"], row["goal_name"]
+    of = settings({k: v for k, v in row["params"].items() if k != "model.freeze"})
+    shown = f"{values[told]:.4f}" if values[told] is not None else "unknown"
+    head = f"; its head, over the pooled features, {row['best']:.4f}" if told != "pooled" else ""
+    return (
+        f"probe of frozen features{of and f' ({of})'}: {goal} {shown} ({told}){head}, "
+        f"{duration(row['seconds'])}"
+    )
 
 
 def settings(params: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ def write(run_uri: str) -> str:
         head=view.headline(run),
         curves=view.curves(run),
         trials=view.trials(run),
-        sections=[*shown, *view.cost(run), *view.evidence(run)],
+        sections=[*shown, *view.baseline(run), *view.cost(run), *view.evidence(run)],
         pictures=_pictures(run, shown, notes),
         paths=[str(row.get("path") or row.get("id") or "") for row in run.evaluation.get("rows") or []],
         data=view.data(run.preflight),

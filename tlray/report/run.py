@@ -47,9 +47,9 @@ class Run:
 
     @property
     def winner(self) -> Json:
-        """The best trial; empty for a plain training."""
-        best = self.trials.get("best")
-        return next((t for t in self.trials.get("trials", []) if t["id"] == best), {})
+        """The best trial, or probe; empty for a plain training."""
+        best, rows = self.trials.get("best"), [*self.trials.get("trials", []), *self.trials.get("probes", [])]
+        return next((t for t in rows if t["id"] == best), {})
 
     @property
     def epochs(self) -> list[Json]:

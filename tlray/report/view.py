@@ -87,7 +87,8 @@ def headline(run: Run) -> Head:
         tiles.append(Tile("backbone", str(backbone), frozen))
     if run.winner:
         params = ", ".join(f"{short(k)} {plain(v)}" for k, v in run.winner["params"].items())
-        tiles.append(Tile("winner", f"trial {run.winner['id']}", params))
+        kind = "" if run.winner in run.trials.get("probes", []) else "trial "
+        tiles.append(Tile("winner", f"{kind}{run.winner['id']}", params))
     elif RATE.split(".")[1] in run.config.get("optim", {}):
         optim = run.config["optim"]
         tiles.append(
@@ -177,6 +178,32 @@ def trials(run: Run) -> Trials | None:
     caption += f", {plots.duration(lost)} of it in those stopped early." if lost else "."
     goal = run.goal.name if run.goal else "best"
     return Trials([(k, short(k, keys)) for k in keys], rows, goal, caption, _heatmap(run, all_trials))
+
+
+def baseline(run: Run) -> list[Section]:
+    """What linear probes of the frozen features came to before the trials."""
+    probes: list[Json] = run.trials.get("probes") or []
+    if not probes:
+        return []
+    goal = run.goal.name if run.goal else "best"
+    columns = [Column("backbone"), Column("features"), Column("dimensions"), Column("L2", 4)]
+    columns += [Column("held-out loss", 4), Column(goal, 4)]
+    own = run.config.get("model", {}).get("backbone")
+    rows = [
+        [
+            p["params"].get("model.backbone", own), one["place"], one["dimensions"], one["l2"],
+            one["held_out_loss"], one["value"],
+        ]
+        for p in probes
+        for one in p["places"]
+    ]  # fmt: skip
+    seconds, pictures = sum(p["seconds"] for p in probes), max(p["pictures"] for p in probes)
+    caption = (
+        f"Logistic regressions over the frozen features of {pictures} training pictures, fitted before the "
+        f"trials in {plots.duration(seconds)}; what fine-tuning adds is what it has above them. A held-out "
+        "fifth of these pictures chose the strength of L2."
+    )
+    return [Section("Probe of frozen features", caption, tables=[Table(columns, rows)])]
 
 
 def cost(run: Run) -> list[Section]:

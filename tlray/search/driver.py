@@ -26,15 +26,17 @@ from tlray.bundle import Model
 from tlray.candidate import copy_model, kind
 from tlray.config import Choice, Config
 from tlray.dataset import Dataset
-from tlray.errors import ConfigError, DataError, RunError
+from tlray.errors import ConfigError, DataError, RunError, TlrayError
 from tlray.loop import Solo
-from tlray.search import group, scores
+from tlray.search import group, probe, scores
 from tlray.search import space as spaces
 from tlray.search.deepen import Deepening
 from tlray.search.group import Watch
+from tlray.search.probe import head_of
 from tlray.search.rungs import Rungs
 from tlray.search.sampler import SCORE, Sampler, trial_settings
-from tlray.search.trial import WORST, Trial
+from tlray.search.space import trial_id
+from tlray.search.trial import WORST, Trial, one_line
 from tlray.search.trials import Row, Table
 
 log = logging.getLogger(__name__)
@@ -53,17 +55,18 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to; ``trials`` as in trials.json."""
+    """What a search came to; ``trials`` and ``probes`` as in trials.json."""
 
     run: str
     bundle: str
-    best: str  # the winner's id
+    best: str  # the winner's id, a trial's or a probe's
     params: dict[str, Any]
     goal: str
     value: float
     epochs: int  # over all trials
     seconds: float  # of this start
     trials: list[Row] = field(default_factory=list)
+    probes: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,9 +104,9 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     sampler = Sampler(config, space, table)
     if sampler.num_left or sampler.extend():
         with runtime.session(), runtime.events(tell) as from_workers:
-            _search(config, sampler, table, tell, from_workers)
+            _search(config, sampler, table, head_of(model) is not None, tell, from_workers)
     best = table.best
-    if best is None:
+    if best is None or table.best_of(table.rows.values()) is None:
         reasons = [row["reason"] for row in table.rows.values() if row["status"] == "failed"]
         if not reasons or len(reasons) < len(table.rows):
             raise RunError(
@@ -122,6 +125,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
         epochs=sum(row["epochs"] for row in table.rows.values()),
         seconds=time.perf_counter() - began,
         trials=list(table.rows.values()),
+        probes=table.probes,
         notes=table.notes,
     )
 
@@ -150,8 +154,10 @@ def explain(config: Config) -> list[dict[str, Any]]:
         return plans
 
 
-def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_workers: Emit) -> None:
-    """Trials side by side in groups, or one by one through Ray Tune."""
+def _search(
+    config: Config, sampler: Sampler, table: Table, linear: bool, tell: Emit, from_workers: Emit
+) -> None:
+    """Trials side by side in groups, or one by one through Ray Tune; where heads are linear, probes before."""
     room = fit_in(config)
     sampler.config = config.override(
         {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
@@ -163,6 +169,8 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
         "concurrent": room.concurrent, "fused": _fused(config), "epochs": config.train.epochs,
     })  # fmt: skip
     sampler.rule_out = watch.rule_out
+    if config.search.probe and linear:
+        _probe(config, table, tell, room)
     if config.search.scores:
         try:
             table.scores += scores.measure(config, table, room.cpus, room.gpus)
@@ -183,6 +191,26 @@ def _search(config: Config, sampler: Sampler, table: Table, tell: Emit, from_wor
         table.scores = scores.beside(table, deepening.place)
         table.correlation = scores.correlation(table.scores, table.goal.direction)
     table.write()
+
+
+def _probe(config: Config, table: Table, tell: Emit, room: Room) -> None:
+    """Probes of the space's backbones that the table lacks, on the cluster."""
+    axis = next((axis for axis in table.space.axes if axis.key == "model.backbone"), None)
+    work: Any = ray.remote(probe.measure)
+    work = work.options(num_cpus=room.cpus, num_gpus=room.gpus)
+    for name in [None] if axis is None else axis.values or ():
+        params = {"model.freeze": "all", **({} if name is None else {"model.backbone": name})}
+        id_ = "probe" if name is None else f"probe-{trial_id(params)}"
+        if any(row["id"] == id_ for row in table.probes):
+            continue
+        try:
+            row = ray.get(work.remote(config, id_, params, room.cpus))
+        except (TlrayError, ray.exceptions.RayError) as error:  # the trials may learn all the same
+            reason = one_line(getattr(error, "cause", None) or error, config)
+            table.notes.append(f"search.probe: {reason}")
+            continue
+        table.probed(row)
+        tell({"kind": "probe", "run": config.run_uri, "goal_name": table.goal.name, **row})
 
 
 def _by_tune(

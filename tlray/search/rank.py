@@ -23,6 +23,7 @@ import torch
 
 from tlray import schema, stream, tasks
 from tlray import weights as origins
+from tlray.backbone import Backbone, Boundary
 from tlray.config import Config
 from tlray.dataset import Dataset
 from tlray.embed import Bare
@@ -79,6 +80,7 @@ def rank(
     for name in backbones:
         weights = "builtin" if name in origins.BUILTIN else config.model.weights
         bare = Bare(name, weights, config.input.size)
+        bare.backbone.freeze("all")
         x_by_stage, seconds = _features(bare, config, task, at, name, progress)
         size = sum(p.numel() for p in bare.backbone.parameters()) / 1e6
         for stage, x_ND in x_by_stage.items():
@@ -103,16 +105,25 @@ def _features(
     for start in range(0, len(rows), BATCH):
         x_BCHW = stream.pixels(source, fingerprint, rows[start : start + BATCH]).to(bare.device)
         began = time.perf_counter()
-        with torch.inference_mode():
-            maps = bare.backbone.pyramid(x_BCHW) if bare.backbone.strides[0] else []
-            named = {s: m.mean(dim=(2, 3)) for s, m in zip(bare.backbone.stages, maps, strict=False)}
-            named[POOLED] = bare.backbone.pooled(x_BCHW)
-            for stage, x_BD in named.items():
-                kept.setdefault(stage, []).append(x_BD.float().cpu().numpy())
+        for stage, x_BD in features_by_stage(bare.backbone, x_BCHW).items():
+            kept.setdefault(stage, []).append(x_BD.float().cpu().numpy())
         seconds += time.perf_counter() - began
         if progress is not None:
             progress(name, min(start + BATCH, len(rows)), len(rows))
     return {stage: np.concatenate(parts) for stage, parts in kept.items()}, seconds
+
+
+@torch.inference_mode()
+def features_by_stage(backbone: Backbone, x_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a frozen backbone, in one pass: every stage's map averaged over its places, and the pooled ones."""
+    num_stages = len(backbone.stages)
+    end, all_maps = Boundary(num_stages), Boundary(num_stages, tuple(range(num_stages)))
+    found = backbone.features(x_BCHW, [end, all_maps])
+    maps = backbone.pyramid(found[all_maps]) if backbone.strides[0] else []
+    named = {stage: m.mean(dim=(2, 3)) for stage, m in zip(backbone.stages, maps, strict=False)}
+    pooled = found[end].pooled
+    assert pooled is not None, "the end of a backbone has pooled features"
+    return {**named, POOLED: pooled}
 
 
 def classes(kind: schema.Kind, values: Sequence[Any]) -> np.ndarray:

@@ -13,6 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 from tlray.config import Config
 from tlray.search import extend
 from tlray.search.deepen import Deepening
+from tlray.search.probe import start
 from tlray.search.space import Params, Space, trial_id
 from tlray.search.trials import OVER, RULED_OUT, Table
 
@@ -102,11 +103,12 @@ class Sampler(Searcher):
 
     def _settings(self, tune_id: str, params: Params) -> dict[str, Any] | None:
         """What a Trainable gets; None where the trial is ruled out."""
+        head = start(self.config, self.table.probes, params)
         if self.deepening is None:
-            return trial_settings(self.config, params)
+            return trial_settings(self.config, params, head)
         reason = self.deepening.ruled_out(params)
         if reason is None:
-            return trial_settings(self.config, params, self.deepening.head(params))
+            return trial_settings(self.config, params, self.deepening.head(params) or head)
         self.rule_out(trial_id(params), params, reason)
         self.on_trial_complete(tune_id, error=True)
         if self.inner is not None and self._given_back < TRIES:

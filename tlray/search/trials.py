@@ -41,6 +41,7 @@ class Table:
         self.rows: dict[str, Row] = {}
         self.notes: list[str] = []
         self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
+        self.probes: list[Row] = []  # of frozen features, see probe.py; they compete, and are no trials
         self.scores: list[dict[str, Any]] = []  # see scores.py; results beside
         self.correlation: dict[str, float | None] = {}
         self._lock = threading.Lock()
@@ -53,7 +54,7 @@ class Table:
             kept = [row for row in stored["trials"] if row["status"] != RULED_OUT or config.search.deepen]
             self.rows = {row["id"]: row for row in kept}
             self.plans, self.scores = stored.get("plans", []), stored.get("scores", [])
-            self.correlation = stored.get("correlation", {})
+            self.probes, self.correlation = stored.get("probes", []), stored.get("correlation", {})
             self.extended = stored.get("extended", {})
             self._mark_outside()
         elif storage.exists(storage.join(self.run_uri, "metrics.json")) or checkpoint.listing(self.run_uri):
@@ -149,6 +150,12 @@ class Table:
         self.tidy()
         return row
 
+    def probed(self, row: Row) -> None:
+        """A probe was fitted."""
+        self.probes.append(row)
+        self.write()
+        self.tidy()
+
     # ---- what is known
 
     def folder(self, id_: str) -> str:
@@ -157,12 +164,15 @@ class Table:
 
     @property
     def best(self) -> Row | None:
-        """The best trial that is over."""
-        return self.best_of(row for row in self.rows.values() if row["status"] in OVER and row["bundle"])
+        """The best trial that is over, or probe; of equals a trial."""
+        return self.best_of(row for row in self._all() if row["status"] in OVER and row["bundle"])
+
+    def _all(self) -> list[Row]:
+        return [*self.rows.values(), *self.probes]
 
     def best_with(self, ending: Collection[str]) -> str | None:
         """Which of the trials that end now will be `best`, and has to leave a bundle; None: none of them."""
-        rows = [r for r in self.rows.values() if r["id"] in ending or (r["status"] in OVER and r["bundle"])]
+        rows = [r for r in self._all() if r["id"] in ending or (r["status"] in OVER and r["bundle"])]
         best = self.best_of(rows)
         return best["id"] if best is not None and best["id"] in ending else None
 
@@ -218,6 +228,7 @@ class Table:
                     "fingerprint": self.fingerprint,
                     "notes": self.notes,
                     "plans": self.plans,
+                    "probes": self.probes,
                     "scores": self.scores,
                     "correlation": self.correlation,
                     "extended": self.extended,
@@ -226,9 +237,9 @@ class Table:
             )
 
     def stages(self) -> list[dict[str, Any]]:
-        """Seconds by stage, all trials together."""
+        """Seconds by stage, all trials and probes together."""
         total: dict[str, float] = {}
-        for row in self.rows.values():
+        for row in self._all():
             for name, seconds in row.get("stages", {}).items():
                 total[name] = total.get(name, 0.0) + seconds
         return [{"name": name, "seconds": seconds} for name, seconds in total.items()]
@@ -243,7 +254,7 @@ class Table:
         """
         best = self.best
         changed = False
-        for row in self.rows.values():
+        for row in self._all():
             if row["status"] not in OVER or row.get("tidy"):
                 continue
             folder = self.folder(row["id"])
