@@ -48,7 +48,7 @@ def again(settings: config.Config, name: str, metric: str, **changes: Any) -> Sc
 def winner(settings: config.Config) -> tuple[dict[str, Any], dict[str, Any], Scores]:
     """Of a finished search: what trials.json holds, the winner's row in it, the winner's scores."""
     story = storage.read_json(storage.join(settings.run_uri, "trials.json"))
-    best = next(row for row in story["trials"] if row["id"] == story["best"])
+    best = next(row for row in [*story["trials"], *story["probes"]] if row["id"] == story["best"])
     bundle, data = storage.join(settings.run_uri, "best"), storage.absolute(settings.data.uri)
     return story, best, scores(bundle, data, story["goal"]["name"], best["seconds"])
 

@@ -20,6 +20,7 @@ from tlray import schema
 from tlray.config import Config, parse
 from tlray.defaults import settle
 from tlray.errors import ConfigError, RunError
+from tlray.evaluate import evaluate
 from tlray.sample import picture
 from tlray.search import driver, tune
 from tlray.search.space import trial_id
@@ -59,7 +60,8 @@ def settings(data: str, runs: Path, **search: Any) -> Config:
         "scale": {"cpus_per_worker": 1},
         "search": {
             "space": {"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 3e-7]}}, "sampler": "grid",
-            "grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1, "extend": False, **search,
+            "grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1, "extend": False,
+            "probe": False, **search,
         },
     }  # fmt: skip
     return settle(parse(tree, "test"))
@@ -110,12 +112,23 @@ def test_asha_stops_trials_and_the_best_one_wins(
     assert again.best == result.best and len([e for e in events if e["kind"] == "trial_start"]) == 4
 
     # More to try: only what is new runs; what lies outside stays in the table, and is told.
-    wider = settings(data, tmp_path, space={"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 4e-7]}}, fuse=fuse)
-    before = len(events)
+    space = {"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 4e-7]}}
+    wider, before = settings(data, tmp_path, space=space, fuse=fuse, probe=True), len(events)
     more = tune(wider, events.append)
     started = [e["params"]["optim.lr"] for e in events[before:] if e["kind"] == "trial_start"]
-    assert started == [4e-7] and len(more.trials) == 5 and more.best == result.best
+    assert started == [4e-7] and len(more.trials) == 5
     assert "outside" in more.notes[0]
+    # The probe is told before the trials, competes with them, and is their start: 12 pictures a class.
+    kinds = [e["kind"] for e in events[before:]]
+    assert kinds.count("probe") == 1 and kinds.index("probe") < kinds.index("trial_start")
+    probe, last = more.probes[0], more.trials[-1]
+    head = json.loads((run / "trials" / last["id"] / "config.json").read_text())["model"]["head"]
+    assert head == str(run / "trials/probe/head.safetensors")
+    assert last["best"] == probe["best"], "at such a rate the head stays what it was"
+    assert more.best == (result.best if result.value >= probe["best"] else "probe")
+    assert more.value == evaluate(more.bundle, data, "validation")["metrics"]["accuracy"]
+    assert [str(p.relative_to(run)) for p in run.rglob("manifest.json")] == ["best/manifest.json"]
+    assert tune(wider, events.append).probes == more.probes
     with pytest.raises(ConfigError, match=r"train\.epochs = 6: this search began with 5.*new name"):
         tune(config.override({"train.epochs": 6}))
 

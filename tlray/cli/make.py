@@ -206,10 +206,10 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 
 def trials_table(found: dict[str, Any]) -> str:
-    """All trials of a search, best first."""
+    """All trials of a search and its probes, best first."""
     from tlray.progress import duration, settings, table
 
-    goal, trials = found.get("goal", {}), found.get("trials", [])
+    goal, trials = found.get("goal", {}), [*found.get("trials", []), *found.get("probes", [])]
     upside = -1 if goal.get("direction", "max") == "max" else 1
     ranked = sorted(trials, key=lambda t: (t.get("best") is None, upside * (t.get("best") or 0)))
     rows = [

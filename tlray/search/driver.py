@@ -157,7 +157,7 @@ def explain(config: Config) -> list[dict[str, Any]]:
 def _search(
     config: Config, sampler: Sampler, table: Table, linear: bool, tell: Emit, from_workers: Emit
 ) -> None:
-    """Trials side by side in groups, or one by one through Ray Tune; where heads are linear, probes before."""
+    """Probes where heads are ``linear``; then trials, side by side in groups or one by one through Tune."""
     room = fit_in(config)
     sampler.config = config.override(
         {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
