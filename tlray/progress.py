@@ -282,10 +282,10 @@ def probe_line(row: Event) -> str:
     values = {one["place"]: one["value"] for one in row["places"]}
     told, goal = row["told"], row["goal_name"]
     of = settings({k: v for k, v in row["params"].items() if k != "model.freeze"})
-    shown = f"{values[told]:.4f}" if values[told] is not None else "unknown"
-    head = f"; its head, over the pooled features, {row['best']:.4f}" if told != "pooled" else ""
+    shown = {place: "unknown" if value is None else f"{value:.4f}" for place, value in values.items()}
+    head = f"; as a model, over the pooled features, {shown['pooled']}" if told != "pooled" else ""
     return (
-        f"probe of frozen features{of and f' ({of})'}: {goal} {shown} ({told}){head}, "
+        f"probe of frozen features{of and f' ({of})'}: {goal} {shown[told]} ({told}){head}, "
         f"{duration(row['seconds'])}"
     )
 

@@ -195,8 +195,8 @@ def test_it_is_told_in_a_line() -> None:
         "places": places, "told": probe.TOGETHER,
     }  # fmt: skip
     assert probe_line(row) == (
-        "probe of frozen features: accuracy 0.6400 (all stages pooled together); its head, over the pooled "
-        "features, 0.6000, 3 s"
+        "probe of frozen features: accuracy 0.6400 (all stages pooled together); as a model, over the "
+        "pooled features, 0.6000, 3 s"
     )
     row |= {"params": {"model.freeze": "all", "model.backbone": "resnet18"}, "told": "pooled"}
     assert probe_line(row) == "probe of frozen features (backbone=resnet18): accuracy 0.6000 (pooled), 3 s"

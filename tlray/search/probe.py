@@ -33,7 +33,7 @@ from tlray.image import Geometry
 from tlray.loop import HEAD, METRICS
 from tlray.schema import IMAGE
 from tlray.search.rank import BATCH, POOLED, features_by_stage
-from tlray.tasks.base import Metrics, Row
+from tlray.tasks.base import TIE, Metrics, Row
 
 ROWS = 20_000  # of the training split at most, drawn by class
 STRENGTHS = tuple(10.0 ** (1 - k / 2) for k in range(11))  # of L2, beside the mean loss: 10 to 1e-4
@@ -217,18 +217,19 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
     module.head.weight.data.copy_(probes[POOLED].linear.weight_CD)
     module.head.bias.data.copy_(probes[POOLED].linear.bias_C)
     judges = _judged(model, config, probes, device)
-    values = {place: judge.compute()[task.goal.name] for place, judge in judges.items()}
-    seconds = time.perf_counter() - began
-    _leave(replace(model, task=task.decided(judges[POOLED])), config, judges[POOLED].compute(), seconds)
+    values = {place: judge.compute() for place, judge in judges.items()}
+    own_metrics, seconds = values[POOLED], time.perf_counter() - began
+    _leave(replace(model, task=task.decided(judges[POOLED])), config, own_metrics, seconds)
     return {
-        "id": id_, "params": dict(params), "status": "finished", "epochs": 0, "best": values[POOLED],
-        "curve": [], "seconds": seconds, "bundle": storage.join(config.run_uri, "best"),
+        "id": id_, "params": dict(params), "status": "finished", "epochs": 0, "curve": [],
+        "best": _known(own_metrics[task.goal.name]), "tie": own_metrics.get(TIE),
+        "seconds": seconds, "bundle": storage.join(config.run_uri, "best"),
         "pictures": len(rows), "pictures_a_class": len(shown_NC) / len(model.labels),
         "told": min(probes, key=lambda place: (_known(probes[place].loss) or 0.0, place != POOLED)),
         "places": [
             {
                 "place": place, "dimensions": x_by_place[place].shape[1], "l2": one.l2,
-                "held_out_loss": _known(one.loss), "value": _known(values[place]),
+                "held_out_loss": _known(one.loss), "value": _known(values[place][task.goal.name]),
             }
             for place, one in probes.items()
         ],

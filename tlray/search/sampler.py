@@ -83,7 +83,7 @@ class Sampler(Searcher):
 
     def extend(self) -> bool:
         """Once all trials are over: whether there are more, beyond an axis that the winner ends."""
-        best = self.table.best
+        best = self.table.best_of(row for id_, row in self.table.rows.items() if self.table.over(id_))
         going_on = any(row["status"] == "running" for row in self.table.rows.values())
         if not self.config.search.extend or best is None or going_on or self.num_left:
             return False
