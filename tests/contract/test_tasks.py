@@ -128,8 +128,11 @@ def test_predictions_are_plain_can_be_kept_and_drawn(name):
         source = decode(picture)
         drawn = toy.task.draw(source, record, toy.labels)
         assert isinstance(drawn, Image.Image) and drawn.size == source.size
-        toy.task.draw(source, toy.task.record(None, prediction), toy.labels)
-        assert "\n" not in toy.task.summary(prediction, 3)
+        served = toy.task.served(prediction)
+        assert json.loads(json.dumps(served)) == served and toy.task.served(served) == served
+        assert toy.task.finds or served == prediction
+        toy.task.draw(source, toy.task.record(None, served), toy.labels)
+        assert "\n" not in toy.task.summary(served, 3)
     records = [toy.task.record(r, p) for r, p in zip(toy.rows, predictions, strict=True)]
     metrics = toy.metrics(predictions).compute()
     shown = {"rows": records, "labels": toy.labels, "split": "test", "metrics": metrics}

@@ -20,7 +20,9 @@ class FakePredictor:
         self.manifest = SimpleNamespace(task={"name": "fake"}, metrics={"accuracy": 0.5})
         self.preprocess = SimpleNamespace(size=(32, 24))
         self.labels = ["a", "b", "c"]
-        self.task = SimpleNamespace(gallery=False, image_of=lambda _: None)
+        self.task = SimpleNamespace(
+            gallery=False, finds=False, image_of=lambda _: None, served=lambda prediction, _: prediction
+        )
         self.stages = ["stem", "layer1"]
         self.sizes: list[int] = []  # of the batches so far
 

@@ -462,10 +462,11 @@ def test_replicas_scale_between_their_bounds() -> None:
     ("query", "said"),
     [
         ("?tpo=3", "query 'tpo': unknown; did you mean 'top'?"),
-        ("?top=1&colour=red", "query 'colour': unknown; accepted: top"),
+        ("?top=1&colour=red", "query 'colour': unknown; accepted: min_score, top"),
         ("?top=1&top=2", "query top: given 2 times; accepted: once"),
         ("?top=many", "query top = 'many': accepted: a whole number"),
         ("?top=", "query top = '': accepted: a whole number"),
+        ("?min_score=high", "query min_score = 'high': accepted: a number"),
         ("?top=" + "9" * 5000, "accepted: a whole number"),
     ],
 )

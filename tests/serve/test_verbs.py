@@ -28,7 +28,7 @@ from tlray.serve.protocol import ModelCard, Refusal, Reply, prefers_png
 from tlray.tasks.segmentation import from_runs
 
 TASKS = {"faces": {"name": "face_recognition", "threshold": 0.9}, "streets": {"name": "segmentation"},
-         "pets": {"name": "classification"}}  # fmt: skip
+         "pets": {"name": "classification"}, "cells": {"name": "detection", "channels": 32}}  # fmt: skip
 PICTURES = [scene(i % 3, i)[0] for i in range(4)]
 PNG = {"accept": "image/png"}
 
@@ -179,6 +179,28 @@ def test_a_mask_as_a_picture_is_the_one_of_the_json(ask: Ask) -> None:
     ]  # fmt: skip
 
 
+def test_objects_are_those_from_the_threshold_on_or_from_the_score_that_is_asked_for(
+    ask: Ask, predictors: dict[str, Any]
+) -> None:
+    async def talk(client: Client, _: Client) -> list[httpx.Response]:
+        return [
+            await client(f"{name}/{verb}", PICTURES[:1], params={} if least is None else {"min_score": least})
+            for name, verb, least in (
+                ("cells", "predict", None), ("cells", "predict", 0.001), ("cells", "draw", None),
+                ("cells", "draw", 0.001), ("pets", "predict", 0.1), ("streets", "draw", 0.1),
+                ("cells", "predict", 1.5), ("cells", "predict", "nan"),
+            )
+        ]  # fmt: skip
+
+    sure, all_, drawn, drawn_all, *rest = ask(talk)
+    (whole,) = predictors["cells"].predict(PICTURES[:1])
+    assert all_.json()["predictions"] == [whole] and len(whole["objects"]) > 3
+    assert sure.json()["predictions"] == [{"objects": []}]  # untrained: nobody is sure of anything
+    assert drawn.content != drawn_all.content
+    assert [refused(answer) for answer in rest] == [(400, "bad_parameter")] * 4
+    assert "min_score = 0.1" in rest[0].text and "classification" in rest[0].text
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_prediction_is_drawn_over_its_upright_picture(
     name: str, ask: Ask, predictors: dict[str, Any]
@@ -194,7 +216,7 @@ def test_a_prediction_is_drawn_over_its_upright_picture(
     drawn, two = ask(talk, (name,))
     assert drawn.headers["content-type"] == "image/png"
     predictor = predictors[name]
-    record = predictor.task.record(None, predictor.predict([data])[0])
+    record = predictor.task.record(None, predictor.task.served(predictor.predict([data])[0]))
     expected = predictor.task.draw(image.decode(data), record, predictor.labels)
     assert expected.size == (80, 96)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(drawn.content))), np.asarray(expected))

@@ -31,7 +31,7 @@ ROW = {"path": "a.jpg", "objects": {"bbox": BOXES, "category": [2, 0, 1]}}
 def ideal(target, num_classes=3):
     """Raw outputs that say just what a target says, with noise below the least score."""
     boxes, labels = torch.from_numpy(target["boxes"]), torch.from_numpy(target["labels"])
-    scores = torch.full((len(labels), num_classes), 0.04)
+    scores = torch.full((len(labels), num_classes), 0.0005)
     scores[torch.arange(len(labels)), labels] = torch.linspace(0.9, 0.8, len(labels))
     return {"scores": scores[None], "boxes": boxes[None, :, None]}
 
@@ -171,11 +171,28 @@ def test_the_threshold_is_the_best_one_on_validation():
     metrics.update([{"objects": objects}], [truth])
     decided = TASK.decided(metrics)
     assert decided.threshold == 0.4 and TASK.threshold is None
-    assert decided.summary({"objects": [{**o, "label": "x"} for o in objects]}, 1).startswith(
-        "2 objects  x 0.9000 at 0,0"
-    )
+    whole = {"objects": [{**o, "label": "x"} for o in objects]}
+    assert decided.summary(decided.served(whole), 1).startswith("2 objects  x 0.9000 at 0,0")
     fixed = tasks.load({"name": "detection", "threshold": 0.7})
     assert fixed.decided(metrics) is fixed
+
+
+def test_people_are_given_what_is_sure_and_metrics_everything():
+    toy = Toy("detection", 2, threshold=0.6)
+    target = toy.task.encode(ROW, PRE.geometry((100, 80)), LABELS)
+    outputs = ideal(target)
+    outputs["scores"][outputs["scores"] > 0.85] = 0.002
+    (whole,) = toy.task.decode(outputs, [PRE.geometry((100, 80))], LABELS)
+    assert [o["score"] for o in whole["objects"]] == pytest.approx([0.85, 0.8, 0.002])
+    counts = {score: len(toy.task.served(whole, score)["objects"]) for score in (None, 0.84, 0.001, 0.9)}
+    assert counts == {None: 2, 0.84: 1, 0.001: 3, 0.9: 0}
+    assert len(tasks.load({"name": "detection"}).served(whole)["objects"]) == 2  # 0.5 where none is chosen
+    assert len(toy.task.record(ROW, whole)["objects"]) == 3
+    many = {"objects": whole["objects"] * 50}
+    assert len(toy.task.record(ROW, many)["objects"]) == 100
+    records = [toy.task.record(None, toy.task.served(whole, score)) for score in (None, 0.001)]
+    drawn = [toy.task.draw(Image.new("RGB", (100, 80)), record, LABELS) for record in records]
+    assert ImageChops.difference(*drawn).getbbox() is not None
 
 
 def test_boxes_are_mended_before_a_data_set_is_made():

@@ -69,6 +69,9 @@ def predict(
         typer.Argument(metavar="FILE...", help="Pictures, folders of them, or with --out a data set."),
     ],
     top: Annotated[int, typer.Option(min=1, help="Labels to print for each picture.")] = 3,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of objects. Without it the model's threshold.")
+    ] = None,
     to: Annotated[str | None, typer.Option("--out", help="Parquet of many, made by Ray; goes on.")] = None,
     split: Splits = None,
     models: Models = "models",
@@ -81,6 +84,9 @@ def predict(
 
         uri = road.bundle_of(bundle, models)
         if to is not None:
+            if min_score is not None:
+                said = "accepted: none, all that the model finds is written"
+                raise ConfigError(f"--min-score {min_score:g}: with --out; {said}")
             _predict_all(context, uri, files, split or [], to, out)
             return
         if split:
@@ -90,6 +96,10 @@ def predict(
         from tlray.predict import Predictor
 
         predictor, answers, bad = Predictor(uri), [], []
+        task = predictor.task
+        if min_score is not None and not task.finds:
+            said = f"accepted: none, a prediction of {task.name} is no list of finds"
+            raise ConfigError(f"--min-score {min_score:g}: {said}")
         for first in range(0, len(places), BATCH_SIZE):
             part = places[first : first + BATCH_SIZE]
             found = predictor.predict([storage.read_bytes(place) for place in part], on_error="return")
@@ -98,8 +108,9 @@ def predict(
                     bad.append((place, one))
                     answers.append({"file": place, "error": {"reason": one.kind, "detail": str(one)}})
                 else:
-                    answers.append({"file": place, **one})
-                    out.say(f"{place}  {predictor.task.summary(one, top)}")
+                    shown = task.served(one, min_score)
+                    answers.append({"file": place, **shown})
+                    out.say(f"{place}  {task.summary(shown, top)}")
         out.result = {"bundle": uri, "predictions": answers}
         if bad:
             out.emit()

@@ -82,6 +82,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 Person = Annotated[
     str, Query(description=f"1 to {MAX_NAME} characters that can be seen, and no slash; more than dots")
 ]
+MinScore = Annotated[
+    float | None,
+    Query(ge=0, le=1, allow_inf_nan=False, description="of objects; none: the model's threshold"),
+]
 
 
 class _Png(Response):
@@ -272,16 +276,19 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         name: str,
         request: Request,
         top: Annotated[int, Query(ge=1, le=100_000, description="labels per picture at most")] = 5,
+        min_score: MinScore = None,
     ) -> Response:
         """Predictions for one picture (its bytes as the body) or several (multipart/form-data).
 
-        One bad picture refuses the whole request and is named by its position. With Accept: image/png the
-        prediction of one picture as a picture itself, where the task has that: class ids of a segmentation.
+        One bad picture refuses the whole request and is named by its position. Of a detection the objects
+        whose score is the model's threshold or more, or ``min_score`` or more where that is given.
+        With Accept: image/png the prediction of one picture as a picture itself, where the task has that:
+        class ids of a segmentation.
         """
         if protocol.prefers_png(request.headers.get("accept")):
             _, png, _ = await ask(name, request, "as_png", count=1)
             return Response(png, media_type=PNG)
-        model, found, timing = await ask(name, request, "predict", top)
+        model, found, timing = await ask(name, request, "predict", top, min_score)
         return _json(Answer, model, timing, predictions=found)
 
     @app.post(
@@ -305,9 +312,9 @@ def create_app(models: Sequence[Endpoint], settings: Serving) -> FastAPI:
         responses={**answers, **gives_picture},
         openapi_extra=takes_pictures,
     )
-    async def draw(name: str, request: Request) -> Response:
+    async def draw(name: str, request: Request, min_score: MinScore = None) -> Response:
         """The prediction of one picture drawn over it, as PNG."""
-        _, png, _ = await ask(name, request, "draw", count=1)
+        _, png, _ = await ask(name, request, "draw", min_score, count=1)
         return Response(png, media_type=PNG)
 
     @app.post(

@@ -22,6 +22,7 @@ from tlray import gallery, image
 from tlray.config import Serving
 from tlray.errors import BundleError, PictureError, StorageError, nearest
 from tlray.serve.protocol import RETRY_AFTER_S, ModelCard, Refusal, Reply, Size
+from tlray.serve.query import BAD
 
 logger = logging.getLogger(__name__)
 
@@ -156,10 +157,15 @@ class Model:
             input=Size(width=width, height=height),
         ).model_dump()
 
-    async def predict(self, pictures: list[bytes], top: int) -> Reply:
-        """Encoded pictures of one request -> predictions, ranked lists cut to ``top`` entries."""
+    async def predict(self, pictures: list[bytes], top: int, min_score: float | None) -> Reply | Refusal:
+        """Encoded pictures of one request -> predictions: ranked lists cut to ``top`` entries, finds to those
+        from ``min_score`` on (None: the task's threshold)."""
+        task = self._predictor.task
+        if min_score is not None and not task.finds:
+            return self._no_finds(min_score)
         reply = await self._ask(pictures, Wanted())
-        return {**reply, "results": [_cut(prediction, top) for prediction in reply["results"]]}
+        served = (task.served(prediction, min_score) for prediction in reply["results"])
+        return {**reply, "results": [_cut(prediction, top) for prediction in served]}
 
     async def embed(self, pictures: list[bytes], stage: str | None) -> Reply | Refusal:
         """Encoded pictures -> embeddings, lists of numbers."""
@@ -169,12 +175,14 @@ class Model:
         reply = await self._ask(pictures, Wanted(True, stage))
         return {**reply, "results": [x_D.tolist() for x_D in reply["results"]]}
 
-    async def draw(self, pictures: list[bytes]) -> Reply | Refusal:
-        """One encoded picture -> PNG of its prediction over it, in source size."""
+    async def draw(self, pictures: list[bytes], min_score: float | None) -> Reply | Refusal:
+        """One encoded picture -> PNG of its prediction over it, in source size; finds as in `predict`."""
         task, limit = self._predictor.task, self._predictor.preprocess.max_pixels
+        if min_score is not None and not task.finds:
+            return self._no_finds(min_score)
 
         def draw(predictions: list[Any]) -> bytes:
-            record = task.record(None, predictions[0])
+            record = task.record(None, task.served(predictions[0], min_score))
             out = io.BytesIO()
             task.draw(image.decode(pictures[0], limit), record, self._predictor.labels).save(out, "PNG")
             return out.getvalue()
@@ -275,6 +283,11 @@ class Model:
 
     def _same(self, similarity: float) -> bool | None:
         return None if self._threshold is None else similarity >= self._threshold
+
+    def _no_finds(self, min_score: float) -> Refusal:
+        task = self._predictor.manifest.task["name"]
+        said = f"query min_score = {min_score:g}: accepted: none, a prediction of {task} is no list of finds"
+        return Refusal(400, BAD, said)
 
     def _no_gallery(self) -> Refusal:
         from tlray import tasks

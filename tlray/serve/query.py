@@ -15,6 +15,7 @@ BAD = "bad_parameter"  # reason of the refusals here
 _ACCEPTED = {  # pydantic's kinds of mistakes -> what is accepted, in our words
     "int_parsing": "a whole number",
     "int_parsing_size": "a whole number",
+    "float_parsing": "a number",
     "string_too_short": "what is not empty",
 }
 

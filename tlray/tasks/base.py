@@ -133,6 +133,8 @@ class Task(Protocol):
     defaults: ClassVar[Defaults]
     gallery: ClassVar[bool]
     """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
+    finds: ClassVar[bool]
+    """Whether a prediction is a list of finds with scores; `served` leaves out those of low score."""
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Look at labels before a data set is made of them: (rows, remarks).
@@ -172,7 +174,8 @@ class Task(Protocol):
         ...
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
-        """One row of evaluation.json: all that `figures` and `draw` need; without a row, no truth."""
+        """One row of evaluation.json: all that `figures` and `draw` need; without a row, no truth, and the
+        prediction is one that was `served`."""
         ...
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
@@ -184,12 +187,17 @@ class Task(Protocol):
         have no place in it."""
         ...
 
+    def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:
+        """What people are given of a prediction: of finds those from ``min_score`` on, without it those from
+        the task's threshold on. Metrics and batch prediction take the whole; so may other tasks."""
+        ...
+
     def image_of(self, prediction: Prediction) -> bytes | None:
         """The prediction itself as an encoded PNG in source size; None where it is no picture."""
         ...
 
     def summary(self, prediction: Prediction, top: int) -> str:
-        """A prediction in one line for a terminal."""
+        """A prediction, as it is `served`, in one line for a terminal."""
         ...
 
     def figures(self, evaluation: dict[str, Any]) -> list[Section]:

@@ -37,6 +37,7 @@ class Task(Strict):
     columns: ClassVar[dict[str, Kind]] = {LABEL: "class"}
     defaults: ClassVar[Defaults] = Defaults()
     gallery: ClassVar[bool] = False
+    finds: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         return rows, []  # what there is to say of classes is said of all tasks that have them
@@ -88,6 +89,9 @@ class Task(Strict):
 
     def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
         return picture  # a class has no place in the picture
+
+    def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:
+        return prediction
 
     def image_of(self, prediction: Prediction) -> bytes | None:
         return None

@@ -61,6 +61,7 @@ class Task(Strict):
         "colour", (0.7, 1.0), batch_size=32, rate_factor=0.6, backbone_lr_ratio=0.3
     )
     gallery: ClassVar[bool] = True
+    finds: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """People with a single picture can be told from others, but show nothing of what stays the same."""
@@ -109,6 +110,9 @@ class Task(Strict):
 
     def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
         return picture  # a person is a name, not a place
+
+    def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:
+        return prediction
 
     def image_of(self, prediction: Prediction) -> bytes | None:
         return None

@@ -42,6 +42,7 @@ class Task(Strict):
     columns: ClassVar[dict[str, Kind]] = {LABELS: "classes"}
     defaults: ClassVar[Defaults] = Defaults()
     gallery: ClassVar[bool] = False
+    finds: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Says which pictures have no class: they are taken, and teach what is none of them."""
@@ -118,6 +119,9 @@ class Task(Strict):
 
     def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
         return picture  # a class has no place in the picture
+
+    def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:
+        return prediction
 
     def image_of(self, prediction: Prediction) -> bytes | None:
         return None

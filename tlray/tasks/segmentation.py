@@ -55,6 +55,7 @@ class Task(Strict):
         "colour", (0.5, 1.0), batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3
     )
     gallery: ClassVar[bool] = False
+    finds: ClassVar[bool] = False
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Masks that cannot be read or have unknown ids are left out."""
@@ -116,6 +117,9 @@ class Task(Strict):
             }
             predictions.append({**to_runs(ids_HW), "shares": shares})
         return predictions
+
+    def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:
+        return prediction
 
     def image_of(self, prediction: Prediction) -> bytes:
         """The prediction as a PNG of class ids."""

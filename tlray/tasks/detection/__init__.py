@@ -29,7 +29,7 @@ from tlray.tasks import base
 from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 from tlray.tasks.detection.boxes import areas, clipped, corners
 from tlray.tasks.detection.drawing import BOX_COLOURS, Pen, figures
-from tlray.tasks.detection.metrics import Metrics, hits, truth_of
+from tlray.tasks.detection.metrics import COCO_OBJECTS, Metrics, hits, truth_of
 from tlray.tasks.detection.model import OneStage, TwoStage
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
@@ -49,7 +49,7 @@ class Task(Strict):
     anchor_scale: Positive = 2.0  # smallest anchor of a map, in strides; 4 in the paper, for larger inputs
     channels: int = Field(64, ge=32, multiple_of=32)  # of the pyramid and the heads; 256 in the papers
     freeze_norm: bool = True  # batch norm keeps the pretrained statistics (batches of a few pictures)
-    min_score: Share = 0.05  # of the objects in a prediction
+    min_score: Share = 0.001  # of the objects in a prediction; mAP needs the weak ones, see `served`
     max_objects: Count = 100  # in a prediction
     nms_iou: Share = 0.5  # of two boxes of a class, the better one stays
     threshold: Share | None = None  # score that makes a find; None: the best F1 on validation
@@ -57,6 +57,7 @@ class Task(Strict):
     columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
     defaults: ClassVar[Defaults] = Defaults("colour", batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3)
     gallery: ClassVar[bool] = False
+    finds: ClassVar[bool] = True
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Boxes are clipped to the picture; what is then no box any more is dropped, its row stays."""
@@ -148,8 +149,10 @@ class Task(Strict):
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
         truth = {} if row is None else {"truth": truth_of(row)}
-        found = [[o["index"], o["score"], *o["box"]] for o in prediction["objects"]]
-        return {**truth, "objects": found, "threshold": self._sure}
+        threshold = 0.0 if row is None else self._sure
+        # No more than the metric counts, whatever the settings: an evaluation keeps them for every row.
+        found = [[o["index"], o["score"], *o["box"]] for o in prediction["objects"][:COCO_OBJECTS]]
+        return {**truth, "objects": found, "threshold": threshold}
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
         """Finds with full lines, class and score above; truth dashed, its class below where it was missed."""
@@ -172,15 +175,19 @@ class Task(Strict):
             pen.box(box, BOX_COLOURS[int(label) % len(BOX_COLOURS)], above=labels[int(label)])
         return picture
 
+    def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:
+        least = self._sure if min_score is None else min_score
+        return {**prediction, "objects": [o for o in prediction["objects"] if o["score"] >= least]}
+
     def image_of(self, prediction: Prediction) -> bytes | None:
         return None
 
     def summary(self, prediction: Prediction, top: int) -> str:
-        sure = [o for o in prediction["objects"] if o["score"] >= self._sure]
+        found = prediction["objects"]
         places = (
-            f"{o['label']} {o['score']:.4f} at {','.join(f'{v:.0f}' for v in o['box'])}" for o in sure[:top]
+            f"{o['label']} {o['score']:.4f} at {','.join(f'{v:.0f}' for v in o['box'])}" for o in found[:top]
         )
-        return "  ".join([f"{len(sure)} objects", *places])
+        return "  ".join([f"{len(found)} objects", *places])
 
     def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
         """Average precision and curves by class; the pictures with most mistakes."""
