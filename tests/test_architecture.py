@@ -18,8 +18,8 @@ PACKAGE = ROOT / "tlray"
 ORDER = [
     "errors", "redact", "findings", "recipe", "config", "svg", "plots", "schema", "image", "augment", "masks",
     "mask_code", "storage", "targets", "extensions", "shards", "labels", "dataset", "formats", "stages",
-    "weights", "backbone", "tasks", "defaults", "bundle", "predict", "registry", "gallery", "runtime",
-    "progress", "preflight", "sample", "ingest", "order", "stream",
+    "weights", "backbone", "losses", "order", "tasks", "defaults", "bundle", "predict", "registry", "gallery",
+    "runtime", "progress", "preflight", "sample", "ingest", "stream",
     "pictures", "batch", "similar", "embed", "track", "judging", "average", "candidate", "checkpoint",
     "resume", "evaluate", "loop", "train", "search", "serve", "report", "road", "doctor", "quickstart", "cli",
 ]

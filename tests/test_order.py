@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlray.errors import ConfigError
-from tlray.order import Order, num_lanes, share
+from tlray.order import Order, Together, num_lanes, share
 
 groups = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
@@ -41,6 +41,22 @@ def test_batches_of_an_epoch_are_near_equal(rows, batch_size):
     assert sum(sizes) == sum(rows)
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups, st.sampled_from([4, 8, 32]), st.integers(1, 6), st.integers(2, 5), st.integers(0, 3))
+def test_rows_of_one_label_come_together(rows, batch_size, people, number, epoch):
+    labels = np.random.default_rng(0).integers(0, people, sum(rows))
+    order = Order(rows, batch_size, 0, together=Together(labels, number))
+    line = order.epoch(epoch)
+    assert sorted(line) == list(range(sum(rows)))
+    assert (line == Order(rows, batch_size, 0, 4, together=Together(labels, number)).epoch(epoch)).all()
+    groups_of = {
+        person: -(-count // number)
+        for person, count in zip(*np.unique(labels, return_counts=True), strict=True)
+    }
+    changes = 1 + int((np.diff(labels[line]) != 0).sum())  # neighbours of one person may join
+    assert changes <= sum(groups_of.values())
 
 
 def test_epochs_and_seeds_differ_and_repeat():

@@ -317,6 +317,12 @@ class Backbone(nn.Module):
         parameters = [p for i, owned in self._owned() if i < d for p in owned.values()]
         return [*parameters, *(b for stage in self._chain[:d] for b in stage.buffers())]
 
+    def keep_statistics(self) -> None:
+        """Batch norm in evaluation mode, also while the rest trains: it keeps its pretrained statistics."""
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
     def no_weight_decay(self) -> set[int]:
         """Identities (`id`) of the parameters that the model itself exempts from weight decay."""
         names = set(getattr(self.model, "no_weight_decay", set)())

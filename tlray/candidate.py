@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -23,14 +23,14 @@ from tlray.bundle import Model
 from tlray.config import Config, Optim
 from tlray.errors import ConfigError
 from tlray.image import Preprocess
-from tlray.tasks.base import Task
+from tlray.tasks.base import Counts, Task
 
 RGB = tuple[float, float, float]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_model(
-    config: Config, task: Task, labels: list[str], counts: Sequence[int] | None, fingerprint: str
+    config: Config, task: Task, labels: list[str], counts: Counts | None, fingerprint: str
 ) -> Model:
     """Pretrained backbone, frozen to its depth, under a new head; preprocessing that fits its weights."""
     chosen = config.input
@@ -145,6 +145,8 @@ class Candidate:
         ``weight`` is this rank's share of the global batch times the number of ranks: gradients are
         averaged over ranks, and every row shall count the same.
         """
+        if (trained := getattr(self.model.module, "trained", None)) is not None:
+            trained(step / self.num_steps)
         factor = self.lr(step) / self.optim.lr
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor

@@ -37,6 +37,7 @@ def settle(config: Config) -> Config:
         return config
     rows = Dataset.open(config.data.uri).num_rows(config.data.train_split)
     usual = tasks.load(config.task).defaults
+    config = config.model_copy(update={"task": {**usual.task, **config.task}})
     batch = min(usual.batch_size, max(LEAST_BATCH, rows // 16))
     config = _filled(
         config,

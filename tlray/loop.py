@@ -205,6 +205,11 @@ class Run:
         reads = getattr(module, "reads", None)
         return Boundary(self.model.freeze_depth, None if reads is None else tuple(reads))
 
+    @property
+    def judged_at(self) -> Boundary | None:
+        """Where evaluation begins; None: at the pixels."""
+        return None if getattr(self.model.module, "needs_pixels", False) else self.boundary
+
     def learn(self, fed: Fed, ours: int, num_rows: int) -> None:
         """One step on a batch of which ``ours`` of ``num_rows`` rows are this rank's."""
         mark = time.perf_counter()
@@ -358,7 +363,7 @@ class Loop:
         self.labels, self.split = tasks.labels_of(task, self.data), config.data.train_split
         self.order = Order(
             self.data.group_rows(self.split), config.train.batch_size, config.seed, worker.world,
-            config.data.shuffle_window,
+            config.data.shuffle_window, tasks.together(task, self.data, self.split),
         )  # fmt: skip
         self.validation_split = config.data.validation_split
         self.num_rows = sum(self.data.group_rows(self.validation_split))
@@ -558,13 +563,13 @@ class Loop:
             run.candidate.share_statistics(self.worker.gather)
             run.model.module.eval()
         first = 0
-        for fed in self.feed.validation({run.boundary for run in runs}):
+        for fed in self.feed.validation({run.judged_at for run in runs}):
             rows = self.rows[first : first + len(fed.rows)]
             for run in runs:
                 if run.error:
                     continue
                 with self.alone(run):
-                    x = fed.input(run.boundary)
+                    x = fed.input(run.judged_at)
                     told = run.model.predict_rendered(x, fed.geometries, self.worker.device)
                     found[run.name].update(told, rows)
             first += len(rows)

@@ -13,6 +13,7 @@ would be a whole step of the optimiser in a direction that is mostly noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,13 @@ from tlray.errors import ConfigError
 
 MAX_LANES = 64
 Indices = npt.NDArray[np.int64]
+
+
+class Together(NamedTuple):
+    """Rows of which ``number`` with one label come one after another: labels (num_rows,) by global row."""
+
+    labels: Indices
+    number: int
 
 
 def num_lanes(batch_size: int) -> int:
@@ -35,12 +43,18 @@ class Order:
     """
 
     def __init__(
-        self, group_rows: Sequence[int], batch_size: int, seed: int, world: int = 1, window: int = 8192
+        self,
+        group_rows: Sequence[int],
+        batch_size: int,
+        seed: int,
+        world: int = 1,
+        window: int = 8192,
+        together: Together | None = None,
     ) -> None:
         self.starts = np.concatenate([[0], np.cumsum(group_rows)]).astype(np.int64)
         self.num_rows = int(self.starts[-1])
         self.batch_size, self.seed, self.world = batch_size, seed, world
-        self.lanes = num_lanes(batch_size)
+        self.lanes, self.together = num_lanes(batch_size), together
         self.window = max(1, window // self.lanes)
         if self.lanes % world:
             fits = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
@@ -79,7 +93,8 @@ class Order:
         for k, lane in enumerate(lanes):
             table[: len(lane), k] = lane
         flat = table.ravel()
-        return flat[flat >= 0]
+        flat = flat[flat >= 0]
+        return flat if self.together is None else _regrouped(flat, self.together, rng)
 
     def global_batch(self, step: int) -> Indices:
         """Rows of the step-th batch of the run, over all ranks."""
@@ -99,6 +114,22 @@ class Order:
         epoch, g = divmod(step, self.steps_per_epoch)
         first, last = (n * self.num_rows // self.steps_per_epoch for n in (g, g + 1))
         return epoch, first, last
+
+
+def _regrouped(line: Indices, together: Together, rng: np.random.Generator) -> Indices:
+    """The line as groups of rows of one label, in random order; a label's last group may be smaller.
+
+    Metric learning has something to compare only where a batch shows somebody more than once.
+    """
+    labels = together.labels[line]
+    by_label = np.argsort(labels, kind="stable")  # within a label as the line has them
+    ends = np.flatnonzero(np.diff(labels[by_label])) + 1
+    groups = [
+        rows[start : start + together.number]
+        for rows in np.split(line[by_label], ends)
+        for start in range(0, len(rows), together.number)
+    ]
+    return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
 
 
 def share(num_rows: int, rank: int, world: int) -> Indices:

@@ -15,6 +15,7 @@ from tlray import schema, stream, tasks
 from tlray.backbone import Backbone
 from tlray.errors import ConfigError
 from tlray.image import Preprocess, decode, encode_mask, render
+from tlray.tasks.base import Counts
 
 TASKS = tasks.names()
 PRE = Preprocess(size=(64, 64), fit="letterbox", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -32,7 +33,7 @@ class Toy:
         done = [render(data, PRE) for data in self.pictures]
         self.x = torch.from_numpy(np.stack([x for x, _ in done]))
         self.geometries = [geometry for _, geometry in done]
-        counts = None if kind in ("objects", "mask") else [3, 3, 2]
+        counts = None if kind in ("objects", "mask") else Counts([3, 3, 2], 8)
         torch.manual_seed(0)
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)  # as a run does: small gradients are slow without

@@ -35,6 +35,7 @@ def test_metrics_are_those_of_the_library():
     from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
     metrics, p, truth = scored()
+    metrics.thresholds = [0.5] * 3
     ours = metrics.compute()
     assert ours["map"] == pytest.approx(float(multilabel_average_precision(p, truth, 3)), abs=1e-6)
     for average in ("macro", "micro"):
@@ -56,12 +57,45 @@ def test_decided_thresholds_have_the_best_f1():
 
     for i, threshold in enumerate(decided.thresholds):
         assert f1(i, threshold) == max(f1(i, t) for t in np.unique(scores_NC[:, i]))
-    assert decided.metrics(LABELS).thresholds.tolist() == list(decided.thresholds)
+    assert decided.metrics(LABELS).thresholds == decided.thresholds
     by_hand = tasks.load({"name": "multilabel", "thresholds": [0.1, 0.2, 0.3]})
     assert by_hand.decided(metrics) is by_hand and task.decided(task.metrics(LABELS)) is task
     logits = torch.logit(torch.tensor([[0.15, 0.15, 0.4]]))
     assert by_hand.decode(logits, [None], LABELS)[0]["present"] == ["waves", "blob"]
     assert multilabel.best_threshold(np.array([0.2, 0.9]), np.array([False, False])) == 0.5
+
+
+def test_figures_are_those_at_the_thresholds_that_ship():
+    metrics, _, _ = scored()
+    task = tasks.load({"name": "multilabel"})
+    again = task.decided(metrics).metrics(LABELS)
+    again.merge(metrics.state())
+    assert again.compute() == metrics.compute()
+
+
+def test_rare_classes_share_a_threshold():
+    scores = np.array([[0.9, 0.2, 0.5], [0.1, 0.8, 0.4], [0.2, 0.3, 0.1], *[[0.6, 0.1, 0.05]] * 12])
+    truth = np.zeros((15, 3), bool)
+    truth[3:, 0] = truth[0, 1] = truth[1, 2] = True
+    found = multilabel.best_thresholds(scores, truth)
+    assert found[1] == found[2] == multilabel.best_threshold(scores[:, 1:].ravel(), truth[:, 1:].ravel())
+    assert found[0] == multilabel.best_threshold(scores[:, 0], truth[:, 0])
+
+
+def test_the_first_predictions_are_how_often_a_class_occurs():
+    from tlray.backbone import Backbone
+    from tlray.tasks.base import Counts
+
+    for weight in ("none", "balanced"):
+        task = tasks.load({"name": "multilabel", "pos_weight": weight})
+        module = task.build(Backbone("resnet10t-nano", size=32), LABELS, Counts([30, 1, 90], 100)).eval()
+        x = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+        said = module(x).sigmoid().ravel().tolist()
+        if weight == "none":
+            assert said == pytest.approx([0.3, 0.015, 0.9], abs=0.01)
+        else:  # the weighted loss has its least where positives and negatives weigh the same
+            assert said == pytest.approx([0.5, 0.6, 0.5], abs=0.02)
+            assert module.pos_weight.tolist() == pytest.approx([70 / 30, 99, 10 / 90])
 
 
 def test_thresholds_are_one_a_class():

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from tlray.config import validate
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, nearest
+from tlray.order import Together
 from tlray.schema import Kind
-from tlray.tasks.base import Task
+from tlray.tasks.base import Counts, Task
 
 
 def names() -> list[str]:
@@ -62,7 +63,15 @@ def check_split(task: Task, data: Dataset, split: str) -> None:
         data.check_labels(split, column, kind, len(data.labels(column)))
 
 
-def counts(task: Task, data: Dataset, split: str) -> list[int] | None:
+def together(task: Task, data: Dataset, split: str) -> Together | None:
+    """What `order.Order` needs for batches in which rows of one label come together; None: they do not."""
+    if task.together <= 1:
+        return None
+    column = next(iter(task.columns))
+    return Together(data.read(split, [column])[column].to_numpy(), task.together)
+
+
+def counts(task: Task, data: Dataset, split: str) -> Counts | None:
     """Rows of a split per class or identity; None where a row has pixels or boxes instead."""
     for column, kind in task.columns.items():
         if kind not in ("class", "identity", "classes"):
@@ -71,5 +80,6 @@ def counts(task: Task, data: Dataset, split: str) -> list[int] | None:
         if kind == "classes":
             values = pc.list_flatten(values)
         known = 0 if kind == "identity" else len(data.labels(column))
-        return [int(n) for n in np.bincount(values.to_numpy(), minlength=known)]
+        found = [int(n) for n in np.bincount(values.to_numpy(), minlength=known)]
+        return Counts(found, data.num_rows(split))
     return None

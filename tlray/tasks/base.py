@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -80,6 +81,14 @@ class Defaults(NamedTuple):
     batch_size: int = 64  # at most
     rate_factor: float = 1.0  # of the head's rate
     backbone_lr_ratio: float = 1.0
+    task: Mapping[str, Any] = MappingProxyType({})  # settings of the task itself, for new trainings
+
+
+class Counts(NamedTuple):
+    """Of the training split: rows of each class or identity, and of all."""
+
+    by_class: Sequence[int]
+    rows: int
 
 
 class Metrics(Protocol):
@@ -114,6 +123,8 @@ class Module(Protocol):
     ``reads``: indices of the backbone's stages whose maps the head takes (absent: the pooled features alone);
     ``mixes_pixels``: whether training changes the pixels of a batch. By these a search knows what it may
     compute once; ``x_BCHW`` may then be a `Features` in place of pixels, which the backbone's methods take.
+    ``needs_pixels``: whether evaluation asks for pixels where training may begin with features.
+    ``trained(share)``: where it has one, told before each step how much of training is done, 0 to 1.
     Where the task trains an embedding, ``embed(x_BCHW)`` gives it, (B, D); `Predictor.embed` asks for it.
     """
 
@@ -131,6 +142,8 @@ class Task(Protocol):
     goal: Goal
     """What decides; a setting, `OneOf` the task's metrics."""
     defaults: ClassVar[Defaults]
+    together: int
+    """Rows of one label that come together in a batch; 1: each comes by itself."""
     gallery: ClassVar[bool]
     """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
     finds: ClassVar[bool]
@@ -153,10 +166,10 @@ class Task(Protocol):
         """
         ...
 
-    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+    def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """A `Module`: ``forward(x_BCHW uint8, targets)`` gives the mean loss of the batch's rows (scalar),
-        ``forward(x_BCHW)`` raw outputs, any structure of tensors; ``counts`` are training rows per label
-        (or identity), None where the model is loaded from a bundle."""
+        ``forward(x_BCHW)`` raw outputs, any structure of tensors; ``counts`` are those of the
+        training split, None where the model is loaded from a bundle."""
         ...
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:

@@ -17,7 +17,7 @@ from tlray.config import NonNegative, Share, Strict
 from tlray.image import Geometry
 from tlray.schema import LABEL, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -36,6 +36,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {LABEL: "class"}
     defaults: ClassVar[Defaults] = Defaults()
+    together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     finds: ClassVar[bool] = False
 
@@ -45,11 +46,11 @@ class Task(Strict):
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
         return None if any(table.num_rows for table in tables) else "it has no pictures"
 
-    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+    def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Linear classifier over the backbone's pooled features."""
         weights = None
         if self.class_weights == "balanced" and counts is not None:
-            seen = torch.tensor(counts, dtype=torch.float32).clamp(min=1)
+            seen = torch.tensor(counts.by_class, dtype=torch.float32).clamp(min=1)
             weights = seen.sum() / (len(labels) * seen)
         return Classifier(backbone, len(labels), self.label_smoothing, self.mixup, weights)
 

@@ -17,13 +17,13 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray.config import Count, NonNegative, Positive, Strict
+from tlray.config import Count, NonNegative, Positive, Share, Strict
 from tlray.image import Geometry
 from tlray.plots import Column, Section, Shot, Table
 from tlray.schema import LABEL, Kind
 from tlray.svg import BLUE, GRID, RED, SOFT, Plot, to_svg
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -52,13 +52,21 @@ class Task(Strict):
     margin: NonNegative | None = None  # None: that of the head's paper
     scale: Positive = 30.0  # of the cosines in the loss; the papers' 64 is for 10,000 people and more
     embedding_size: Count = 128
+    margin_warmup: Share = 0.1  # share of training in which the margin grows from 0
+    pictures_per_person: Count = 4  # that come together in a batch of training
+    mirror: bool = False  # an embedding is that of the picture and its mirror image; new trainings: true
     threshold: float | None = None  # cosine similarity from which two are one person; None: from validation
 
     columns: ClassVar[dict[str, Kind]] = {LABEL: "identity"}
     # Not the true accept rate at few false ones: on the some hundred pairs of a usual validation split that
     # hangs on a handful of impostors, while this rests on all pairs and is what `verify` delivers.
     defaults: ClassVar[Defaults] = Defaults(
-        "colour", (0.7, 1.0), batch_size=32, rate_factor=0.6, backbone_lr_ratio=0.3
+        "colour",
+        (0.7, 1.0),
+        batch_size=32,
+        rate_factor=0.6,
+        backbone_lr_ratio=0.3,
+        task={"mirror": True},
     )
     gallery: ClassVar[bool] = True
     finds: ClassVar[bool] = False
@@ -73,6 +81,10 @@ class Task(Strict):
         said = f"{len(single)} of {len(counts)} people have a single picture: they make no pair of the same"
         return rows, [Remark("warning", "single_picture", said, single[:10])]
 
+    @property
+    def together(self) -> int:
+        return self.pictures_per_person
+
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
         person_N = np.concatenate([np.zeros(0, np.int64), *(table[LABEL].to_numpy() for table in tables)])
         _, counts = np.unique(person_N[_chosen(person_N)], return_counts=True)
@@ -80,10 +92,10 @@ class Task(Strict):
             return f"it has {len(counts) or 'no'} person, and no pair of two"
         return None if counts.max() > 1 else "none of its people has two pictures, so there is no pair of one"
 
-    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+    def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Linear embedding and batch norm over the backbone's pooled features; in training the head."""
-        head = None if counts is None else _head(self, len(counts))
-        return Embedder(backbone, self.embedding_size, head)
+        head = None if counts is None else _head(self, len(counts.by_class))
+        return Embedder(backbone, self, head)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
         return {LABEL: np.int64(row[LABEL])}
@@ -159,9 +171,14 @@ class Embedder(nn.Module):
 
     training_only = ("identities.",)
 
-    def __init__(self, backbone: Backbone, size: int, head: nn.Module | None) -> None:
+    def __init__(self, backbone: Backbone, settings: Task, head: nn.Module | None) -> None:
         super().__init__()
         self.backbone = backbone
+        size, self.mirror, self.margin_warmup = (
+            settings.embedding_size, settings.mirror, settings.margin_warmup,
+        )  # fmt: skip
+        self.needs_pixels = settings.mirror  # features of a mirror image are not mirrored features
+        self.margin = float(getattr(head, "margin", 0.0))  # as the loss has it, radians or a cosine
         self.project = nn.Linear(backbone.num_features, size, bias=False)  # the norm has one
         self.norm = nn.BatchNorm1d(size)
         self.identities = head
@@ -180,7 +197,16 @@ class Embedder(nn.Module):
 
     def embed(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Unit vectors (B, D)."""
-        return F.normalize(self._points(x_BCHW).float())
+        x_BD = F.normalize(self._points(x_BCHW).float())
+        if not self.mirror:
+            return x_BD
+        return F.normalize(x_BD + F.normalize(self._points(x_BCHW.flip(-1)).float()))
+
+    def trained(self, share: float) -> None:
+        """The margin grows with training: at first people cannot be told apart even without one."""
+        if self.identities is not None and self.margin_warmup:
+            head: Any = self.identities
+            head.margin = self.margin * min(1.0, share / self.margin_warmup)
 
     def _points(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         x_BD = self.project(self.backbone.pooled(x_BCHW))

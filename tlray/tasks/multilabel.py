@@ -20,11 +20,13 @@ from tlray.errors import ConfigError
 from tlray.image import Geometry
 from tlray.schema import LABELS, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
 
+FEW = 10  # positives in validation, below which classes share one threshold
+MOST_WEIGHT = 100.0  # of a class's positives in the loss: a handful of pictures must not rule it
 UNDECIDED = 0.5  # threshold of a class of which validation tells nothing
 
 
@@ -36,11 +38,12 @@ class Task(Strict):
         "map", "max"
     )
     label_smoothing: Share = 0.0
-    pos_weight: Literal["none", "balanced"] = "none"  # balanced: rarer classes weigh more where they occur
+    pos_weight: Literal["none", "balanced"] = "none"  # balanced: negatives / positives of each class
     thresholds: tuple[Share, ...] | None = None  # a class each; None: chosen on validation for the best F1
 
     columns: ClassVar[dict[str, Kind]] = {LABELS: "classes"}
     defaults: ClassVar[Defaults] = Defaults()
+    together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     finds: ClassVar[bool] = False
 
@@ -57,7 +60,7 @@ class Task(Strict):
             return None
         return "none of its pictures has a class"
 
-    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+    def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Linear classifier over the backbone's pooled features, one logit a class.
 
         Raises ConfigError where there are more or fewer thresholds than classes.
@@ -66,11 +69,14 @@ class Task(Strict):
             raise ConfigError(
                 f"task.thresholds: {len(self.thresholds)} numbers; accepted: one a class, {len(labels)}"
             )
-        weights = None
-        if self.pos_weight == "balanced" and counts is not None:
-            seen = torch.tensor(counts, dtype=torch.float32).clamp(min=1)
-            weights = seen.mean() / seen
-        return Classifier(backbone, len(labels), self.label_smoothing, weights)
+        weights = prior = None
+        if counts is not None:
+            seen = torch.tensor(counts.by_class, dtype=torch.float32)
+            prior = ((seen + 0.5) / (counts.rows - seen + 0.5)).log()
+            if self.pos_weight == "balanced":
+                weights = ((counts.rows - seen) / seen.clamp(min=1)).clamp(1 / MOST_WEIGHT, MOST_WEIGHT)
+                prior = prior + weights.log()  # where the weighted loss has its least
+        return Classifier(backbone, len(labels), self.label_smoothing, weights, prior)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
         """``labels`` (C,) float32: 1 where the class is in the picture."""
@@ -94,16 +100,14 @@ class Task(Strict):
         return UNDECIDED if self.thresholds is None else self.thresholds[index]
 
     def metrics(self, labels: list[str]) -> Metrics:
-        return Metrics(len(labels), [self._threshold(i) for i in range(len(labels))])
+        return Metrics(len(labels), self.thresholds)
 
     def decided(self, metrics: base.Metrics) -> Task:
         """With the thresholds at which each class has its best F1, unless they were set by hand."""
         assert isinstance(metrics, Metrics)
         if self.thresholds is not None or not metrics.scores:
             return self
-        scores_NC, truth_NC = metrics.arrays()
-        best = [best_threshold(s, t) for s, t in zip(scores_NC.T, truth_NC.T, strict=True)]
-        return self.model_copy(update={"thresholds": tuple(best)})
+        return self.model_copy(update={"thresholds": tuple(best_thresholds(*metrics.arrays()))})
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
         by_name = {item["label"]: item for item in prediction["labels"]}
@@ -195,13 +199,22 @@ class Classifier(nn.Module):
     pos_weight: torch.Tensor | None
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, label_smoothing: float, pos_weight: torch.Tensor | None
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        label_smoothing: float,
+        pos_weight: torch.Tensor | None,
+        prior: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.num_features, num_classes)
-        nn.init.zeros_(self.head.weight)  # the first predictions are 0.5, whatever the features
+        # The first predictions are how often each class occurs, whatever the features: else the first epoch
+        # would go into learning that most classes are absent from most pictures (arXiv 1708.02002).
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        if prior is not None:
+            self.head.bias.data.copy_(prior)
         self.label_smoothing = label_smoothing
         # Part of the loss, not of the model: it is not stored in the bundle.
         self.register_buffer("pos_weight", pos_weight, persistent=False)
@@ -224,8 +237,9 @@ class Metrics:
     Classes that never occur count for nothing; without rows, or without any class in them, NaN.
     """
 
-    def __init__(self, num_classes: int, thresholds: Sequence[float]) -> None:
-        self.num_classes, self.thresholds = num_classes, np.array(thresholds)
+    def __init__(self, num_classes: int, thresholds: Sequence[float] | None) -> None:
+        """``thresholds``: None: those with the best F1 on what was seen, which a bundle would have."""
+        self.num_classes, self.thresholds = num_classes, thresholds
         self.scores: list[list[float]] = []
         self.truth: list[list[int]] = []
 
@@ -254,7 +268,8 @@ class Metrics:
         there_C = truth_NC.any(axis=0) if len(truth_NC) else np.zeros(self.num_classes, bool)
         if not there_C.any():
             return dict.fromkeys(("map", "macro_f1", "micro_f1", "log_loss"), float("nan"))
-        hits_C, said_C, true_C = _counts(truth_NC, scores_NC >= self.thresholds)
+        chosen = best_thresholds(scores_NC, truth_NC) if self.thresholds is None else self.thresholds
+        hits_C, said_C, true_C = _counts(truth_NC, scores_NC >= np.array(chosen))
         p_NC = np.clip(scores_NC, 1e-6, 1 - 1e-6)
         found = [average_precision(scores_NC[:, i], truth_NC[:, i]) for i in np.flatnonzero(there_C)]
         return {
@@ -272,6 +287,20 @@ def average_precision(score_N: np.ndarray, truth_N: np.ndarray) -> float | None:
     hits_T, said_T, _ = _curve(score_N, truth_N)
     gain_T = np.diff(hits_T, prepend=0) / truth_N.sum()
     return float((hits_T / said_T * gain_T).sum())
+
+
+def best_thresholds(score_NC: np.ndarray, truth_NC: np.ndarray) -> list[float]:
+    """The threshold of each class with its best F1.
+
+    By a few positives it would be chance: classes with fewer than `FEW` share one, chosen on all of theirs.
+    """
+    found = [best_threshold(s, t) for s, t in zip(score_NC.T, truth_NC.T, strict=True)]
+    rare = [i for i, count in enumerate(truth_NC.sum(0)) if 0 < count < FEW]
+    if len(rare) > 1:
+        shared = best_threshold(score_NC[:, rare].ravel(), truth_NC[:, rare].ravel())
+        for i in rare:
+            found[i] = shared
+    return found
 
 
 def best_threshold(score_N: np.ndarray, truth_N: np.ndarray) -> float:

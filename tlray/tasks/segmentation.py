@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import masks, plots
+from tlray import losses, masks, plots
 from tlray.config import Count, Share, Strict
 from tlray.errors import DataError
 from tlray.image import Geometry, Pixels, decode_mask, encode_mask, render_mask
 from tlray.schema import MASK, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -49,11 +49,14 @@ class Task(Strict):
     channels: Count = 96  # of the pyramid
     min_stride: Count = 4  # of the finest level that is used
     label_smoothing: Share = 0.0
+    loss: Literal["cross_entropy", "dice", "lovasz"] = "lovasz"  # cross-entropy, plus one of regions
+    freeze_norm: bool = False  # batch norm keeps the pretrained statistics (batches of a few pictures)
 
     columns: ClassVar[dict[str, Kind]] = {MASK: "mask"}
     defaults: ClassVar[Defaults] = Defaults(
         "colour", (0.5, 1.0), batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3
     )
+    together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     finds: ClassVar[bool] = False
 
@@ -88,7 +91,7 @@ class Task(Strict):
                     return None
         return "its masks have no pixel of a class"
 
-    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+    def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Feature pyramid over the backbone, its levels added up (Panoptic FPN, arXiv 1901.02446)."""
         return Segmenter(backbone, len(labels), self)
 
@@ -238,7 +241,14 @@ class Segmenter(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(_groups(width), width), nn.ReLU(),
         )  # fmt: skip
         self.head = nn.Conv2d(width, num_classes, 1)
-        self.label_smoothing = settings.label_smoothing
+        self.settings = settings
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As ever; batch norm in the backbone keeps its statistics where it shall."""
+        super().train(mode)
+        if self.settings.freeze_norm:
+            self.backbone.keep_statistics()
+        return self
 
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits, or with targets (``mask`` (B, H, W) uint8) the mean loss of the rows (scalar)."""
@@ -254,11 +264,19 @@ class Segmenter(nn.Module):
         grown = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         truth_BHW = targets[MASK].long()
         loss_BHW = F.cross_entropy(
-            grown, truth_BHW, ignore_index=UNKNOWN, label_smoothing=self.label_smoothing, reduction="none"
+            grown,
+            truth_BHW,
+            ignore_index=UNKNOWN,
+            label_smoothing=self.settings.label_smoothing,
+            reduction="none",
         )
         # The mean over rows of the mean over a row's pixels, so that batches of any size add up.
         seen_B = (truth_BHW != UNKNOWN).sum((1, 2)).clamp(min=1)
-        return (loss_BHW.sum((1, 2)) / seen_B).mean()
+        loss: torch.Tensor = (loss_BHW.sum((1, 2)) / seen_B).mean()
+        if self.settings.loss == "cross_entropy":
+            return loss
+        region = losses.dice if self.settings.loss == "dice" else losses.lovasz
+        return loss + region(grown, truth_BHW, UNKNOWN).mean()
 
 
 class Metrics:

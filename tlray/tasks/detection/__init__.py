@@ -26,7 +26,7 @@ from tlray.config import Count, Positive, Share, Strict
 from tlray.image import Geometry
 from tlray.schema import OBJECTS, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 from tlray.tasks.detection.boxes import areas, clipped, corners
 from tlray.tasks.detection.drawing import BOX_COLOURS, Pen, figures
 from tlray.tasks.detection.metrics import COCO_OBJECTS, Metrics, hits, truth_of
@@ -56,6 +56,7 @@ class Task(Strict):
 
     columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
     defaults: ClassVar[Defaults] = Defaults("colour", batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3)
+    together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     finds: ClassVar[bool] = True
 
@@ -98,7 +99,7 @@ class Task(Strict):
             return None
         return "none of its pictures shows an object"
 
-    def build(self, backbone: Backbone, labels: list[str], counts: Sequence[int] | None = None) -> nn.Module:
+    def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """The chosen detector over a feature pyramid of the backbone."""
         return (OneStage if self.detector == "retinanet" else TwoStage)(backbone, len(labels), self)
 

@@ -52,9 +52,7 @@ class Detector(nn.Module):
         """As ever; batch norm in the backbone stays in evaluation mode where it shall keep its statistics."""
         super().train(mode)
         if self.freeze_norm:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            self.backbone.keep_statistics()
         return self
 
     def maps(self, x_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
