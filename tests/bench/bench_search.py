@@ -196,7 +196,7 @@ def settings(arm: str, data: str, runs: str, kind: str, epochs: int | None) -> C
     """The search of an arm."""
     own = {
         "runs": runs, "data.uri": data, "track.tensorboard": False,
-        "search.fuse": kind == "tlray", "search.cache": f"{runs}/cache",
+        "search.fuse": kind == "tlray", "search.cache": f"{runs}/cache", "search.probe": False,
     }  # fmt: skip
     if arm == FULL:
         chosen = config.load(str(RECIPE)).override(own)

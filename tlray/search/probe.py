@@ -39,6 +39,9 @@ ROWS = 20_000  # of the training split at most, drawn by class
 STRENGTHS = tuple(10.0 ** (1 - k / 2) for k in range(11))  # of L2, beside the mean loss: 10 to 1e-4
 VALUES = 2**27  # of all features of the training split together at most: 512 MB
 ITERATIONS = 100
+# Multiplications of a step, above which several threads are quicker: below, they took up to 20 times as long as
+# one on a busy machine, since each of the many small products waits for all of them.
+LARGE = 2**27
 SMALL = 50  # training pictures a class below which trials begin with the probe's head
 TOGETHER = "all stages pooled together"
 
@@ -212,7 +215,11 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
     weight_C = getattr(module, "class_weights", getattr(module, "pos_weight", None))
     labels = Labels(torch.from_numpy(shown_NC[rows]).float().to(device), one_each, weight_C)
     held_N = torch.from_numpy(held_out(shown_NC[rows], config.seed)).to(device)
-    probes = {place: probe(x_ND, labels, held_N) for place, x_ND in x_by_place.items()}
+    probes = {}
+    for place, x_ND in x_by_place.items():
+        torch.set_num_threads(threads if x_ND.numel() * len(model.labels) > LARGE else 1)
+        probes[place] = probe(x_ND, labels, held_N)
+    torch.set_num_threads(threads)
 
     module.head.weight.data.copy_(probes[POOLED].linear.weight_CD)
     module.head.bias.data.copy_(probes[POOLED].linear.bias_C)
