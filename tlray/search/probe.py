@@ -39,8 +39,8 @@ ROWS = 20_000  # of the training split at most, drawn by class
 STRENGTHS = tuple(10.0 ** (1 - k / 2) for k in range(11))  # of L2, beside the mean loss: 10 to 1e-4
 VALUES = 2**27  # of all features of the training split together at most: 512 MB
 ITERATIONS = 100
-# Multiplications of a step, above which several threads are quicker: below, they took up to 20 times as long as
-# one on a busy machine, since each of the many small products waits for all of them.
+# Multiplications of a step, above which several threads are quicker: below, two took up to 20 times as long
+# as one on a busy machine, since each of many small products waits for both.
 LARGE = 2**27
 SMALL = 50  # training pictures a class below which trials begin with the probe's head
 TOGETHER = "all stages pooled together"
