@@ -18,6 +18,7 @@ INTS = pa.list_(pa.int64())
 BOXES = pa.struct(
     [("bbox", pa.list_(pa.list_(pa.float64()))), ("category", INTS)]
 )  # of any length, unlike ours
+FLAGGED = schema.with_flags(BOXES, ["iscrowd"])
 MASK = schema.IMAGE_TYPE
 SOUND = {"bbox": [[0, 0, 2, 2]], "category": [1]}
 
@@ -54,6 +55,8 @@ def objects(bbox: Any = ((0, 0, 2, 2),), category: Any = (1,)) -> dict[str, Any]
         ("objects", BOXES, objects(bbox=[[1, 2, math.nan, 4]]), ".bbox: [1.0, 2.0, nan, 4.0]"),
         ("objects", BOXES, objects(bbox=[[1, 2, math.inf, 4]]), ".bbox: [1.0, 2.0, inf, 4.0]"),
         ("objects", OBJECTS_TYPE, objects(bbox=[[1, 2, 3, -4]]), ".bbox: [1.0, 2.0, 3.0, -4.0]"),
+        ("objects", FLAGGED, SOUND | {"iscrowd": [True, False]}, ".iscrowd: [True, False]"),
+        ("objects", FLAGGED, SOUND | {"iscrowd": [None]}, ".iscrowd: [null]"),
         ("mask", MASK, None, "null"),
         ("mask", MASK, {"bytes": None, "path": "a.png"}, ".bytes: null"),
     ],

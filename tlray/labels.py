@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray.schema import Kind
+from tlray.schema import FLAGS, Kind, flags_of
 
 ACCEPTED: dict[Kind, str] = {
     "class": "integers, the positions of class names",
     "identity": "integers, the positions of people's names",
     "classes": "lists of integers, the positions of class names",
-    "objects": "a struct of lists: bbox (x, y, width, height) and category (integer)",
+    "objects": "a struct of lists: bbox (x, y, width, height), category (integer), flags (bool), if any",
     "mask": "struct<bytes, path>",
 }
 
@@ -46,6 +46,7 @@ def fits(kind: Kind, column: pa.DataType) -> bool:
         boxes is not None and _is_list(boxes) and _is_list(boxes.value_type)
         and _is_number(boxes.value_type.value_type)
         and category is not None and _is_list(category) and bool(pa.types.is_integer(category.value_type))
+        and all(_is_flags(parts[flag]) for flag in FLAGS if flag in parts)
     )  # fmt: skip
 
 
@@ -88,6 +89,13 @@ def _objects(values: pa.Array, num_classes: int) -> Fault | None:
         return Fault(
             row, "", f"{counts[0][row]} in bbox, {counts[1][row]} in category", "one category for each box"
         )
+    for flag in flags_of(values.type):
+        column = pc.struct_field(values, flag)
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)  # NaN: no such object
+        row = _first(~np.isnan(lengths) & (lengths != counts[1]))
+        row = _first([None in (values or ()) for values in column.to_pylist()]) if row is None else row
+        if row is not None:
+            return Fault(row, f".{flag}", _short(column[row]), "true or false for each box")
     return _ids(*_flat(category), ".category", num_classes) or _boxes(*_flat(boxes))
 
 
@@ -149,6 +157,14 @@ def _short(value: pa.Scalar) -> str:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_flags(kind: pa.DataType) -> bool:
+    if pa.types.is_null(kind):
+        return True
+    return _is_list(kind) and bool(
+        pa.types.is_boolean(kind.value_type) or pa.types.is_integer(kind.value_type)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ that library writes and looks for them, so that either side reads the other's fi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ ID = "id"  # string: stable name of the row: hash of path and content
 WIDTH, HEIGHT = "width", "height"  # int32, px: as stored and shown (EXIF orientation applied)
 LABEL = "label"  # int64: position in the list of class names
 LABELS = "labels"  # list of such: a picture of several classes
-OBJECTS = "objects"  # lists of equal length: bbox (x, y, width, height) in source px, and category
+OBJECTS = "objects"  # lists of equal length: bbox (x, y, width, height) in source px, category, some `FLAGS`
 MASK = "mask"  # an encoded picture of the same size whose pixel values are class ids
 
 SPLITS = {
@@ -39,6 +39,10 @@ SPLITS = {
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float32(), 4))), ("category", pa.list_(pa.int64()))])
+DIFFICULT, CROWD = "difficult", "iscrowd"
+FLAGS = (DIFFICULT, CROWD)
+"""Lists of objects that are there where any object of the data has the flag: hard to tell even for people
+(Pascal VOC), or a box around many (COCO). Metrics count neither as to be found."""
 Kind = Literal["class", "identity", "classes", "objects", "mask"]
 """What a label column means: one class; one person (class names of all splits); several; boxes; pixels."""
 
@@ -52,13 +56,29 @@ TYPES: dict[Kind, pa.DataType] = {
 _COMMON = {IMAGE: IMAGE_TYPE, SPLIT: pa.string(), ID: pa.string(), WIDTH: pa.int32(), HEIGHT: pa.int32()}
 
 
+def with_flags(objects: pa.DataType, flags: Iterable[str]) -> pa.DataType:
+    """The type of objects, with lists for these flags."""
+    return pa.struct([*objects, *(pa.field(name, pa.list_(pa.bool_())) for name in flags)])
+
+
+def flags_of(objects: pa.DataType) -> list[str]:
+    """The flags that a type of objects has lists for."""
+    return [name for name in FLAGS if objects.get_field_index(name) >= 0]
+
+
+def flagged(objects: Mapping[str, Any], flag: str) -> list[bool]:
+    """Whether each object of a row has a flag; none has, where there is no list."""
+    values = objects.get(flag)
+    return [False] * len(objects["category"]) if values is None else [bool(value) for value in values]
+
+
 def class_label(names: list[str]) -> dict[str, Any]:
     """Hugging Face feature of an integer class column."""
     return {"names": names, "_type": "ClassLabel"}
 
 
-def feature(kind: Kind, names: list[str]) -> dict[str, Any]:
-    """Hugging Face feature of a label column of some kind."""
+def feature(kind: Kind, names: list[str], flags: Iterable[str] = ()) -> dict[str, Any]:
+    """Hugging Face feature of a label column of some kind; ``flags``: of objects."""
     label = class_label(names)
     if kind == "classes":
         return {"feature": label, "_type": "List"}
@@ -68,6 +88,7 @@ def feature(kind: Kind, names: list[str]) -> dict[str, Any]:
         return {
             "bbox": {"feature": box, "_type": "List"},
             "category": {"feature": label, "_type": "List"},
+            **{flag: {"feature": {"dtype": "bool", "_type": "Value"}, "_type": "List"} for flag in flags},
         }
     return {"_type": "Image", "names": names} if kind == "mask" else label
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tlray import ingest as ingestion
+from tlray import schema
 from tlray.dataset import Dataset
 from tlray.errors import DataError
 from tlray.formats import voc
-from tlray.formats.base import Index
+from tlray.formats.base import OBJECTS_TYPE, Index
 from tlray.formats.listing import Listing
 
 CAT = ("cat", 1, 1, 40, 30)  # the corner pixel to pixel (40, 30), both included
@@ -334,3 +335,17 @@ def test_blood_cells_become_a_data_set(
     boxes = np.array(row["objects"]["bbox"])
     assert (row["width"], row["height"]) == (160, 120)  # and the boxes have shrunk with the picture
     assert (boxes[:, :2] + boxes[:, 2:] <= [160.01, 120.01]).all() and boxes.max() > 40
+
+
+def test_difficult_objects_are_told_where_there_are_any(tmp_path: Path) -> None:
+    plain, hard = (
+        annotation(CAT, DOG),
+        annotation(CAT, DOG).replace("</name><part>", "</name><difficult>1</difficult><part>", 1),
+    )
+    root = made(tmp_path / "some", a=plain, b=hard, c=annotation())
+    table = index(root).table
+    assert [schema.flagged(row["objects"], "difficult") for row in table.to_pylist()] == [
+        [False, False], [True, False], [],
+    ]  # fmt: skip
+    none = made(tmp_path / "none", a=plain, b=hard.replace("<difficult>1", "<difficult>0"))
+    assert index(none).table.schema.field("objects").type == OBJECTS_TYPE

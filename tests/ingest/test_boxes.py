@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tlray import image
+from tlray import image, schema
 from tlray.errors import DataError
 from tlray.formats.base import OBJECTS_TYPE
 from tlray.ingest.boxes import compare, turned
@@ -55,6 +55,16 @@ def test_boxes_turn_as_pixels_do(orientation: int) -> None:
     x, y, w, h = box.astype(int)
     ys, xs = np.nonzero(upright_HW > 128)
     assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x, y, x + w, y + h)
+
+
+def test_flags_stay_with_their_boxes() -> None:
+    kinds = [("path", pa.string()), *((name, pa.int32()) for name in ("width", "height", "orientation"))]
+    one = row("a", (48, 36), [1, 2, 3, 4], [1, 2, 3, 4], [5, 5, 9, 9])
+    one["objects"]["difficult"] = [False, False, True]
+    rows = [one, row("b", (48, 36), [1, 2, 3, 4])]  # where a row has no list, no object has the flag
+    type_ = pa.schema([*kinds, ("objects", schema.with_flags(OBJECTS_TYPE, ["difficult"]))])
+    seen, _ = compare("src", pa.Table.from_pylist(rows, schema=type_), False)
+    assert [r["objects"]["difficult"] for r in seen.to_pylist()] == [[False, True], [False]]
 
 
 def test_sound_boxes_stay_as_they_are() -> None:

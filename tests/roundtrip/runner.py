@@ -199,7 +199,9 @@ def _row(
         if not (read <= right if unlabelled else read == right):
             wrong.append(f"{sorted(read)}, not {sorted(right)}")
     elif layout.kind == "objects":
-        read_boxes = [(names[n], box) for box, n in zip(value["bbox"], value["category"], strict=True)]
+        crowds = schema.flagged(value, schema.CROWD)
+        read = zip(value["bbox"], value["category"], crowds, strict=True)
+        read_boxes = [(names[n], box) for box, n, crowd in read if not crowd]
         things = [(plain(t.name), t.box) for t in picture.things]
         if read_boxes if unlabelled else not _same_boxes(read_boxes, things):
             wrong.append(f"boxes {read_boxes}, not {'none' if unlabelled else things}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -193,6 +194,85 @@ def test_people_are_given_what_is_sure_and_metrics_everything():
     records = [toy.task.record(None, toy.task.served(whole, score)) for score in (None, 0.001)]
     drawn = [toy.task.draw(Image.new("RGB", (100, 80)), record, LABELS) for record in records]
     assert ImageChops.difference(*drawn).getbbox() is not None
+
+
+def flagged_row(difficult=(), iscrowd=()):
+    """Three boxes of one class side by side."""
+    boxes = [[0.0, 0, 20, 20], [30, 0, 20, 20], [60, 0, 40, 40]]
+    objects = {"bbox": boxes, "category": [0, 0, 0]}
+    for name, at in (("difficult", difficult), ("iscrowd", iscrowd)):
+        if at:
+            objects[name] = [i in at for i in range(3)]
+    return {"objects": objects}
+
+
+def judged(row, found):
+    """Metrics over a row and finds [score, box]; the threshold; finds that count as right and wrong at it."""
+    task = tasks.load({"name": "detection"})
+    prediction = {"objects": [{"index": 0, "score": s, "box": box} for s, box in found]}
+    metrics = task.metrics(LABELS)
+    metrics.update([prediction], [row])
+    again = task.metrics(LABELS)
+    again.merge(json.loads(json.dumps(metrics.state())))
+    assert again.compute() == metrics.compute() or math.isnan(metrics.compute()["map"])
+    decided = task.decided(metrics)
+    record = json.loads(json.dumps(decided.record(row, prediction)))
+    _, mistakes = decided.figures({"rows": [record], "labels": LABELS})
+    return metrics.compute(), decided.threshold, mistakes.caption.split(" ")[0]
+
+
+A, B, C = [0.0, 0, 20, 20], [30.0, 0, 50, 20], [60.0, 0, 100, 40]
+IN_C = [[60.0, 0, 70, 10], [80.0, 20, 90, 30]]  # a 16th of it each
+
+
+def test_crowds_and_difficult_objects_are_neither_hits_nor_misses():
+    plain, at, _ = judged(flagged_row(), [(0.9, A), (0.8, B)])
+    assert plain["recall"] == pytest.approx(2 / 3) and plain["map_50"] == pytest.approx(67 / 101)
+    # What need not be found does not count as missed, and no find of it as false, also a second one.
+    whole, at, _ = judged(flagged_row(difficult=[1], iscrowd=[2]), [(0.9, A)])
+    assert whole["map"] == whole["recall"] == 1
+    both = [(0.95, B), (0.94, B), *((0.93, box) for box in IN_C), (0.9, A)]
+    found, at, wrong = judged(flagged_row(difficult=[1], iscrowd=[2]), both)
+    assert found == whole and at == 0.9 and wrong == "0"
+    # A small find within a difficult object is no find of it; one in a crowd lies in the crowd.
+    small = [(0.95, [30.0, 0, 40, 10]), (0.9, A)]
+    assert judged(flagged_row(difficult=[1, 2]), small)[0]["map"] == pytest.approx(0.5)
+    assert judged(flagged_row(difficult=[1], iscrowd=[2]), [(0.95, IN_C[0]), (0.9, A)])[0]["map"] == 1
+    # A find that fits a true object and one of these is of the true one.
+    beside = flagged_row(difficult=[1])
+    beside["objects"]["bbox"][1] = [1.0, 0, 20, 20]
+    assert judged(beside, [(0.9, A)])[0]["map_50"] == pytest.approx(51 / 101)
+
+
+def test_data_of_nothing_that_must_be_found_cannot_be_measured():
+    for number, flags in (
+        (1, {"difficult": [0, 1]}),
+        (0, {"difficult": [0, 1, 2]}),
+        (0, {"iscrowd": [0, 1, 2]}),
+    ):
+        row = flagged_row(**flags)
+        kind = schema.with_flags(schema.OBJECTS_TYPE, ["difficult", "iscrowd"])
+        table = pa.table({"objects": pa.array([row["objects"]], kind)})
+        assert (TASK.unmeasurable([table], LABELS) is None) == bool(number)
+        assert math.isnan(judged(row, [(0.9, A)])[0]["map"]) != bool(number)
+
+
+def test_crowds_are_no_targets_and_difficult_objects_are():
+    target = TASK.encode(flagged_row(difficult=[1], iscrowd=[2]), PRE.geometry((100, 80)), LABELS)
+    assert len(target["boxes"]) == len(target["labels"]) == 2
+    ground = Image.new("RGB", (100, 80))
+    plain = TASK.draw_truth(ground, flagged_row(), LABELS)
+    assert ImageChops.difference(plain, TASK.draw_truth(ground, flagged_row([1]), LABELS)).getbbox()
+
+
+def test_flags_stay_with_their_boxes_when_these_are_mended():
+    boxes = [[10.0, 10, 0, 5], [0, 0, 50, 40], [5, 5, 20, 20]]
+    objects = {"bbox": boxes, "category": ["cat"] * 3, "iscrowd": [False, False, True]}
+    row = {"path": "a.jpg", "width": 100, "height": 80, "kind": None, "reason": None, "objects": objects}
+    kept, remarks = TASK.preflight(pa.Table.from_pylist([row]), {})
+    assert kept["objects"].to_pylist()[0]["iscrowd"] == [False, True]
+    told = {r.kind: r.message for r in remarks}
+    assert told["iscrowd"].startswith("1 boxes are of crowds") and "difficult" not in told
 
 
 def test_boxes_are_mended_before_a_data_set_is_made():

@@ -13,7 +13,8 @@ from tlray.findings import Finding
 from tlray.formats.listing import Listing
 
 OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
-"""Boxes of a picture in an index: x, y, width, height each, and the names of their classes."""
+"""Boxes of a picture in an index: x, y, width, height each, and the names of their classes; lists for
+`schema.FLAGS` beside them where the index has any."""
 
 MASK_TYPE = pa.struct([("paths", pa.list_(pa.string())), ("shapes", pa.string())])
 """A mask in an index: the files that it is made of (mostly one), or outlines as JSON; see `tlray.masks`."""
@@ -92,12 +93,16 @@ def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> pa.Table:
     """The table of an index: rows of path, split and these label columns (more keys of `STATED` and source
     where a row has them), sorted by path."""
     kinds = [("path", pa.string()), ("split", pa.string()), *((name, TYPES[name]) for name in columns)]
+    if schema.OBJECTS in columns:
+        flags = [flag for flag in schema.FLAGS if any(flag in row[schema.OBJECTS] for row in rows)]
+        kinds[2 + columns.index(schema.OBJECTS)] = (schema.OBJECTS, schema.with_flags(OBJECTS_TYPE, flags))
     given = set().union(*(row.keys() for row in rows)) if rows else set()
     kinds += [(name, kind) for name, kind in (*STATED, ("source", pa.string())) if name in given]
     made = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(kinds))
     return made.sort_by("path")
 
 
-def objects(boxes: Boxes) -> dict[str, Any]:
-    """Boxes of one picture as a value of the column ``objects``."""
-    return {"bbox": [list(box) for _, box in boxes], "category": [name for name, _ in boxes]}
+def objects(boxes: Boxes, **flags: Sequence[bool]) -> dict[str, Any]:
+    """Boxes of one picture as a value of the column ``objects``, with those `schema.FLAGS` that any has."""
+    plain = {"bbox": [list(box) for _, box in boxes], "category": [name for name, _ in boxes]}
+    return plain | {name: list(values) for name, values in flags.items() if any(values)}

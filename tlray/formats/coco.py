@@ -2,9 +2,9 @@
 Roboflow's train/_annotations.coco.json.
 
 The split stands in the file's name, else in its folder's, else in the picture's folder. Where there are
-instances_*.json other JSON files are passed over. Boxes of crowds are left out; an object without ``bbox``
-has the box around its ``segmentation``. For masks outlines are painted in the file's order, those of crowds
-and boxes without an outline as unknown pixels.
+instances_*.json other JSON files are passed over. Boxes of crowds keep their ``iscrowd``; an object without
+``bbox`` has the box around its ``segmentation``. For masks outlines are painted in the file's order, those
+of crowds and boxes without an outline as unknown pixels.
 """
 
 from __future__ import annotations
@@ -154,11 +154,8 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _objects(found: Sequence[coco_file.Object], notes: coco_file.Notes) -> dict[str, Any]:
-    boxes = []
+    boxes, crowds = [], []
     for item in found:
-        if item.crowd:
-            notes.ignored["boxes of crowds"] += 1
-            continue
         box = item.box
         if item.outline is not None and (box is None or min(box[2:]) == 0):
             box = _around(item)
@@ -167,7 +164,8 @@ def _objects(found: Sequence[coco_file.Object], notes: coco_file.Notes) -> dict[
             notes.ignored["objects of no pixel"] += 1
             continue
         boxes.append((item.name, box))
-    return objects(boxes)
+        crowds.append(item.crowd)
+    return objects(boxes, iscrowd=crowds)
 
 
 def _around(item: coco_file.Object) -> list[float] | None:

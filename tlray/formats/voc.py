@@ -31,6 +31,7 @@ from tlray.formats.places import Places, near
 from tlray.schema import OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
+_YES = ("1", "true")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _SAMPLE = 24  # files whose first bytes are read to know what the .xml are
 _ACCEPTED = "a VOC annotation"
@@ -101,6 +102,7 @@ class _File:
     """One .xml: corners as stated; ``edges`` of an object: they are edges whatever the numbering."""
 
     objects: list[tuple[str, list[float], bool]]
+    difficult: list[bool]
     filename: str
     size: tuple[int | None, int | None]
 
@@ -122,8 +124,10 @@ def index(listing: Listing, column: str) -> Index:
     for file, data in zip(wanted, listing.read_all(wanted), strict=True):
         tree = markup.parse(listing.where(file), data, _ACCEPTED)
         if tree.tag == "annotation":
+            items = _items(tree, notes)
             read[file] = _File(
-                list(_objects(listing.where(file), tree, notes)),
+                list(_objects(listing.where(file), items, notes)),
+                [(item.findtext("difficult") or "").strip().lower() in _YES for _, item in items],
                 (tree.findtext("filename") or "").strip(),
                 (_side(tree, "size/width", "imagesize/ncols"), _side(tree, "size/height", "imagesize/nrows")),
             )
@@ -142,7 +146,8 @@ def index(listing: Listing, column: str) -> Index:
         boxes = [(name, _box(sides, edges or from_zero)) for name, sides, edges in read[file].objects]
         split = splits.get(file) or folder_split(file) or folder_split(picture)
         width, height = read[file].size
-        rows.append({"path": picture, "split": split, OBJECTS: objects(boxes),
+        rows.append({"path": picture, "split": split,
+                     OBJECTS: objects(boxes, difficult=read[file].difficult),
                      "stated_width": width, "stated_height": height})  # fmt: skip
     # What lists leave aside is there on purpose.
     left = pairs.paired(listing, sorted(set(files) - set(read)))
@@ -299,12 +304,19 @@ def _listed_file(line: str, known: dict[str, str], lower: dict[str, str]) -> str
 # ---- objects
 
 
-def _objects(file: str, tree: Element, notes: _Notes) -> Iterable[tuple[str, list[float], bool]]:
+def _items(tree: Element, notes: _Notes) -> list[tuple[int, Element]]:
+    """The objects that count, with their numbers in the file."""
+    items = list(enumerate(tree.findall("object"), 1))
+    kept = [(n, item) for n, item in items if (item.findtext("deleted") or "").strip() != "1"]
+    notes.ignored["deleted objects"] += len(items) - len(kept)  # of the old LabelMe
+    return kept
+
+
+def _objects(
+    file: str, items: Sequence[tuple[int, Element]], notes: _Notes
+) -> Iterable[tuple[str, list[float], bool]]:
     """(class, corners, whether these are edges) of each object."""
-    for number, item in enumerate(tree.findall("object"), 1):
-        if (item.findtext("deleted") or "").strip() == "1":  # of the old LabelMe
-            notes.ignored["deleted objects"] += 1
-            continue
+    for number, item in items:
         name = (item.findtext("name") or "").strip()
         where = f"{file}: object {number}" + (f" ({name})" if name else "")
         if not name:

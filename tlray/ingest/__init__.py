@@ -135,7 +135,11 @@ def ingest(
     )  # fmt: skip
     _fatal(report, strict, target)
     names = plan.label_names(good, kinds, given_names)
-    columns = {name: (schema.TYPES[kind], schema.feature(kind, names[name])) for name, kind in kinds.items()}
+    columns = {}
+    for name, kind in kinds.items():
+        stored = plan.stored(kind, good.schema.field(name).type)
+        flags = schema.flags_of(stored) if kind == "objects" else []
+        columns[name] = (stored, schema.feature(kind, names[name], flags))
     lap("check")
 
     planned = plan.shards(plan.encoded(good, kinds, names), seed)

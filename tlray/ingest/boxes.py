@@ -36,6 +36,7 @@ class _Boxes:
     box_B4: Floats
     row_B: Numbers
     name_B: list[str]
+    flags_B: dict[str, list[bool]]  # `schema.FLAGS` that the table has
     size_N2: Floats  # px, upright; nan of an unusable picture
     stated_N2: Floats  # px as the label file states it; nan where it does not
     orientation_N: Numbers
@@ -123,6 +124,10 @@ def _boxes(seen: pa.Table) -> _Boxes:
         np.array(flat, np.float64).reshape(-1, 4),
         np.repeat(np.arange(len(rows), dtype=np.int64), counts),
         [name for row in rows for name in row["category"]],
+        {
+            flag: [value for row in rows for value in schema.flagged(row, flag)]
+            for flag in schema.flags_of(seen.schema.field(schema.OBJECTS).type)
+        },
         pairs(seen, "width", "height"),
         pairs(seen, *_STATED),
         orientations(seen),
@@ -131,10 +136,11 @@ def _boxes(seen: pa.Table) -> _Boxes:
 
 def _column(boxes: _Boxes, kept_B: Flags, kind: pa.DataType) -> pa.Array:
     counts = np.bincount(boxes.row_B[kept_B], minlength=len(boxes.paths)).tolist()
-    flat, names = boxes.box_B4[kept_B].tolist(), list(itertools.compress(boxes.name_B, kept_B.tolist()))
+    lists = {"bbox": boxes.box_B4.tolist(), "category": boxes.name_B, **boxes.flags_B}
+    kept = {name: list(itertools.compress(values, kept_B.tolist())) for name, values in lists.items()}
     values, at = [], 0
     for count in counts:
-        values.append({"bbox": flat[at : at + count], "category": names[at : at + count]})
+        values.append({name: part[at : at + count] for name, part in kept.items()})
         at += count
     return pa.array(values, kind)
 

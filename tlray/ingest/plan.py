@@ -246,9 +246,15 @@ def encoded(good: pa.Table, kinds: Mapping[str, schema.Kind], names: Mapping[str
             values = [sorted(number[name] for name in set(row)) for row in values]
         else:
             values = [number[name] for name in values]
-        codes = pa.array(values, schema.TYPES[kind])
+        codes = pa.array(values, stored(kind, good.schema.field(column).type))
         good = good.set_column(good.column_names.index(column), column, codes)
     return good
+
+
+def stored(kind: schema.Kind, seen: pa.DataType) -> pa.DataType:
+    """The type of a label column in a data set; objects keep the flags that they were seen with."""
+    plain = schema.TYPES[kind]
+    return schema.with_flags(plain, schema.flags_of(seen)) if kind == "objects" else plain
 
 
 def shards(good: pa.Table, seed: int) -> list[dict[str, Any]]:

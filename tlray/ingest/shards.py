@@ -239,7 +239,7 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None,
                 {**row, "bbox": [[x * sx, y * sy, w * sx, h * sy] for x, y, w, h in row["bbox"]]}
                 for row, (sx, sy) in zip(labels[schema.OBJECTS].to_pylist(), ratios, strict=True)
             ],
-            schema.OBJECTS_TYPE,
+            kinds.field(schema.OBJECTS).type,
         )
     return pa.table({name: {**common, **labels}[name] for name in kinds.names}).cast(kinds)
 

@@ -24,12 +24,12 @@ from torch import nn
 from tlray import plots
 from tlray.config import Count, Positive, Share, Strict
 from tlray.image import Geometry
-from tlray.schema import OBJECTS, Kind
+from tlray.schema import CROWD, DIFFICULT, OBJECTS, Kind, flagged, flags_of, with_flags
 from tlray.tasks import base
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
 from tlray.tasks.detection.boxes import areas, clipped, corners
 from tlray.tasks.detection.drawing import BOX_COLOURS, Pen, figures
-from tlray.tasks.detection.metrics import COCO_OBJECTS, Metrics, hits, truth_of
+from tlray.tasks.detection.metrics import COCO_OBJECTS, Metrics, hits, is_aside, truth_of
 from tlray.tasks.detection.model import OneStage, TwoStage
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
@@ -63,11 +63,16 @@ class Task(Strict):
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Boxes are clipped to the picture; what is then no box any more is dropped, its row stays."""
         mended, notes = [], Counter[str]()
-        examples: dict[str, list[str]] = {"box_outside": [], "box_dropped": [], "no_objects": []}
+        examples: dict[str, list[str]] = {
+            "box_outside": [], "box_dropped": [], "no_objects": [], DIFFICULT: [], CROWD: [],
+        }  # fmt: skip
+        flags = flags_of(rows.schema.field(OBJECTS).type)
         for row in rows.select(["path", "width", "height", OBJECTS]).to_pylist():
-            kept: dict[str, list[Any]] = {"bbox": [], "category": []}
+            kept: dict[str, list[Any]] = {"bbox": [], "category": [], **{flag: [] for flag in flags}}
             size = (row["width"] or math.inf, row["height"] or math.inf)  # unknown of an unusable picture
-            for (x, y, w, h), name in zip(row[OBJECTS]["bbox"], row[OBJECTS]["category"], strict=True):
+            own = row[OBJECTS]
+            flag_values = [flagged(own, flag) for flag in flags]
+            for (x, y, w, h), name, *values in zip(own["bbox"], own["category"], *flag_values, strict=True):
                 stated = np.array([x, y, x + w, y + h], float)
                 inside = np.clip(stated, 0, [*size, *size])
                 if not np.isfinite(stated).all() or (inside[2:] - inside[:2]).min() <= 1:
@@ -76,27 +81,35 @@ class Task(Strict):
                     kind = "box_outside" if np.abs(inside - stated).max() > 1 else ""
                     kept["bbox"].append([*inside[:2].tolist(), *(inside[2:] - inside[:2]).tolist()])
                     kept["category"].append(name)
-                if kind:
-                    notes[kind] += 1
-                    examples[kind].append(f"{row['path']}: {name} {x:g}, {y:g}, {w:g} x {h:g}")
+                    for flag, value in zip(flags, values, strict=True):
+                        kept[flag].append(value)
+                true = [flag for flag, value in zip(flags, values, strict=True) if value]
+                for note in (kind, *true) if kind else true:
+                    notes[note] += 1
+                    examples[note].append(f"{row['path']}: {name} {x:g}, {y:g}, {w:g} x {h:g}")
             if not kept["bbox"]:
                 notes["no_objects"] += 1
                 examples["no_objects"].append(row["path"])
             mended.append(kept)
         at = rows.column_names.index(OBJECTS)
-        kind_of = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
-        rows = rows.set_column(at, OBJECTS, pa.array(mended, kind_of))
+        plain = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
+        rows = rows.set_column(at, OBJECTS, pa.array(mended, with_flags(plain, flags)))
         texts: list[tuple[Literal["warning", "info"], str, str]] = [
             ("warning", "box_outside", "boxes reach out of their picture (clipped)"),
             ("warning", "box_dropped", "boxes are empty, inverted or no numbers, or lie outside (dropped)"),
             ("info", "no_objects", "pictures show no object"),
+            ("info", DIFFICULT, "objects are difficult (learnt; finds of them are neither right nor wrong)"),
+            ("info", CROWD, "boxes are of crowds (not learnt; finds in them are neither right nor wrong)"),
         ]
         return rows, [Remark(s, k, f"{notes[k]} {text}", examples[k]) for s, k, text in texts if notes[k]]
 
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
-        columns = (table[OBJECTS].combine_chunks() for table in tables)
-        if any(len(pc.list_flatten(pc.struct_field(column, "category"))) for column in columns):
-            return None
+        for column in (table[OBJECTS].combine_chunks() for table in tables):
+            counted = np.ones(len(pc.list_flatten(pc.struct_field(column, "category"))), bool)
+            if flags_of(column.type):
+                counted = np.array([not aside for row in column.to_pylist() for aside in is_aside(row)], bool)
+            if counted.any():
+                return None
         return "none of its pictures shows an object"
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
@@ -104,11 +117,15 @@ class Task(Strict):
         return (OneStage if self.detector == "retinanet" else TwoStage)(backbone, len(labels), self)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
-        """boxes (N, 4) float32 in input px and labels (N,) int64; what a crop cuts off is not there."""
+        """boxes (N, 4) float32 in input px and labels (N,) int64; what a crop cuts off is not there.
+
+        Nor are crowds: what lies there is learnt as ground. Difficult objects are learnt as all others.
+        """
         whole = corners(row[OBJECTS]["bbox"])
         seen = clipped(whole, geometry.crop)
         boxes = geometry.boxes_to_model(seen)
         kept = (areas(seen) >= LEAST_SHARE * areas(whole)) & ((boxes[:, 2:] - boxes[:, :2]).min(1) >= 1)
+        kept &= ~np.array(flagged(row[OBJECTS], CROWD), bool)
         category = np.asarray(row[OBJECTS]["category"], np.int64)
         return {"boxes": boxes[kept].astype(np.float32), "labels": category[kept]}
 
@@ -149,7 +166,7 @@ class Task(Strict):
         return self.model_copy(update={"threshold": metrics.best_threshold()})
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
-        truth = {} if row is None else {"truth": truth_of(row)}
+        truth = {} if row is None else truth_of(row)
         threshold = 0.0 if row is None else self._sure
         # No more than the metric counts, whatever the settings: an evaluation keeps them for every row.
         found = [[o["index"], o["score"], *o["box"]] for o in prediction["objects"][:COCO_OBJECTS]]
@@ -159,11 +176,13 @@ class Task(Strict):
         """Finds with full lines, class and score above; truth dashed, its class below where it was missed."""
         picture = picture.copy()
         sure = [o for o in record["objects"] if o[1] >= record["threshold"]]
-        truth = record.get("truth", [])
-        hit = hits(sure, truth)[1]
+        truth, ignored = record.get("truth", []), record.get("ignored", [])
+        taken = hits(sure, truth).taken
         pen = Pen(picture)
+        for _, crowd, *box in ignored:
+            pen.box(box, "#cccccc", dashed=True, below="crowd" if crowd else "difficult")
         for i, (label, *box) in enumerate(truth):
-            pen.box(box, "#ffd400", dashed=True, below="" if hit[i] else f"missed {labels[label]}")
+            pen.box(box, "#ffd400", dashed=True, below="" if taken[i] else f"missed {labels[label]}")
         for label, score, *box in sure[::-1]:
             pen.box(box, "#0072b2", above=f"{labels[label]} {score:.2f}")
         return picture
@@ -172,8 +191,13 @@ class Task(Strict):
         """Boxes with the names of their classes."""
         picture = picture.copy()
         pen = Pen(picture)
-        for label, *box in truth_of(row):
-            pen.box(box, BOX_COLOURS[int(label) % len(BOX_COLOURS)], above=labels[int(label)])
+        own = row[OBJECTS]
+        notes = [
+            " (crowd)" if crowd else " (difficult)" if difficult else ""
+            for crowd, difficult in zip(flagged(own, CROWD), flagged(own, DIFFICULT), strict=True)
+        ]
+        for box, label, note in zip(corners(own["bbox"]).tolist(), own["category"], notes, strict=True):
+            pen.box(box, BOX_COLOURS[label % len(BOX_COLOURS)], above=labels[label] + note)
         return picture
 
     def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:

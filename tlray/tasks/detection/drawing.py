@@ -25,13 +25,13 @@ def figures(
     worst = []
     for number, row in enumerate(rows):
         sure = [o for o in row["objects"] if o[1] >= threshold]
-        hit, taken = hits(sure, row["truth"])
+        hit, taken, aside = hits(sure, row["truth"], row.get("ignored", ()))
         for t in row["truth"]:
             there[t[0]] += 1
-        for o, h in zip(sure, hit, strict=True):
-            said[o[0]] += 1
+        for o, h, out in zip(sure, hit, aside, strict=True):
+            said[o[0]] += not out
             right[o[0]] += int(h)
-        worst.append((int((~taken).sum()), int((~hit).sum()), int(hit.sum()), number))
+        worst.append((int((~taken).sum()), int((~hit & ~aside).sum()), int(hit.sum()), number))
     order = sorted(
         range(len(labels)), key=lambda c: (there[c] == 0, float(np.nan_to_num(ap_TC[:, c].mean())))
     )
