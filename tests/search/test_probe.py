@@ -133,7 +133,7 @@ def test_rows_are_drawn_by_class() -> None:
 
 def model(task: dict[str, Any], head: str | None = None) -> tuple[Config, Model]:
     config = parse({"task": task, "input": {"size": 32}, "model": {"freeze": "all", "head": head}}, "test")
-    return config, build_model(config, tasks.load(config.task), ["a", "b", "c"], [4, 4, 4], "f")
+    return config, build_model(config, tasks.load(config.task), ["a", "b", "c"], None, "f")
 
 
 def test_the_head_is_the_models_own(tmp_path: Path) -> None:
