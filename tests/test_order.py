@@ -59,6 +59,18 @@ def test_rows_of_one_label_come_together(rows, batch_size, people, number, epoch
     assert changes <= sum(groups_of.values())
 
 
+def test_people_of_a_large_split_are_grouped_within_the_window():
+    """Else each batch would read as many row groups as it has rows."""
+    rows, window = [128] * 200, 2048
+    labels = np.arange(sum(rows)) // 20  # stored person by person
+    plain, grouped = (Order(rows, 32, 0, window=window, together=t) for t in (None, Together(labels, 4)))
+    for start in range(0, sum(rows), window):
+        chunks = [order.epoch(1)[start : start + window] for order in (plain, grouped)]
+        assert len(set(chunks[1] // 128)) <= len(set(chunks[0] // 128)) < 100
+    changes = [int((np.diff(labels[order.epoch(1)]) != 0).sum()) for order in (plain, grouped)]
+    assert changes[1] < 0.35 * changes[0]
+
+
 def test_epochs_and_seeds_differ_and_repeat():
     order = Order([50] * 8, 32, seed=1)
     assert (order.epoch(0) != order.epoch(1)).any()

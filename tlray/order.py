@@ -94,7 +94,13 @@ class Order:
             table[: len(lane), k] = lane
         flat = table.ravel()
         flat = flat[flat >= 0]
-        return flat if self.together is None else _regrouped(flat, self.together, rng)
+        if self.together is None:
+            return flat
+        # As many rows at a time as the lanes' windows have in all: the same row groups are read one after
+        # another as without groups.
+        size = self.window * self.lanes
+        parts = [flat[start : start + size] for start in range(0, len(flat), size)]
+        return np.concatenate([_regrouped(part, self.together, rng) for part in parts] or [flat])
 
     def global_batch(self, step: int) -> Indices:
         """Rows of the step-th batch of the run, over all ranks."""
