@@ -63,6 +63,13 @@ def test_every_task_says_how_it_trains() -> None:
         assert usual.policy == ("colour" if placed or name == "face_recognition" else "mild")
 
 
+def test_new_trainings_of_faces_look_at_mirror_images_too(dataset: str) -> None:
+    assert of(dataset, task={"name": "face_recognition"}).task["mirror"] is True
+    by_hand = of(dataset, task={"name": "face_recognition", "mirror": False})
+    assert by_hand.task["mirror"] is False
+    assert tasks.load({"name": "face_recognition"}).mirror is False  # a bundle from before
+
+
 def test_a_file_may_say_auto(tmp_path) -> None:
     (tmp_path / "a.yaml").write_text("optim: {lr: auto}\ntrain: {epochs: auto}\nsearch: {space: auto}\n")
     assert load(str(tmp_path / "a.yaml")) == Config()

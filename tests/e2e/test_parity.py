@@ -26,7 +26,7 @@ ROWS = 8
 
 def saved(folder: Path, data: Dataset, name: str) -> str:
     """A bundle of a model that has learnt a little."""
-    toy = Toy(name, ROWS)
+    toy = Toy(name, ROWS, **tasks.load({"name": name}).defaults.task)  # as new trainings have it
     toy.learn(40)
     spec = toy.module.backbone.spec()
     model = bundle.Model(toy.module.eval(), toy.task, spec, 0, PRE, toy.labels, data.fingerprint)

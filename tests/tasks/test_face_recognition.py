@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tests.contract.test_tasks import PRE, Toy
-from tlray import bundle, tasks
+from tlray import bundle, config, tasks
+from tlray.candidate import Candidate
 from tlray.predict import Predictor
 from tlray.tasks import face_recognition
 
@@ -136,6 +137,57 @@ def test_adaface_is_its_equation():
         logits[i, person] = math.cos(math.acos(float(logits[i, person])) - 0.4 * z) - (0.4 * z + 0.4)
     expected = torch.nn.functional.cross_entropy(10 * logits, person_B)
     assert float(head(x_BD, person_B).detach()) == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_margin_grows_over_the_first_steps(head: str):
+    toy = Toy("face_recognition", head=head, margin_warmup=0.2)
+    toy.module.eval()  # the same points each time
+    losses = []
+    for share, margin in ((0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.9, 1.0)):
+        toy.module.trained(share)
+        assert toy.module.identities.margin == pytest.approx(margin * face_recognition.MARGINS[head])
+        losses.append(float(toy.module(toy.x, toy.targets()).detach()))
+    assert losses[0] < losses[1] < losses[2] == pytest.approx(losses[3], rel=1e-2)  # adaface's means move
+    at_once = Toy("face_recognition", head=head, margin_warmup=0.0).module
+    at_once.trained(0.0)
+    assert at_once.identities.margin == pytest.approx(face_recognition.MARGINS[head])
+
+
+def test_a_step_of_training_knows_its_margin():
+    toy = Toy("face_recognition", margin_warmup=0.5)
+    model = bundle.Model(toy.module, toy.task, toy.module.backbone.spec(), 0, PRE, [], "f" * 64)
+    rates = {"lr": 1e-3, "backbone_lr_ratio": 1.0, "layer_decay": 1.0}
+    chosen = config.parse({"train": {"epochs": 2}, "optim": rates}, "test")
+    candidate = Candidate(model, chosen, 4, torch.device("cpu"), 1)
+    full = face_recognition.MARGINS["arcface"]
+    for step, share in ((0, 0.0), (2, 0.5), (4, 1.0), (1, 0.25)):  # whatever came before, as after a restart
+        candidate.step(toy.x, toy.targets(), step, 1.0)
+        assert toy.module.identities.margin == pytest.approx(share * full)
+
+
+def test_a_picture_and_its_mirror_image_have_one_embedding():
+    plain, mirrored = (Toy("face_recognition", mirror=mirror).module.eval() for mirror in (False, True))
+    x, flipped = (toy_x := Toy("face_recognition").x), toy_x.flip(-1)
+    with torch.inference_mode():
+        assert torch.equal(mirrored(x), mirrored(flipped))
+        assert not torch.allclose(plain(x), plain(flipped), atol=1e-3)
+        both = torch.nn.functional.normalize(plain(x) + plain(flipped))
+        torch.testing.assert_close(mirrored(x), both)
+        assert torch.equal(mirrored.embed(x), mirrored(x))
+
+
+def test_a_bundle_from_before_these_settings_predicts_as_it_did(tmp_path: Path):
+    toy = Toy("face_recognition", threshold=0.42)
+    before = toy.predict()
+    model = bundle.Model(toy.module, toy.task, toy.module.backbone.spec(), 0, PRE, [], "f" * 64)
+    bundle.save(str(tmp_path / "b"), model, {}, {}, toy.pictures[:2])
+    file = tmp_path / "b" / bundle.MANIFEST
+    manifest = json.loads(file.read_text())
+    for key in ("goal", "mirror", "margin_warmup", "pictures_per_person"):
+        del manifest["task"][key]
+    file.write_text(json.dumps(manifest))
+    assert Predictor(str(tmp_path / "b")).predict(toy.pictures) == before
 
 
 def test_one_picture_is_a_batch_too():

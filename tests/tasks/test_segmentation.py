@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from tests import toys
-from tlray import tasks
+from tests.contract.test_tasks import Toy
+from tlray import losses, tasks
 from tlray.errors import DataError
 from tlray.image import Preprocess, decode_mask, encode_mask
 from tlray.tasks.segmentation import UNKNOWN, from_runs, to_runs
@@ -90,6 +91,30 @@ def test_ignored_pixels_teach_nothing_and_count_nothing(ignore):
     logits[:, 2] = 9
     (found,) = task.decode(logits, [pre.geometry((32, 32))], NAMES)
     assert (2 in from_runs(found)) == (ignore != 2)
+
+
+@pytest.mark.parametrize("loss", ["dice", "lovasz"])
+def test_a_loss_of_regions_comes_beside_cross_entropy(loss):
+    plain, more = (Toy("segmentation", 3, loss=name) for name in ("cross_entropy", loss))
+    for toy in (plain, more):
+        toy.module.eval()
+    targets = plain.targets()
+    size = targets["mask"].shape[-2:]
+    grown = torch.nn.functional.interpolate(plain.module(plain.x), size, mode="bilinear")
+    of_regions = getattr(losses, loss)(grown, targets["mask"].long(), UNKNOWN).mean()
+    together = plain.module(plain.x, targets) + of_regions
+    torch.testing.assert_close(more.module(more.x, targets), together)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_frozen_norms_keep_the_statistics_of_the_backbone(freeze):
+    toy = Toy("segmentation", 4, freeze_norm=freeze)
+    toy.module.train()
+    before = {name: value.clone() for name, value in toy.module.backbone.named_buffers()}
+    toy.module(toy.x, toy.targets())
+    same = [torch.equal(value, before[name]) for name, value in toy.module.backbone.named_buffers()]
+    assert all(same) is freeze
+    assert toy.module.refine.training  # the rest trains as ever
 
 
 def test_figures_are_those_of_the_library():
