@@ -250,7 +250,10 @@ def _tell(out: Any, name: str) -> None:
     if found.get("note"):
         out.say(f"note        {found['note']}")
     out.say(f"model       {found['bundle']}")
-    out.say(f"validation  {metrics(found['evaluation'])}")
+    out.say(f"validation  {metrics(found['evaluation'], found['standard_errors'])}")
+    if found.get("equal"):
+        number = "1 trial is" if len(found["equal"]) == 1 else f"{len(found['equal'])} trials are"
+        out.say(f"            {number} within one standard error of the winner: {', '.join(found['equal'])}")
     out.say(f"report      {found['report']}")
     out.say(f"next        tlray promote {found['run']} {name}")
 

@@ -54,11 +54,13 @@ def evaluate(
             storage.write_json(to, found)
         out.result = {
             "bundle": uri, "data": data, "split": split, "rows": len(found["rows"]),
-            "metrics": found["metrics"], "seconds": found["seconds"], "out": to,
+            "metrics": found["metrics"], "standard_errors": found["standard_errors"],
+            "seconds": found["seconds"], "out": to,
         }  # fmt: skip
         out.say(f"{split}, {len(found['rows'])} pictures")
         for name, value in found["metrics"].items():
-            out.say(f"  {name:<20} {value:.6f}")
+            error = found["standard_errors"].get(name)
+            out.say(f"  {name:<20} {value:.6f}" + ("" if error is None else f" ± {error:.6f}"))
 
 
 def predict(

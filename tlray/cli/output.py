@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -63,9 +63,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def metrics(found: dict[str, float]) -> str:
-    """``accuracy 0.9123  macro_f1 0.9001``: all of a task's metrics in a line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+def metrics(found: dict[str, float], errors: Mapping[str, float] | None = None) -> str:
+    """``accuracy 0.9123 ± 0.0140  macro_f1 0.9001``: all of a task's metrics in a line, with standard errors
+    where they are known."""
+    known = errors or {}
+    return "  ".join(
+        f"{name} {value:.4f}" + (f" ± {known[name]:.4f}" if name in known else "")
+        for name, value in found.items()
+    )
 
 
 def verbose(context: typer.Context) -> bool:
