@@ -385,6 +385,9 @@ def test_plain_lines_tell_steps_epochs_and_trials() -> None:
             display.event({"kind": "trial_epoch", "id": "a", "epoch": 4, "goal": 0.5})
             end = {"status": "finished", "best": 0.5, "epochs": 4, "seconds": 65, "params": params}
             display.event({"kind": "trial_end", "id": "a", "goal_name": "accuracy", **end})
+            display.event({"kind": "search_more", "trials": 1})
+            end = {**end, "id": "b", "goal_name": "accuracy"}
+            display.event({"kind": "trial_end", **end})
             display.event({"kind": "nothing known"})
         display.event({"kind": "start", "run": "r", "step": 30, "steps": 60})
         record = {"epoch": 3, "epochs": 6, "train_loss": 0.25, "goal": 0.75, "goal_name": "accuracy"}
@@ -397,6 +400,7 @@ def test_plain_lines_tell_steps_epochs_and_trials() -> None:
     assert " ".join(lines[5].split()).startswith(
         "1/2 freeze=all lr=0.003 accuracy 0.5000 4 epochs 1:05 min finished"
     )
+    assert " ".join(lines[6].split()).startswith("2/3 freeze=all")
     assert lines[-2:] == [
         "      goes on at step 30 of 60",
         "      epoch 3/6  loss 0.2500  accuracy 0.7500  9 s",

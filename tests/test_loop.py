@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import dataset
-from tlray import checkpoint, loop, storage, weights
+from tlray import checkpoint, loop, storage, train, weights
 from tlray.config import Config
 from tlray.loop import Loop, Solo
 
@@ -110,6 +112,37 @@ def test_those_that_begin_alike_are_built_once(
     assert len(built) == 5
     Loop([configs[0], configs[0].override({"name": "other", "seed": 1})], Solo(1), silent)
     assert len(built) == 7
+
+
+def closed(run: Any, *epochs: tuple[float, float]) -> None:
+    """Let epochs end with these (accuracy, log loss), the weights counting them."""
+    for accuracy, log_loss in epochs:
+        run.now.step += run.steps_per_epoch
+        with torch.no_grad():
+            next(p for p in run.model.module.parameters() if p.requires_grad).fill_(len(run.now.history) + 1)
+        found = {"accuracy": accuracy, "log_loss": log_loss}
+        run.end_epoch(SimpleNamespace(compute=partial(dict, found)))
+
+
+def test_of_equal_epochs_the_one_of_the_lower_log_loss_is_kept_and_told(tmp_path: Path) -> None:
+    config = trials(dataset(tmp_path / "data", train=20, validation=9), tmp_path)[0]
+    run = Loop([config], Solo(1), silent).runs[0]
+    closed(run, (0.8, 0.5), (0.8, 0.4), (0.8, 0.4), (0.7, 0.1))
+    run.write_story()
+    (kept, *_) = (run.best.weights[n] for n, p in run.model.module.named_parameters() if p.requires_grad)
+    assert run.now.best_epoch == 2 and kept.flatten()[0] == 2
+    assert train.result(config)["metrics"]["val_log_loss"] == 0.4
+    assert [record["tie"] for record in run.now.history] == [0.5, 0.4, 0.4, 0.4]
+
+
+def test_a_best_epoch_of_before_there_were_ties_stays_the_best(tmp_path: Path) -> None:
+    config = trials(dataset(tmp_path / "data", train=20, validation=9), tmp_path)[0]
+    run = Loop([config], Solo(1), silent).runs[0]
+    run.now.best, run.now.best_epoch, run.now.best_metrics = 0.9, 1, None
+    closed(run, (0.8, 0.1))
+    assert (run.now.best, run.now.best_epoch) == (0.9, 1)
+    closed(run, (0.9, 0.1))
+    assert run.now.best_epoch == 2
 
 
 def test_a_step_draws_what_manual_seed_gives() -> None:

@@ -230,7 +230,9 @@ class Run:
         """Close an epoch with its metrics; the best so far is kept, or written at once."""
         now, metrics, goal = self.now, judge.compute(), self.task.goal
         epoch, value = now.step // self.steps_per_epoch, metrics[goal.name]
-        improved = value == value and goal.beats(metrics, now.best_metrics)
+        # Checkpoints of earlier versions hold the best goal alone.
+        before = now.best_metrics or (None if now.best is None else {goal.name: now.best})
+        improved = value == value and goal.beats(metrics, before)
         if improved:
             now.best, now.best_epoch, now.best_metrics = value, epoch, dict(metrics)
         record = {

@@ -160,6 +160,8 @@ class Display:
                 self.line("      " + probe_line(event))
             elif kind == "search_start":
                 self._search(event)
+            elif kind == "search_more":
+                self._wanted += int(event["trials"]) if self._wanted else 0
             elif kind.startswith("trial_"):
                 self._trial(kind, str(event["id"]), event)
             else:

@@ -23,7 +23,7 @@ from tlray.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
 from tlray.loop import ERROR, METRICS, epochs
 from tlray.order import Order
-from tlray.tasks.base import Task
+from tlray.tasks.base import TIE, Task
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,9 @@ def result(config: Config) -> dict[str, Any]:
     story = storage.read_json(storage.join(config.run_uri, METRICS))["epochs"]
     if not story:
         raise RunError(f"{config.run_uri}: ended without an epoch; the same with --fresh begins anew")
-    best = next((r for r in story if r["best"] is not None and r["goal"] == story[-1]["best"]), None)
+    top = [r for r in story if r["best"] is not None and r["goal"] == story[-1]["best"]]
+    tied = [r for r in top if r.get(f"val_{TIE}") == story[-1].get("tie")]
+    best = next(iter(tied or top), None)
     average = story[-1].get("average", {})
     if average.get("kept"):
         best = story[-1] | average

@@ -92,6 +92,23 @@ def test_settings_are_checked_and_frozen(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_every_goal_is_a_metric_and_another_is_refused(name):
+    (one_of,) = type(tasks.load({"name": name})).model_fields["goal"].metadata
+    toy = Toy(name)
+    measured = toy.metrics(toy.predict()).compute()
+    for goal, direction in one_of.directions.items():
+        task = tasks.load({"name": name, "goal": goal})
+        assert task.goal == (goal, direction) and goal in measured
+        assert direction == ("min" if goal in ("log_loss", "equal_error_rate") else "max")
+        assert tasks.load(json.loads(json.dumps(task.model_dump(mode="json")))) == task
+    assert tasks.load({"name": name}).goal.name in one_of.directions  # what an older manifest means
+    for wrong in ("no_such", ["accuracy"], None):
+        with pytest.raises(ConfigError, match=r"task\.goal = .*accepted: one of \w+") as error:
+            tasks.load({"name": name, "goal": wrong})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_eight_toy_pictures_are_learnt(name):
     score, losses = Toy(name).learn(STEPS)
     assert score >= 0.95

@@ -17,9 +17,10 @@ from tlray.search.trials import Table
 RATES = {"optim.lr": {"choice": [0.001, 0.002, 0.004]}}
 
 
-def trained(config: Any, score: Any) -> tuple[list[dict[str, Any]], Table]:
+def trained(config: Any, score: Any, tell: Any = None) -> tuple[list[dict[str, Any]], Table]:
     """What a search tries where ``score`` says what its trials come to, and its table."""
     sampler, table = opened(config)
+    sampler.tell = tell or sampler.tell
     tried = []
     while wave := sampler.wave():
         for one in wave:
@@ -106,3 +107,45 @@ def test_tpe_and_tune_take_what_lies_beyond(tmp_path: Path) -> None:
 def test_a_search_may_go_without(tmp_path: Path) -> None:
     config = settings(tmp_path, RATES, sampler="grid", extend=False)
     assert len(trained(config, lambda p: p["optim.lr"])[0]) == 3
+
+
+def test_a_kill_between_two_axes_loses_neither(tmp_path: Path) -> None:
+    """Both are given out at once; the second had not begun."""
+    space = {"optim.lr": {"choice": [0.001, 0.002]}, "optim.weight_decay": {"choice": [0.01, 0.02]}}
+    config = settings(tmp_path, space, sampler="grid", extend=True)
+
+    def score(params: dict[str, Any]) -> float:
+        """The lowest decay is best at the highest of these rates."""
+        return 1 - abs(params["optim.lr"] - 0.002) - params["optim.weight_decay"] / 1000
+
+    def end(one: dict[str, Any], table: Table) -> None:
+        table.start(one["id"], one["params"])
+        table.epoch(one["id"], {"epoch": 1, "goal": score(one["params"]), "seconds": 1.0})
+        table.end(one["id"], "finished")
+
+    sampler, table = opened(config)
+    for one in sampler.wave():
+        end(one, table)
+    first, second = sampler.wave()
+    assert first["params"] == {"optim.lr": 0.004, "optim.weight_decay": 0.01}
+    end(first, table)
+
+    sampler, table = opened(config)
+    assert [one["params"] for one in sampler.wave()] == [second["params"]]
+
+
+def test_a_value_that_the_space_has_got_since_is_no_longer_beyond_it(tmp_path: Path) -> None:
+    config = settings(tmp_path, RATES, sampler="grid", extend=True)
+    trained(config, lambda p: p["optim.lr"])
+    wider = config.override({"search.space": {"optim.lr": {"choice": [0.001, 0.002, 0.004, 0.008]}}})
+    sampler, table = opened(wider)
+    assert table.extended == {"optim.lr": [0.016]}
+    assert [one["params"]["optim.lr"] for one in sampler.wave()] == [0.032]
+
+
+def test_what_is_tried_beyond_is_told_while_the_search_runs(tmp_path: Path) -> None:
+    config = settings(tmp_path, RATES, sampler="grid", extend=True)
+    told: list[dict[str, Any]] = []
+    trained(config, lambda p: 1 - abs(p["optim.lr"] - 0.004), told.append)
+    assert [event["kind"] for event in told] == ["note", "search_more"]
+    assert told[0]["text"].endswith("0.008 is tried as well") and told[1]["trials"] == 1

@@ -137,6 +137,27 @@ def test_of_equal_results_one_bundle_is_left(tmp_path: Path) -> None:
     assert table.best["id"] == first["id"]
 
 
+def test_of_equal_results_the_lower_log_loss_wins(tmp_path: Path) -> None:
+    """The log loss is that of the best epoch; a search that goes on knows it."""
+    config = settings(tmp_path, sampler="grid")
+    sampler, table = opened(config)
+    first, second, third = (sampler.suggest(name) for name in "abc")
+    curves = {
+        first["id"]: [(0.9, 0.5), (0.8, 0.1)],
+        second["id"]: [(0.9, 0.6), (0.9, 0.4)],
+        third["id"]: [(0.9, 0.4)],
+    }
+    for one in (first, second, third):
+        table.start(one["id"], one["params"])
+        for epoch, (value, loss) in enumerate(curves[one["id"]], 1):
+            table.epoch(one["id"], {"epoch": epoch, "goal": value, "val_log_loss": loss, "seconds": 1.0})
+        storage.write_json(storage.join(table.folder(one["id"]), "best", "manifest.json"), {})
+        table.end(one["id"], "finished")
+    assert [row["tie"] for row in table.rows.values()] == [0.5, 0.4, 0.4]
+    assert table.best is not None and table.best["id"] == second["id"]
+    assert opened(config)[1].best == table.best
+
+
 def test_the_rungs_of_a_search_that_goes_on_are_filled(tmp_path: Path) -> None:
     config = settings(tmp_path, grace_epochs=1, reduction_factor=2, sampler="grid")
     sampler, table = opened(config)

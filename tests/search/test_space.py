@@ -38,7 +38,8 @@ def test_settings_of_the_task_are_checked_by_the_task() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["name", "search.sampler", "scale.num_workers", "data.uri", "data.validation_split"]
+    "key",
+    ["name", "search.sampler", "scale.num_workers", "data.uri", "data.validation_split", "task.goal"],
 )
 def test_what_all_trials_share_is_no_axis(key: str) -> None:
     assert "same for all trials" in refused({key: {"choice": [1]}})

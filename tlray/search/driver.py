@@ -79,9 +79,10 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
 
     ``fresh``: what the run of this name left is deleted first, once everything else was checked.
 
-    ``emit`` gets ``search_start``, ``trial_start``, ``trial_step``, ``trial_epoch``, ``trial_end`` and
-    ``note`` events. Leaves trials.json, config.json, metrics.json and best (the winner's bundle) in the
-    run's folder, and each trial's story in trials/ID. Raises TlrayError; RunError where every trial failed.
+    ``emit`` gets ``search_start``, ``trial_start``, ``trial_step``, ``trial_epoch``, ``trial_end``,
+    ``search_more`` and ``note`` events. Leaves trials.json, config.json, metrics.json and best (the winner's
+    bundle) in the run's folder, and each trial's story in trials/ID. Raises TlrayError; RunError where every
+    trial failed.
     """
     began = time.perf_counter()
     tell = emit or _silent
@@ -101,7 +102,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
         tell({"kind": "note", "run": config.run_uri, "text": note})
     if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
         log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
-    sampler = Sampler(config, space, table)
+    sampler = Sampler(config, space, table, tell)
     if sampler.num_left or sampler.extend():
         with runtime.session(), runtime.events(tell) as from_workers:
             _search(config, sampler, table, head_of(model) is not None, tell, from_workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,16 @@ class Sampler(Searcher):
     nothing of trials from before a restart. ``trial`` makes what a Trainable gets from settings.
     """
 
-    def __init__(self, config: Config, space: Space, table: Table) -> None:
+    def __init__(
+        self,
+        config: Config,
+        space: Space,
+        table: Table,
+        tell: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> None:
+        """``tell`` gets a ``note`` and ``search_more`` where the space grows, see extend.py."""
         super().__init__(metric=SCORE, mode=table.goal.direction)
-        self.config, self.space, self.table = config, space, table
+        self.config, self.space, self.table, self.tell = config, space, table, tell
         self.queue: list[Params] = [row["params"] for row in table.waiting()]
         self.given = {row["id"] for row in table.rows.values()}
         self.deepening = Deepening(config, table) if config.search.deepen else None
@@ -90,7 +98,12 @@ class Sampler(Searcher):
         found, notes = extend.trials(self.config, self.space, self.table.extended, best["params"])
         self.queue += [params for params in found if trial_id(params) not in self.given]
         self.given |= {trial_id(params) for params in self.queue}
-        self.table.notes += [note for note in notes if note not in self.table.notes]
+        for note in notes:
+            if note not in self.table.notes:
+                self.table.notes.append(note)
+                self.tell({"kind": "note", "run": self.config.run_uri, "text": note})
+        if self.queue:
+            self.tell({"kind": "search_more", "run": self.config.run_uri, "trials": len(self.queue)})
         return bool(self.queue)
 
     def _held_or_next(self, tune_id: str) -> Params | None:

@@ -21,7 +21,7 @@ Params = dict[str, Any]  # dotted key -> value
 
 # What has to be the same for all trials of a search, else their results cannot be compared or found.
 FIXED = ("name", "runs", "models", "search", "scale", "serve", "track", "task.name", "data.uri")
-FIXED_TOO = ("data.validation_split", "data.test_split")
+FIXED_TOO = ("task.goal", "data.validation_split", "data.test_split")
 # In what trials may differ and still see the same batches and the same frozen part: one lineage.
 OWN = ("name", "runs", "optim.", "model.freeze", "model.drop_rate", "model.head", "train.epochs")
 DIGITS = 4  # significant ones of a sampled number: enough to matter, short enough to read

@@ -55,7 +55,7 @@ class Table:
             self.rows = {row["id"]: row for row in kept}
             self.plans, self.scores = stored.get("plans", []), stored.get("scores", [])
             self.probes, self.correlation = stored.get("probes", []), stored.get("correlation", {})
-            self.extended = stored.get("extended", {})
+            self.extended = self._tried(stored.get("extended", {}))
             self._mark_outside()
         elif storage.exists(storage.join(self.run_uri, "metrics.json")) or checkpoint.listing(self.run_uri):
             raise ConfigError(
@@ -70,6 +70,17 @@ class Table:
     def space(self) -> Space:
         """The space that was given, with the values that its axes got since."""
         return wider(self.given, self.extended)
+
+    def _tried(self, extended: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Values beyond the axes that have a trial; those of trials that a kill kept from starting do not
+        count, so that they are proposed anew."""
+        given = {axis.key: axis.values or () for axis in self.given.axes}
+        had = [row["params"] for row in self.rows.values()]
+        return {
+            key: [v for v in values if v not in given[key] and any(p.get(key) == v for p in had)]
+            for key, values in extended.items()
+            if key in given
+        }
 
     def _compare(self, stored: Mapping[str, Any], config: Config) -> None:
         before = storage.read_json(storage.join(self.run_uri, "config.json"))

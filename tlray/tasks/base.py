@@ -68,7 +68,7 @@ class OneOf:
 
     def _read(self, value: Any) -> Goal:
         name = value.name if isinstance(value, Goal) else value
-        if name not in self.directions:
+        if not isinstance(name, str) or name not in self.directions:
             raise ValueError(f"one of {', '.join(self.directions)}")
         return Goal(name, self.directions[name])
 
