@@ -23,16 +23,24 @@ from tlray.bundle import Model
 from tlray.config import Config, Optim
 from tlray.errors import ConfigError
 from tlray.image import Preprocess
-from tlray.tasks.base import Counts, Task
+from tlray.tasks.base import Counts, Task, TrainingRows
 
 RGB = tuple[float, float, float]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_model(
-    config: Config, task: Task, labels: list[str], counts: Counts | None, fingerprint: str
+    config: Config,
+    task: Task,
+    labels: list[str],
+    counts: Counts | None,
+    fingerprint: str,
+    rows: TrainingRows | None = None,
 ) -> Model:
-    """Pretrained backbone, frozen to its depth, under a new head; preprocessing that fits its weights."""
+    """Pretrained backbone, frozen to its depth, under a new head; preprocessing that fits its weights.
+
+    ``rows``: of the training split, for what the task chooses by them.
+    """
     chosen = config.input
     backbone = Backbone(
         config.model.backbone,
@@ -52,10 +60,11 @@ def build_model(
         std=cast(RGB, backbone.std),
         interpolation="bicubic" if backbone.interpolation == "bicubic" else "bilinear",
     )
+    task, note = (task, "") if rows is None else task.fitted(rows, backbone, preprocess)
     module = task.build(backbone, labels, counts)
     if config.model.head:
         _start_with(module, config.model.head)
-    return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint)
+    return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint, note)
 
 
 def kind(config: Config) -> str:

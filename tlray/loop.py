@@ -401,7 +401,8 @@ class Loop:
             task = tasks.load(config.task)
             counts = tasks.counts(task, self.data, config.data.train_split)
             torch.manual_seed(config.seed)
-            built = build_model(config, task, self.labels, counts, self.data.fingerprint)
+            rows = tasks.training_rows(self.data, config.data.train_split)
+            built = build_model(config, task, self.labels, counts, self.data.fingerprint, rows)
             if not self._many:
                 return built
             built.module.to(self.worker.device)  # else each copy would take statistics there for itself

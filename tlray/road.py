@@ -56,8 +56,9 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
     from tlray import train as training
 
     config = training.settled(config)
-    fingerprint = training.check(config).fingerprint
-    notes = [] if fresh else resume.check_training(config, fingerprint)
+    model = training.check(config)
+    notes = [] if fresh else resume.check_training(config, model.fingerprint)
+    notes += [model.note] if model.note else []
     show.begin()
     for note in notes:
         show.event({"kind": "note", "run": config.run_uri, "text": note})

@@ -84,7 +84,8 @@ def check(config: Config) -> Model:
         config.scale.num_workers,
     )
     counts = tasks.counts(task, data, config.data.train_split)
-    return build_model(config, task, labels, counts, data.fingerprint)
+    rows = tasks.training_rows(data, config.data.train_split)
+    return build_model(config, task, labels, counts, data.fingerprint, rows)
 
 
 def _check_goal(config: Config, task: Task, data: Dataset, labels: list[str]) -> None:

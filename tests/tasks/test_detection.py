@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageChops
+from torchvision.ops import box_iou
 
 from tests import toys
 from tests.contract.test_tasks import PRE, Toy
@@ -22,6 +23,7 @@ from tlray.config import Augmentation
 from tlray.errors import BundleError, ConfigError
 from tlray.image import Preprocess
 from tlray.tasks import detection
+from tlray.tasks.detection.anchors import Anchors
 
 LABELS = toys.LABELS
 TASK = tasks.load({"name": "detection"})
@@ -415,3 +417,67 @@ def test_drawing_tells_truth_from_finds_without_colour():
     side = [[picture.getpixel((90, y)) for y in range(30, 80)] for picture in (drawn, missed)]
     assert len(set(side[0])) == 1 < len(set(side[1]))  # full, dashed
     assert ImageChops.difference(missed, ground).getbbox()[3] > 92  # its name below, in the picture
+
+
+def training_rows(sides, size=(256, 256), seed=0):
+    """What `Task.fitted` reads: pictures of one box each, of these sides, anywhere."""
+    rng, rows = np.random.default_rng(seed), []
+    for w, h in sides:
+        x, y = rng.uniform(0, [size[0] - w, size[1] - h])
+        objects = {"bbox": [[x, y, w, h]], "category": [0]}
+        rows.append({"objects": objects, "width": size[0], "height": size[1]})
+    return lambda columns: pa.Table.from_pylist(rows)
+
+
+LARGE = PRE.model_copy(update={"size": (256, 256)})
+LONG = [(20 + n % 50, 150 + n % 40) for n in range(0, 200)] + [(180 - n % 40, 8 + n % 9) for n in range(200)]
+
+
+def test_anchors_fit_as_a_look_at_all_of_them_says():
+    module = TASK.build(Backbone("resnet10t-nano", size=256), LABELS)
+    maps, size = module.maps(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    assert size == (256, 256)
+    images = detection.model._images(maps, size)
+    boxes_N4 = np.concatenate(
+        [TASK._training_boxes(training_rows(LONG, seed=n)([]), LARGE) for n in range(2)]
+    )
+    for anchors in (module.anchors, Anchors(module.strides, 2.0, ((1.0, 9.0), (5.0, 0.7)))):
+        (all_A4,) = anchors(images, maps)
+        found = box_iou(torch.from_numpy(boxes_N4), all_A4.double()).amax(1).numpy()
+        np.testing.assert_allclose(anchors.fit(boxes_N4, (256, 256)), found, atol=1e-5)
+
+
+def test_anchors_come_from_the_boxes_where_standard_ones_fit_badly():
+    backbone, task = (
+        Backbone("resnet10t-nano", size=256),
+        tasks.load({"name": "detection", "anchors": "auto"}),
+    )
+    square, note = task.fitted(training_rows([(24 + n, 30 + n) for n in range(60)]), backbone, LARGE)
+    assert square.anchors == "standard" and square.anchor_recall > 0.9
+    assert note.startswith("anchors: ") and "training boxes" in note and "made" not in note
+    long, note = task.fitted(training_rows(LONG), backbone, LARGE)
+    plain, _ = TASK.fitted(training_rows(LONG), backbone, LARGE)
+    assert len(long.anchors) == 9 and plain.anchors == "standard"
+    assert plain.anchor_recall < 0.6 < 0.9 < long.anchor_recall
+    assert "made of the boxes" in note and f"{plain.anchor_recall:.1%}" in note
+    assert task.fitted(training_rows(LONG), backbone, LARGE)[0] == long  # the same each time
+    assert tasks.load(json.loads(json.dumps(long.model_dump(mode="json")))) == long
+    for one in (long, long.model_copy(update={"detector": "faster_rcnn"})):
+        module = one.build(backbone, LABELS)
+        assert module.anchors.num_per_place == 9
+        target = {"boxes": torch.tensor([[[5.0, 5, 30, 160]]]), "labels": torch.tensor([[0]])}
+        loss = module(torch.zeros(1, 3, 256, 256, dtype=torch.uint8), target)
+        assert torch.isfinite(loss)
+    for nothing in (training_rows([]), lambda _: pa.table({"objects": []})):
+        assert task.fitted(nothing, backbone, LARGE) == (TASK, "")
+
+
+def test_bundles_from_before_anchors_were_a_setting_have_standard_ones():
+    settings = {k: v for k, v in TASK.model_dump(mode="json").items() if not k.startswith("anchor_r")}
+    del settings["anchors"]
+    assert tasks.load(settings).anchors == "standard" and TASK.defaults.task["anchors"] == "auto"
+    for bad in ("none", 3, [], [[1, -2]], [1, 2], [["a", 1]], [[1, 1]] * 28):
+        with pytest.raises(
+            ConfigError, match=r"task\.anchors = .*: accepted: auto, standard, or 1 to 27 pairs"
+        ):
+            tasks.load({"name": "detection", "anchors": bad})

@@ -15,7 +15,7 @@ from tlray.dataset import Dataset
 from tlray.errors import ConfigError, nearest
 from tlray.order import Together
 from tlray.schema import Kind
-from tlray.tasks.base import Counts, Task
+from tlray.tasks.base import Counts, Task, TrainingRows
 
 
 def names() -> list[str]:
@@ -69,6 +69,11 @@ def together(task: Task, data: Dataset, split: str) -> Together | None:
         return None
     column = next(iter(task.columns))
     return Together(data.read(split, [column])[column].to_numpy(), task.together)
+
+
+def training_rows(data: Dataset, split: str) -> TrainingRows:
+    """What `Task.fitted` reads by."""
+    return lambda columns: data.read(split, [name for name in columns if name in data.schema.names])
 
 
 def counts(task: Task, data: Dataset, split: str) -> Counts | None:

@@ -8,7 +8,7 @@ methods; nothing else in tlray asks which task it has.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic_core import core_schema
 from torch import nn
 
-from tlray.image import Geometry
+from tlray.image import Geometry, Preprocess
 from tlray.plots import Section
 from tlray.schema import Kind
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it brings timm, which processes that only render need not l
 
 Row = dict[str, Any]  # one row of a data set: its label columns, id and path
 Prediction = dict[str, Any]  # JSON-able, in source pixels
+TrainingRows = Callable[[Sequence[str]], pa.Table]  # those of the columns that are there
 Target = dict[str, np.ndarray | np.generic]  # one row's annotation in model space, by name
 
 
@@ -164,6 +165,11 @@ class Task(Protocol):
 
         ``tables``: the split's label columns, a part at a time; not all of them need be looked at.
         """
+        ...
+
+    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+        """This task with what is chosen from the training rows before `build`, and what people are told of it
+        in a line; itself and "" where nothing is."""
         ...
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from tlray import plots
 from tlray.config import NonNegative, Share, Strict
-from tlray.image import Geometry
+from tlray.image import Geometry, Preprocess
 from tlray.schema import LABEL, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -45,6 +45,9 @@ class Task(Strict):
 
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
         return None if any(table.num_rows for table in tables) else "it has no pictures"
+
+    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+        return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Linear classifier over the backbone's pooled features."""

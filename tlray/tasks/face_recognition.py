@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from tlray.config import Count, NonNegative, Positive, Share, Strict
-from tlray.image import Geometry
+from tlray.image import Geometry, Preprocess
 from tlray.plots import Column, Section, Shot, Table
 from tlray.schema import LABEL, Kind
 from tlray.svg import BLUE, GRID, RED, SOFT, Plot, to_svg
 from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -91,6 +91,9 @@ class Task(Strict):
         if len(counts) < 2:
             return f"it has {len(counts) or 'no'} person, and no pair of two"
         return None if counts.max() > 1 else "none of its people has two pictures, so there is no pair of one"
+
+    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+        return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Linear embedding and batch norm over the backbone's pooled features; in training the head."""

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tlray import plots
 from tlray.config import Share, Strict
 from tlray.errors import ConfigError
-from tlray.image import Geometry
+from tlray.image import Geometry, Preprocess
 from tlray.schema import LABELS, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -59,6 +59,9 @@ class Task(Strict):
         if any(len(pc.list_flatten(table[LABELS])) for table in tables):
             return None
         return "none of its pictures has a class"
+
+    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+        return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Linear classifier over the backbone's pooled features, one logit a class.

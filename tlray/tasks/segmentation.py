@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tlray import losses, masks, plots
 from tlray.config import Count, Share, Strict
 from tlray.errors import DataError
-from tlray.image import Geometry, Pixels, decode_mask, encode_mask, render_mask
+from tlray.image import Geometry, Pixels, Preprocess, decode_mask, encode_mask, render_mask
 from tlray.schema import MASK, Kind
 from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
@@ -90,6 +90,9 @@ class Task(Strict):
                 if ((ids_HW < len(labels)) & (ids_HW != self.ignore_index)).any():
                     return None
         return "its masks have no pixel of a class"
+
+    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+        return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Feature pyramid over the backbone, its levels added up (Panoptic FPN, arXiv 1901.02446)."""

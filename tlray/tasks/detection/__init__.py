@@ -18,25 +18,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import nn
 
 from tlray import plots
 from tlray.config import Count, Positive, Share, Strict
-from tlray.image import Geometry
-from tlray.schema import CROWD, DIFFICULT, OBJECTS, Kind, flagged, flags_of, with_flags
+from tlray.image import Geometry, Preprocess
+from tlray.schema import CROWD, DIFFICULT, HEIGHT, OBJECTS, WIDTH, Kind, flagged, flags_of, with_flags
 from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target
-from tlray.tasks.detection.boxes import areas, clipped, corners
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
+from tlray.tasks.detection.anchors import ENOUGH, FITS, Anchors, Shape, shapes_of
+from tlray.tasks.detection.boxes import Boxes, areas, clipped, corners
 from tlray.tasks.detection.drawing import BOX_COLOURS, Pen, figures
 from tlray.tasks.detection.metrics import COCO_OBJECTS, Metrics, hits, is_aside, truth_of
-from tlray.tasks.detection.model import OneStage, TwoStage
+from tlray.tasks.detection.model import OneStage, TwoStage, levels
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
 
 LEAST_SHARE = 0.2  # of a box that a crop must keep, else it is no object of that crop
 CANDIDATES = 1000  # scores a picture that suppression looks at
+MAX_SHAPES = 27  # of anchors, a place
+FITTED_ROWS = 2000  # of the training split, whose boxes anchors are compared with
+
+
+def _read_anchors(value: Any) -> Any:
+    """``auto``, ``standard``, or pairs. Raises ValueError."""
+    if value in ("auto", "standard"):
+        return value
+    pairs = list(value) if isinstance(value, list | tuple) else []
+    sound = all(
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(side, int | float) and 0 < side < math.inf for side in pair)
+        for pair in pairs
+    )
+    if not sound or not 0 < len(pairs) <= MAX_SHAPES:
+        raise ValueError(
+            f"auto, standard, or 1 to {MAX_SHAPES} pairs of width and height in strides, as [[2, 4], [4, 2]]"
+        )
+    return tuple((float(w), float(h)) for w, h in pairs)
 
 
 class Task(Strict):
@@ -47,6 +68,10 @@ class Task(Strict):
     detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
     min_stride: Count = 8  # px of the finest map that objects are looked for on
     anchor_scale: Positive = 2.0  # smallest anchor of a map, in strides; 4 in the paper, for larger inputs
+    anchors: Annotated[Literal["auto", "standard"] | tuple[Shape, ...], BeforeValidator(_read_anchors)] = (
+        "standard"  # or widths and heights in strides of the map; see `fitted`
+    )
+    anchor_recall: Share | None = None  # told by training: of its boxes, those that an anchor fits
     channels: int = Field(64, ge=32, multiple_of=32)  # of the pyramid and the heads; 256 in the papers
     freeze_norm: bool = True  # batch norm keeps the pretrained statistics (batches of a few pictures)
     min_score: Share = 0.001  # of the objects in a prediction; mAP needs the weak ones, see `served`
@@ -55,7 +80,9 @@ class Task(Strict):
     threshold: Share | None = None  # score that makes a find; None: the best F1 on validation
 
     columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
-    defaults: ClassVar[Defaults] = Defaults("colour", batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3)
+    defaults: ClassVar[Defaults] = Defaults(
+        "colour", batch_size=8, rate_factor=0.6, backbone_lr_ratio=0.3, task={"anchors": "auto"}
+    )
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     finds: ClassVar[bool] = True
@@ -111,6 +138,47 @@ class Task(Strict):
             if counted.any():
                 return None
         return "none of its pictures shows an object"
+
+    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+        """``anchors: auto`` becomes standard ones, or where fewer than 90 % of the boxes have one of IoU 0.5
+        shapes made of the boxes. Other tools' data, without columns width and height, has standard ones.
+        """
+        table = rows([OBJECTS, WIDTH, HEIGHT])
+        usual = self.model_copy(update={"anchors": "standard" if self.anchors == "auto" else self.anchors})
+        boxes_N4 = self._training_boxes(table, preprocess)
+        if not len(boxes_N4):
+            return usual, ""
+        strides = levels(backbone, self)[1]
+
+        def recall(shapes: Sequence[Shape] | None) -> float:
+            fit_N = Anchors(strides, self.anchor_scale, shapes).fit(boxes_N4, preprocess.size)
+            return round(float((fit_N >= FITS).mean()), 4)
+
+        shapes, reached, said = usual.shapes, recall(usual.shapes), ""
+        if self.anchors == "auto" and reached < ENOUGH:
+            made = shapes_of(boxes_N4, strides, self.anchor_scale)
+            better = recall(made)
+            if better > reached:
+                said = f"; their shapes are made of the boxes (standard ones: {reached:.1%})"
+                shapes, reached = made, better
+        if reached < ENOUGH:
+            said += "; a smaller task.min_stride or a larger input.size gives more"
+        chosen = usual.model_copy(update={"anchors": shapes or "standard", "anchor_recall": reached})
+        of_all = f"{reached:.1%} of {len(boxes_N4)} training boxes"
+        return chosen, f"anchors: {of_all} have one of IoU {FITS} or more{said}"
+
+    def _training_boxes(self, table: pa.Table, preprocess: Preprocess) -> Boxes:
+        """Boxes of some rows as they lie in the input, (N, 4)."""
+        if not {WIDTH, HEIGHT} <= set(table.column_names):
+            return np.zeros((0, 4))
+        some = table.take(pa.array(range(0, table.num_rows, max(1, table.num_rows // FITTED_ROWS))))
+        found = []
+        for row in some.to_pylist():
+            if not row[WIDTH] or not row[HEIGHT]:
+                continue
+            geometry = preprocess.geometry((row[WIDTH], row[HEIGHT]))
+            found.append(np.asarray(self.encode(row, geometry, [])["boxes"], float))
+        return np.concatenate([np.zeros((0, 4)), *found])
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """The chosen detector over a feature pyramid of the backbone."""
@@ -215,8 +283,18 @@ class Task(Strict):
         return "  ".join([f"{len(found)} objects", *places])
 
     def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
-        """Average precision and curves by class; the pictures with most mistakes."""
-        return figures(evaluation["rows"], evaluation["labels"])
+        """Average precision and curves by class; the pictures with most mistakes; how anchors fit."""
+        shown = figures(evaluation["rows"], evaluation["labels"])
+        if self.anchor_recall is None:
+            return shown
+        kind = "standard ones" if self.shapes is None else "their shapes are made of the boxes"
+        said = f"{self.anchor_recall:.1%} of the training boxes have an anchor of IoU {FITS} or more"
+        return [*shown, plots.Section("Anchors", f"{said} ({kind}).")]
+
+    @property
+    def shapes(self) -> Sequence[Shape] | None:
+        """Of the anchors, where they are not the standard ones."""
+        return None if isinstance(self.anchors, str) else self.anchors
 
     @property
     def _sure(self) -> float:

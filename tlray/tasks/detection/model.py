@@ -6,7 +6,6 @@ N boxes, K 1 or C (boxes for each class).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +13,30 @@ from torch import nn
 from torch.nn import functional as F
 
 from tlray.errors import ConfigError
+from tlray.tasks.detection.anchors import Anchors
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.backbone import Backbone
     from tlray.tasks.detection import Task
+
+
+def levels(backbone: Backbone, settings: Task) -> tuple[list[int], list[int]]:
+    """The backbone's stages whose maps are read, and the strides of all maps of the pyramid, finest first.
+
+    Raises ConfigError.
+    """
+    last = {stride: i for i, stride in enumerate(backbone.strides) if stride >= settings.min_stride}
+    if not last:
+        raise ConfigError(
+            f"task.min_stride = {settings.min_stride} ({backbone.name}): accepted: at most "
+            f"{max(backbone.strides)}, the stride of its last stage"
+        )
+    reads, strides = list(last.values()), list(last)
+    size = backbone.size if isinstance(backbone.size, int) else max(backbone.size)
+    largest = settings.anchor_scale * 2 ** (2 / 3)  # anchor of a map, in strides
+    while largest * strides[-1] < size / 2:  # for what fills the picture
+        strides.append(2 * strides[-1])
+    return reads, strides
 
 
 class Detector(nn.Module):
@@ -33,20 +52,10 @@ class Detector(nn.Module):
 
         self.backbone = backbone
         self.freeze_norm = settings.freeze_norm
-        last = {stride: i for i, stride in enumerate(backbone.strides) if stride >= settings.min_stride}
-        if not last:
-            raise ConfigError(
-                f"task.min_stride = {settings.min_stride} ({backbone.name}): accepted: at most "
-                f"{max(backbone.strides)}, the stride of its last stage"
-            )
-        self.reads, self.strides = list(last.values()), list(last)
-        size = backbone.size if isinstance(backbone.size, int) else max(backbone.size)
-        largest = settings.anchor_scale * 2 ** (2 / 3)  # anchor of a map, in strides
-        while largest * self.strides[-1] < size / 2:  # for what fills the picture
-            self.strides.append(2 * self.strides[-1])
+        self.reads, self.strides = levels(backbone, settings)
         widths = [backbone.channels[i] for i in self.reads]
         self.fpn = FeaturePyramidNetwork(widths, settings.channels)
-        self.anchors = Anchors(self.strides, settings.anchor_scale)
+        self.anchors = Anchors(self.strides, settings.anchor_scale, settings.shapes)
 
     def train(self, mode: bool = True) -> Detector:
         """As ever; batch norm in the backbone stays in evaluation mode where it shall keep its statistics."""
@@ -82,27 +91,6 @@ class Detector(nn.Module):
         self, maps: list[torch.Tensor], size: tuple[int, int], rows: list[dict[str, torch.Tensor]]
     ) -> torch.Tensor:
         raise NotImplementedError
-
-
-class Anchors(nn.Module):
-    """torchvision's anchors at the strides that the maps really have, also where the input is no multiple."""
-
-    def __init__(self, strides: Sequence[int], scale: float) -> None:
-        super().__init__()
-        from torchvision.models.detection.anchor_utils import AnchorGenerator
-
-        # Three octaves and three shapes a place, as in RetinaNet (arXiv 1708.02002).
-        sizes = tuple(tuple(scale * stride * 2 ** (n / 3) for n in range(3)) for stride in strides)
-        self.grid = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-        self.strides = list(strides)
-        self.num_per_place = 9
-
-    def forward(self, images: Any, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """(A, 4) for each of the images, a torchvision ImageList."""
-        self.grid.set_cell_anchors(torch.float32, maps[0].device)
-        steps = [[torch.tensor(s, device=maps[0].device)] * 2 for s in self.strides]
-        anchors_A4 = torch.cat(self.grid.grid_anchors([list(m.shape[-2:]) for m in maps], steps))
-        return [anchors_A4] * len(images.image_sizes)
 
 
 def _images(maps: list[torch.Tensor], size: tuple[int, int]) -> Any:
