@@ -1,4 +1,4 @@
-"""How sure a figure is: standard errors by blocks, and trials that these pictures do not tell apart."""
+"""How sure a figure is: standard errors, and trials that these pictures do not tell apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlray import road, tasks
-from tlray.judging import BLOCKS, Parts, standard_error
+from tlray.judging import BLOCKS, Parts
 from tlray.tasks.base import Goal
 
 LABELS = ["a", "b"]
@@ -32,13 +32,58 @@ def parts(right: np.ndarray) -> Parts:
     return found
 
 
-def test_the_standard_error_is_that_of_a_share() -> None:
-    """The mean over many draws, since ten blocks tell it to within a quarter."""
+def test_the_standard_error_of_the_accuracy_is_that_of_a_share() -> None:
+    found = parts(np.arange(400) % 5 > 0).standard_errors()
+    assert found["accuracy"] == pytest.approx(math.sqrt(0.8 * 0.2 / 400))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    """Of one class the balanced accuracy is a mean over pictures. In the mean over many draws, since ten
+    parts tell it to within a quarter."""
     rng, errors, p, n = np.random.default_rng(0), [], 0.8, 400
     for _ in range(20):
-        judged = parts(rng.random(n) < p).judged()
-        errors.append(standard_error(judged, "accuracy"))
+        errors.append(parts(rng.random(n) < p).standard_errors()["balanced_accuracy"])
     assert float(np.mean(errors)) == pytest.approx(math.sqrt(p * (1 - p) / n), rel=0.15)
+
+
+def multilabel(rng: np.random.Generator, n: int) -> Parts:
+    """Three classes, of which the first is rare: few of its pictures lie in one part, or none."""
+    task = tasks.load({"name": "multilabel"})
+    truth_NC = rng.random((n, 3)) < (0.06, 0.2, 0.4)
+    p_NC = 1 / (1 + np.exp(-(rng.normal(size=(n, 3)) + 2 * truth_NC - 1)))
+    found = Parts(partial(task.metrics, ["a", "b", "c"]))
+    said = [{"labels": [{"index": i, "probability": float(v)} for i, v in enumerate(row)]} for row in p_NC]
+    found.update(said, [{"labels": np.flatnonzero(row).tolist()} for row in truth_NC])
+    return found
+
+
+def test_the_standard_error_of_a_metric_that_is_no_mean() -> None:
+    """Against the spread of mAP over draws of other pictures."""
+    draws = [multilabel(np.random.default_rng(seed), 200) for seed in range(60)]
+    true = float(np.std([one.metrics[0].compute()["map"] for one in draws], ddof=1))
+    told = float(np.mean([one.standard_errors()["map"] for one in draws[:20]]))
+    assert told == pytest.approx(true, rel=0.25)
+
+
+def people(rng: np.random.Generator, by: str | None) -> Parts:
+    """Twelve people, ten pictures each, one person after the other: as they lie in a folder a person."""
+    task = tasks.load({"name": "face_recognition"})
+    found = Parts(partial(task.metrics, []), by=by)
+    for person, centre_D in enumerate(rng.normal(size=(12, 16))):
+        x_ND = centre_D + 0.8 * rng.normal(size=(10, 16))
+        x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+        found.update([{"embedding": x_D.tolist()} for x_D in x_ND], [{"label": person}] * 10)
+    return found
+
+
+def test_pictures_of_one_person_are_left_out_together() -> None:
+    """Others of that person say almost the same, so that leaving out some of them moves too little."""
+    draws = [people(np.random.default_rng(seed), "label") for seed in range(40)]
+    name = "verification_accuracy"
+    true = float(np.std([one.metrics[0].compute()[name] for one in draws], ddof=1))
+    together = float(np.mean([one.standard_errors()[name] for one in draws[:15]]))
+    apart = [people(np.random.default_rng(seed), None).standard_errors()[name] for seed in range(15)]
+    assert together == pytest.approx(true, rel=0.3) and float(np.mean(apart)) < 0.8 * together
 
 
 def test_blocks_are_parts_of_the_whole_whatever_the_batches() -> None:
@@ -51,8 +96,11 @@ def test_blocks_are_parts_of_the_whole_whatever_the_batches() -> None:
     assert again.judged().values == judged.values and again.judged().parts == judged.parts
 
 
-def test_of_one_row_nothing_is_known() -> None:
-    assert math.isnan(standard_error(parts(np.array([True])).judged(), "accuracy"))
+def test_where_nothing_is_known_nothing_is_told() -> None:
+    assert parts(np.array([True])).standard_errors() == {}
+    assert "accuracy" not in parts(np.ones(30, bool)).standard_errors()  # all right
+    task = tasks.load({"name": "classification"})
+    assert Parts(partial(task.metrics, LABELS), blocks=False).standard_errors() == {}
 
 
 def test_trials_within_one_standard_error_are_told_as_equal() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 from tlray import bundle, schema, stream, tasks
 from tlray.dataset import Dataset
 from tlray.errors import DataError
-from tlray.judging import Parts, standard_error
+from tlray.judging import Parts
 from tlray.predict import Predictor
 
 BATCH_SIZE = 64
@@ -55,7 +54,9 @@ def evaluate(
     source = stream.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
     columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]
     rows = data.read(split, columns).to_pylist()
-    parts, records = Parts(partial(task.metrics, labels), len(rows) < FEW), []
+    # Pictures of one person hang together.
+    person = next((column for column, kind in task.columns.items() if kind == "identity"), None)
+    parts, records = Parts(partial(task.metrics, labels), len(rows) < FEW, person), []
     for batch in stream.evaluation_batches(source, 0, 1, BATCH_SIZE):
         found = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
         ours = [rows[int(i)] for i in batch.rows]
@@ -66,13 +67,11 @@ def evaluate(
         ]
         if progress is not None:
             progress("evaluate", len(records), len(rows))
-    judged = parts.judged()
-    errors = {name: standard_error(judged, name) for name in judged.values} if judged.parts else {}
     seconds = time.perf_counter() - began
     return {
         "split": split,
-        "metrics": judged.values,
-        "standard_errors": {name: error for name, error in errors.items() if math.isfinite(error)},
+        "metrics": parts.metrics[0].compute(),
+        "standard_errors": parts.standard_errors(),
         "labels": labels,
         "rows": records,
         "seconds": seconds,
