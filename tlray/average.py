@@ -19,6 +19,7 @@ from tlray.judging import Judged, worth_it
 from tlray.tasks.base import Goal
 
 Weights = dict[str, torch.Tensor]
+NO_AVERAGE = "no average"  # what came of it where none was as good as the best epoch
 MOST_BYTES = 512 * 2**20  # of snapshots that one training holds
 
 
@@ -96,13 +97,15 @@ class Snapshots:
     def proposals(self, best: Weights, goal: Goal) -> Generator[Weights, Judged, Outcome]:
         """Weights to be judged, the best epoch's first; in the end what came of it."""
         judged = yield best
-        chosen, found, kind = best, judged, "no soup"
+        chosen, found, kind = best, judged, NO_AVERAGE
         if self.moving is not None:
             value = yield dict(self.moving)
             if not goal.beats(found.values, value.values):
                 chosen, found, kind = dict(self.moving), value, "moving average"
         sum_, number = {name: t.detach().double().cpu() for name, t in chosen.items()}, 1
         for step in sorted(self.taken, reverse=True):
+            if all(torch.equal(t.cpu(), self.taken[step][name]) for name, t in best.items()):
+                continue  # of the best epoch itself
             added = {name: value + self.taken[step][name] for name, value in sum_.items()}
             mean = {name: (total / (number + 1)).to(chosen[name].dtype) for name, total in added.items()}
             value = yield mean

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from tlray import bundle, checkpoint, storage, stream, tasks
-from tlray.average import Outcome, Weights, changing
+from tlray.average import NO_AVERAGE, Outcome, Weights, changing
 from tlray.backbone import Boundary, Features
 from tlray.candidate import Candidate, build_model, copy_model, is_head, kind
 from tlray.config import Config
@@ -550,7 +550,7 @@ class Loop:
                         asked[run.name] = (run, proposals, answer)
                         continue
                     run.settle(answer, records[run.name])
-                    if self.worker.rank == 0 and not self.sparing:
+                    if self.worker.rank == 0 and not self.sparing and answer.kind != NO_AVERAGE:
                         self.emit({"kind": "note", "run": run.uri, "text": answer.line(run.task.goal)})
         for run in runs:
             run.spent["validate"] += (time.perf_counter() - mark) / len(runs)
