@@ -68,7 +68,7 @@ class Model:
     preprocess: Preprocess
     labels: list[str]
     fingerprint: str
-    note: str = ""  # of a new one: what its task chose from the training rows
+    notes: tuple[str, ...] = ()  # of a new one: what people are told of how it begins
 
     @torch.inference_mode()
     def predict_rendered(

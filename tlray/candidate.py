@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tlray import bundle, weights
+from tlray import bundle, storage, weights
 from tlray.average import Snapshots
 from tlray.backbone import Backbone, Features
 from tlray.bundle import Model
@@ -62,9 +62,11 @@ def build_model(
     )
     task, note = (task, "") if rows is None else task.fitted(rows, backbone, preprocess)
     module = task.build(backbone, labels, counts)
+    notes = [note]
     if config.model.head:
-        _start_with(module, config.model.head)
-    return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint, note)
+        notes.append(_start_with(module, task, labels, config.model.head))
+    told = tuple(filter(None, notes))
+    return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint, told)
 
 
 def kind(config: Config) -> str:
@@ -94,12 +96,28 @@ def is_head(name: str) -> bool:
     return not name.startswith("backbone.")
 
 
-def _start_with(module: nn.Module, uri: str) -> None:
-    """Put the head of a file (a bundle's weights, say) in place of the random one. Raises ConfigError."""
-    found = {name: value for name, value in weights.read(uri, "model.head").items() if is_head(name)}
+def _start_with(module: nn.Module, task: Task, labels: list[str], uri: str) -> str:
+    """Put the head of a bundle, or of a file, in place of the random one; what people are told of it.
+
+    Of a bundle of other labels the layers that are made for classes stay random. Raises ConfigError.
+    """
+    random: tuple[str, ...] = ()
+    file, told = uri, ""
+    if storage.exists(storage.join(uri, bundle.MANIFEST)):
+        manifest, file = bundle.read_manifest(uri), storage.join(uri, bundle.WEIGHTS)
+        random = () if manifest.labels == labels else tuple(getattr(module, "class_layers", ()))
+        if manifest.task["name"] != task.name or (manifest.labels != labels and not random):
+            what = f"its task is {manifest.task['name']}"
+            what = "its labels are others" if manifest.task["name"] == task.name else what
+            raise ConfigError(f"model.head = {uri!r}: {what}; accepted: a model of the same task and labels")
+        kept = "all but the layer of the classes, since its labels are others" if random else "all of it"
+        told = f"model.head = {uri}: {kept} is where training starts"
+    found = {name: value for name, value in weights.read(file, "model.head").items() if is_head(name)}
+    found = {name: value for name, value in found.items() if not name.startswith(random)}
     have = {name: value for name, value in module.state_dict().items() if is_head(name)}
     # What only training needs (the centres of a margin loss) is not in a bundle.
-    missing = {name for name in bundle.weights(module) if is_head(name)} - found.keys()
+    wanted = {name for name in bundle.weights(module) if is_head(name) and not name.startswith(random)}
+    missing = wanted - found.keys()
     other = {name for name, value in found.items() if name not in have or have[name].shape != value.shape}
     if wrong := sorted(missing | other):
         raise ConfigError(
@@ -107,6 +125,7 @@ def _start_with(module: nn.Module, uri: str) -> None:
             "accepted: the head of a model of the same task, labels and backbone"
         )
     module.load_state_dict(found, strict=False)
+    return told
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

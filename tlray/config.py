@@ -103,7 +103,7 @@ class Model(Strict):
     )
     drop_rate: Share = 0.0
     drop_path_rate: Share = 0.0
-    head: str | None = None  # .safetensors file (as a bundle's) whose head is the start, None: a random one
+    head: str | None = None  # a bundle (with its backbone), or a .safetensors file, whose head is the start
 
 
 class Optim(Strict):

@@ -58,7 +58,7 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
     config = training.settled(config)
     model = training.check(config)
     notes = [] if fresh else resume.check_training(config, model.fingerprint)
-    notes += [model.note] if model.note else []
+    notes += model.notes
     show.begin()
     for note in notes:
         show.event({"kind": "note", "run": config.run_uri, "text": note})

@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from ray.train.torch import TorchTrainer
 
-from tlray import defaults, errors, resume, runtime, storage, tasks
+from tlray import bundle, defaults, errors, resume, runtime, storage, tasks
 from tlray.bundle import Model
 from tlray.candidate import build_model
 from tlray.config import Config, parse
@@ -53,7 +53,12 @@ def settled(config: Config) -> Config:
 
     Raises TlrayError.
     """
-    return defaults.settle(runtime.placed(config))
+    config = runtime.placed(config)
+    head = config.model.head
+    if head and config.model.weights == "builtin" and storage.exists(storage.join(head, bundle.MANIFEST)):
+        # A bundle's head goes with its backbone.
+        config = config.override({"model.weights": storage.join(head, bundle.WEIGHTS)})
+    return defaults.settle(config)
 
 
 def check(config: Config) -> Model:

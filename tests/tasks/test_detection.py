@@ -16,10 +16,11 @@ from torchvision.ops import box_iou
 
 from tests import toys
 from tests.contract.test_tasks import PRE, Toy
-from tlray import bundle, schema, stream, tasks
+from tlray import bundle, schema, stream, tasks, train
 from tlray.augment import Augment
 from tlray.backbone import Backbone
-from tlray.config import Augmentation
+from tlray.candidate import build_model
+from tlray.config import Augmentation, parse
 from tlray.errors import BundleError, ConfigError
 from tlray.image import Preprocess
 from tlray.tasks import detection
@@ -481,3 +482,34 @@ def test_bundles_from_before_anchors_were_a_setting_have_standard_ones():
             ConfigError, match=r"task\.anchors = .*: accepted: auto, standard, or 1 to 27 pairs"
         ):
             tasks.load({"name": "detection", "anchors": bad})
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_a_bundle_of_other_labels_is_a_start_but_for_the_class_layer(detector, tmp_path):
+    toy = Toy("detection", 2, detector=detector, channels=32)
+    uri = str(tmp_path / "b")
+    spec = toy.module.backbone.spec()
+    with torch.no_grad():
+        for parameter in toy.module.parameters():
+            parameter.add_(0.01)
+    bundle.save(uri, bundle.Model(toy.module, toy.task, spec, 0, PRE, toy.labels, ""), {}, {})
+    settings = {"task": {"name": "detection", "detector": detector, "channels": 32}, "input": {"size": 64}}
+    config = train.settled(parse({**settings, "model": {"head": uri}}, "test"))
+    assert config.model.weights == f"{uri}/weights.safetensors"
+    theirs = toy.module.state_dict()
+    for labels, apart in ((toy.labels, False), (["a", "b", "c", "d"], True), (["a", "b", "c"], True)):
+        built = build_model(config, toy.task, labels, None, "")
+        ours = built.module.state_dict()
+        other = {name for name, value in theirs.items() if not torch.equal(value, ours[name])}
+        layers = built.module.class_layers
+        assert all(name.startswith(layers) for name in other) and bool(other) == apart
+        assert ("all but the layer of the classes" in built.notes[0]) == apart
+    for bad in (
+        {"detector": detector, "channels": 64},
+        {"detector": detector, "channels": 32, "min_stride": 16},
+    ):
+        task = tasks.load({"name": "detection", "detector": detector, **bad})
+        with pytest.raises(ConfigError, match=r"model\.head = .*accepted: the head of a model"):
+            build_model(config, task, toy.labels, None, "")
+    with pytest.raises(ConfigError, match=r"its task is detection; accepted: a model of the same task"):
+        build_model(config, tasks.load({"name": "classification"}), toy.labels, None, "")

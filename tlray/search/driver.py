@@ -100,8 +100,8 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     for note in table.notes:
         log.warning("%s", note)
         tell({"kind": "note", "run": config.run_uri, "text": note})
-    if model.note:
-        tell({"kind": "note", "run": config.run_uri, "text": model.note})
+    for note in model.notes:
+        tell({"kind": "note", "run": config.run_uri, "text": note})
     if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
         log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
     sampler = Sampler(config, space, table, tell)

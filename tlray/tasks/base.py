@@ -120,7 +120,8 @@ class Remark(NamedTuple):
 class Module(Protocol):
     """What `Task.build` returns: an nn.Module with ``backbone`` and, beside it, everything new.
 
-    Parameters whose name starts with one of ``training_only`` are kept in checkpoints and not in bundles.
+    Parameters whose name starts with one of ``training_only`` are kept in checkpoints and not in bundles;
+    those of ``class_layers`` are made for the classes, and all others serve a model of other classes too.
     ``reads``: indices of the backbone's stages whose maps the head takes (absent: the pooled features alone);
     ``mixes_pixels``: whether training changes the pixels of a batch. By these a search knows what it may
     compute once; ``x_BCHW`` may then be a `Features` in place of pixels, which the backbone's methods take.

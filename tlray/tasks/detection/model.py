@@ -104,6 +104,8 @@ def _images(maps: list[torch.Tensor], size: tuple[int, int]) -> Any:
 class OneStage(Detector):
     """RetinaNet (arXiv 1708.02002): class and box at every anchor, focal loss; heads with group norm."""
 
+    class_layers = ("head.classification_head.cls_logits.",)
+
     def __init__(self, backbone: Backbone, num_classes: int, settings: Task) -> None:
         super().__init__(backbone, settings)
         from torchvision.models.detection._utils import Matcher
@@ -144,6 +146,7 @@ class TwoStage(Detector):
     """
 
     num_proposals = 200  # a picture that are looked at again
+    class_layers = ("roi.box_predictor.",)
 
     def __init__(self, backbone: Backbone, num_classes: int, settings: Task) -> None:
         super().__init__(backbone, settings)
