@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tlray import road, tasks
+from tlray import tasks
 from tlray.judging import BLOCKS, Parts
+from tlray.report.run import equal
 from tlray.tasks.base import Goal
 
 LABELS = ["a", "b"]
@@ -104,16 +105,18 @@ def test_where_nothing_is_known_nothing_is_told() -> None:
 
 
 def test_trials_within_one_standard_error_are_told_as_equal() -> None:
+    values = {"a": 0.85, "b": 0.885, "c": 0.9, "d": None}
     found = {
-        "goal": {"name": "accuracy"}, "best": "c", "standard_errors": {"accuracy": 0.02},
+        "goal": {"name": "accuracy"}, "best": "c",
         "trials": [
-            {"id": "a", "best": 0.85}, {"id": "b", "best": 0.885}, {"id": "c", "best": 0.9},
-            {"id": "d", "best": None},
+            *({"id": id_, "best": value, "status": "stopped"} for id_, value in values.items()),
+            {"id": "e", "best": 0.9, "status": "failed"},
         ],
-        "probes": [{"id": "p", "best": 0.89}],
+        "probes": [{"id": "p", "best": 0.89, "status": "finished"}],
     }  # fmt: skip
-    assert road.equal(found) == ["b", "p"]
-    assert road.equal({**found, "standard_errors": {}}) == []
+    assert equal(found, {"accuracy": 0.02}) == ["b", "p"]
+    assert equal(found, {"accuracy": 0.002}) == []
+    assert equal(found, {"log_loss": 0.02}) == equal(found, {}) == equal({}, {"accuracy": 0.02}) == []
 
 
 def test_of_equal_goals_the_lower_log_loss_decides() -> None:

@@ -148,6 +148,7 @@ def make_run(root: Path, picture: Callable[[int, int], bytes] = drawing, per_cla
     write(run / "trials.json", {
         "goal": goal_of, "trials": trials, "best": best["id"], "plans": plans,
         "scores": scores, "correlation": {"linear": 0.87, "logme": None},
+        "extended": {"optim.lr": [0.01], "optim.momentum": []},
     })  # fmt: skip
     stages = {"read the data": 3.1, "frozen features": 41.0, "search": 148.2, "evaluate": 9.4, "save": 1.2}
     write(run / "metrics.json", {
@@ -171,9 +172,10 @@ def make_run(root: Path, picture: Callable[[int, int], bytes] = drawing, per_cla
         "macro_f1": right - 0.011,
         "log_loss": 0.613,
     }
-    write(
-        run / "evaluation.json", {"split": "validation", "metrics": metrics, "labels": LABELS, "rows": rows}
-    )
+    write(run / "evaluation.json", {
+        "split": "validation", "metrics": metrics, "standard_errors": {"accuracy": 0.05, "log_loss": 0.03},
+        "labels": LABELS, "rows": rows,
+    })  # fmt: skip
     write(run / "best" / "manifest.json", {
         "format": 1, "created": "2026-01-05T10:11:12+00:00", "task": {"name": "classification"},
         "backbone": {"name": "resnet10t-nano", "kwargs": {}}, "freeze_depth": 3, "labels": LABELS,
@@ -268,6 +270,24 @@ def test_trials_are_all_there_best_first_with_the_winner_marked(whole: tuple[Pat
     assert shown[-1] == "t09"  # failed: no result
     winner = re.search(r'<tr class="win"><td data-v="(t\d\d)">', table)
     assert winner is not None and winner[1] == trials["best"]
+
+
+def test_how_sure_the_figures_are_is_told(whole: tuple[Path, str]) -> None:
+    run, html = whole
+    story = json.loads((run / "trials.json").read_text())
+    value, error = json.loads((run / "evaluation.json").read_text())["metrics"]["accuracy"], 0.05
+    assert f'{value:.4f}<span class="error"> ± {error:.4f}</span>' in html
+    assert re.search(r"<dd>0\.6130 ± 0\.0300</dd>", html)
+    top = next(t["best"] for t in story["trials"] if t["id"] == story["best"])
+    near = [
+        t["id"]
+        for t in story["trials"]
+        if t["best"] and t["id"] != story["best"] and top - t["best"] <= error
+    ]
+    assert near and re.findall(r'<td data-v="t\d\d">(t\d\d) ≈</td>', html) != []
+    assert sorted(re.findall(r'<td data-v="t\d\d">(t\d\d) ≈</td>', html)) == sorted(near)
+    assert f"do not tell them apart ({', '.join(near)})" in html
+    assert "the winner had an axis&#39; last value: lr 0.01." in html
 
 
 def test_pictures_are_those_of_the_surest_mistakes(whole: tuple[Path, str]) -> None:

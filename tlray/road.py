@@ -6,7 +6,7 @@ A run of `train` or `tune` ends with the winner's evaluation on the validation s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tlray import runtime, storage, targets
@@ -79,6 +79,7 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
     runtime.prepare(verbose)
     from tlray import search
     from tlray import train as training
+    from tlray.report.run import equal
 
     config = training.settled(config)
     training.check(config)
@@ -88,7 +89,7 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
         story = storage.read_json(storage.join(config.run_uri, "trials.json"))
         found = {"run": config.run_uri, "bundle": result.bundle, **story}
         found |= conclude(config, result.bundle, show)
-        return found | {"equal": equal(found)}
+        return found | {"equal": equal(found, found["standard_errors"])}
 
 
 def explain(config: Config, verbose: bool = False) -> list[dict[str, Any]]:
@@ -136,22 +137,9 @@ def conclude(config: Config, bundle: str, show: Display) -> dict[str, Any]:
     storage.write_json(storage.join(config.run_uri, EVALUATION), found)
     return {
         "evaluation": found["metrics"], "standard_errors": found["standard_errors"],
+        "pictures": len(found["rows"]),
         "report": report.write(config.run_uri),
     }  # fmt: skip
-
-
-def equal(found: Mapping[str, Any]) -> list[str]:
-    """Trials whose best is within one standard error of the winner's: these pictures do not tell them apart.
-
-    ``found``: a search's trials and goal as in trials.json, and ``standard_errors`` of its winner.
-    """
-    error = found["standard_errors"].get(found["goal"]["name"])
-    rows = {row["id"]: row["best"] for row in (*found["trials"], *found.get("probes", []))}
-    best = rows.get(found["best"])
-    if error is None or best is None:
-        return []
-    others = {id_: value for id_, value in rows.items() if value is not None and id_ != found["best"]}
-    return [id_ for id_, value in others.items() if abs(value - best) <= error]
 
 
 def bundle_of(ref: str, models: str) -> str:

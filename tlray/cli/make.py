@@ -206,15 +206,19 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 
 def trials_table(found: dict[str, Any]) -> str:
-    """All trials of a search and its probes, best first."""
+    """All trials of a search and its probes, best first; ``*``: the winner, ``≈``: one of its equals."""
     from tlray.progress import duration, settings, table
 
     goal, trials = found.get("goal", {}), [*found.get("trials", []), *found.get("probes", [])]
     upside = -1 if goal.get("direction", "max") == "max" else 1
-    ranked = sorted(trials, key=lambda t: (t.get("best") is None, upside * (t.get("best") or 0)))
+
+    def place(trial: dict[str, Any]) -> tuple[bool, float, bool]:
+        return trial.get("best") is None, upside * (trial.get("best") or 0), trial["id"] != found.get("best")
+
+    ranked = sorted(trials, key=place)
     rows = [
         [
-            "*" if t["id"] == found.get("best") else "",
+            "*" if t["id"] == found.get("best") else "≈" if t["id"] in found.get("equal", ()) else "",
             str(t["id"]),
             settings(t["params"]),
             f"{t['best']:.4f}" if t.get("best") is not None else "-",
@@ -250,10 +254,10 @@ def _tell(out: Any, name: str) -> None:
     if found.get("note"):
         out.say(f"note        {found['note']}")
     out.say(f"model       {found['bundle']}")
-    out.say(f"validation  {metrics(found['evaluation'], found['standard_errors'])}")
+    of = metrics(found["evaluation"], found["standard_errors"])
+    out.say(f"validation  {of}  ({found['pictures']} pictures)")
     if found.get("equal"):
-        number = "1 trial is" if len(found["equal"]) == 1 else f"{len(found['equal'])} trials are"
-        out.say(f"            {number} within one standard error of the winner: {', '.join(found['equal'])}")
+        out.say(f"            within one standard error of the winner: {', '.join(found['equal'])}")
     out.say(f"report      {found['report']}")
     out.say(f"next        tlray promote {found['run']} {name}")
 

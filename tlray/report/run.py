@@ -52,6 +52,11 @@ class Run:
         return next((t for t in rows if t["id"] == best), {})
 
     @property
+    def errors(self) -> Json:
+        """Standard errors of the evaluation's metrics, where there are few pictures."""
+        return dict(self.evaluation.get("standard_errors") or {})
+
+    @property
     def epochs(self) -> list[Json]:
         """Epochs of the winner or the plain training, in order."""
         found = self.metrics.get("epochs") or []
@@ -71,3 +76,20 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def equal(search: Mapping[str, Any], errors: Mapping[str, Any]) -> list[str]:
+    """Trials and probes whose best is within one standard error of the winner's: these pictures do not tell
+    them apart.
+
+    ``search``: as in trials.json; ``errors``: those of its winner's metrics, of few pictures alone.
+    """
+    error = finite(errors.get(search.get("goal", {}).get("name")))
+    rows = [
+        row for row in (*search.get("trials", []), *search.get("probes", [])) if row["status"] != "failed"
+    ]
+    values = {row["id"]: finite(row["best"]) for row in rows}
+    best = values.pop(search.get("best"), None)
+    if error is None or best is None:
+        return []
+    return [id_ for id_, value in values.items() if value is not None and abs(value - best) <= error]

@@ -10,7 +10,7 @@ from tlray import plots
 from tlray.config import Config
 from tlray.plots import Column, Line, Point, Section, Table
 from tlray.redact import redact_tree
-from tlray.report.run import Goal, Json, Run, finite
+from tlray.report.run import Goal, Json, Run, equal, finite
 from tlray.report.words import leaves, plain, short
 
 FREEZE, RATE = "model.freeze", "optim.lr"
@@ -28,11 +28,12 @@ class Head(NamedTuple):
 
     metric: str
     value: float | None
+    error: float | None  # its standard error
     where: str
     task: str
     data: str
     tiles: list[Tile]
-    others: list[tuple[str, float | None]]  # the evaluation's other metrics
+    others: list[tuple[str, float | None, float | None]]  # the evaluation's other metrics, standard errors
 
 
 class Trial(NamedTuple):
@@ -46,6 +47,7 @@ class Trial(NamedTuple):
     seconds: float
     cost: float  # share of the dearest trial, 0..1
     winner: bool
+    equal: bool  # within one standard error of the winner
     spark: str
 
 
@@ -116,8 +118,10 @@ def headline(run: Run) -> Head:
     if rows:
         labels = run.evaluation.get("labels") or []
         tiles.append(Tile("data", data or "?", f"{len(rows)} pictures scored, {len(labels)} labels"))
-    others = [(k, finite(v)) for k, v in measured.items() if k != goal]
-    return Head(goal, value, where, str(run.task_settings.get("name", "")), run.data_uri, tiles, others)
+    errors = run.errors
+    others = [(k, finite(v), finite(errors.get(k))) for k, v in measured.items() if k != goal]
+    task = str(run.task_settings.get("name", ""))
+    return Head(goal, value, finite(errors.get(goal)), where, task, run.data_uri, tiles, others)
 
 
 def curves(run: Run) -> list[Section]:
@@ -153,9 +157,13 @@ def trials(run: Run) -> Trials | None:
         return None
     sign = -1 if run.goal is None or run.goal.direction == "max" else 1
     worst = math.inf
-    ordered = sorted(
-        all_trials, key=lambda t: sign * v if (v := finite(t.get("best"))) is not None else worst
-    )
+    winner, level = run.trials.get("best"), equal(run.trials, run.errors)
+
+    def place(trial: Json) -> tuple[float, bool]:
+        value = finite(trial.get("best"))
+        return worst if value is None else sign * value, trial["id"] != winner
+
+    ordered = sorted(all_trials, key=place)
     keys = list(dict.fromkeys(key for t in all_trials for key in t["params"]))
     dearest = max((float(t.get("seconds") or 0) for t in all_trials), default=0.0) or 1.0
     rows = [
@@ -167,7 +175,8 @@ def trials(run: Run) -> Trials | None:
             finite(t.get("best")),
             float(t.get("seconds") or 0),
             float(t.get("seconds") or 0) / dearest,
-            t["id"] == run.trials.get("best"),
+            t["id"] == winner,
+            t["id"] in level,
             _spark([v for _, v in _curve(t, _decides(run))]),
         )
         for t in ordered
@@ -177,6 +186,14 @@ def trials(run: Run) -> Trials | None:
     caption = f"{len(rows)} trials cost {plots.duration(total)} of training together"
     caption += f", {plots.duration(lost)} of it in those stopped early." if lost else "."
     goal = run.goal.name if run.goal else "best"
+    if level:
+        caption += (
+            f" ≈: within one standard error of the winner, {run.errors[goal]:.4f}: these pictures do not "
+            f"tell them apart ({', '.join(level)})."
+        )
+    if beyond := {k: v for k, v in run.trials.get("extended", {}).items() if v}:
+        said = "; ".join(f"{short(k)} {', '.join(map(plain, v))}" for k, v in beyond.items())
+        caption += f" Tried beyond the search's space, where the winner had an axis' last value: {said}."
     return Trials([(k, short(k, keys)) for k in keys], rows, goal, caption, _heatmap(run, all_trials))
 
 
