@@ -16,6 +16,7 @@ from tests.contract.test_prefix import here, settings  # noqa: F401  # batches m
 from tests.toys import dataset
 from tlray import checkpoint, loop, storage, train, weights
 from tlray.config import Config
+from tlray.judging import Judged
 from tlray.loop import Loop, Solo
 
 
@@ -121,7 +122,7 @@ def closed(run: Any, *epochs: tuple[float, float]) -> None:
         with torch.no_grad():
             next(p for p in run.model.module.parameters() if p.requires_grad).fill_(len(run.now.history) + 1)
         found = {"accuracy": accuracy, "log_loss": log_loss}
-        run.end_epoch(SimpleNamespace(compute=partial(dict, found)))
+        run.end_epoch(Judged(SimpleNamespace(compute=partial(dict, found)), []))
 
 
 def test_of_equal_epochs_the_one_of_the_lower_log_loss_is_kept_and_told(tmp_path: Path) -> None:

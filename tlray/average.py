@@ -50,7 +50,8 @@ class Snapshots:
         self.names = changing(module)
         self.decay = decay
         self.moving: Weights | None = None
-        size = sum(t.nbytes for name, t in module.state_dict().items() if name in self.names)
+        state = module.state_dict()
+        size = sum(state[name].nbytes for name in self.names)
         count = min(count, MOST_BYTES // max(1, size))
         # At equal distances in the last half of the steps, the very end among them.
         marks = [round(num_steps * (1 - k / count / 2)) for k in range(count)]

@@ -199,11 +199,13 @@ class Candidate:
         if self.world == 1:
             return
         module = self.model.module
-        own = {name: value.cpu() for name, value in module.named_buffers() if value.is_floating_point()}
-        module.load_state_dict(
-            {name: value for name, value in gather(own)[0].items() if name in module.state_dict()},
-            strict=False,
-        )
+        stored = module.state_dict().keys()
+        own = {
+            name: value.cpu()
+            for name, value in module.named_buffers()
+            if name in stored and value.is_floating_point()
+        }
+        module.load_state_dict(gather(own)[0], strict=False)
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """The optimiser's state as flat tensors ``<parameter number>.<name>``, for safetensors."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from tlray.tasks.base import TIE, Goal, Metrics, Prediction, Row
@@ -14,11 +15,23 @@ BLOCKS = 10  # parts of a split, by which the noise of a value or of a compariso
 
 
 class Judged:
-    """Metrics of one set of weights over the validation split, as a whole and in `BLOCKS` parts."""
+    """Metrics of one set of weights over the validation split, as a whole and in `BLOCKS` parts.
+
+    Computed once, when they are asked for: some take longer than the network.
+    """
 
     def __init__(self, whole: Metrics, blocks: Sequence[Metrics]) -> None:
-        self.whole, self.values = whole, whole.compute()
-        self.parts = [block.compute() for block in blocks]  # NaN where a block has no value
+        self.whole, self._blocks = whole, blocks
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """Metrics by name."""
+        return self.whole.compute()
+
+    @cached_property
+    def parts(self) -> list[dict[str, float]]:
+        """Those of each block; NaN where a block has no value."""
+        return [block.compute() for block in self._blocks]
 
 
 class Gain(NamedTuple):
@@ -39,9 +52,7 @@ def gain(new: Judged, old: Judged, name: str, direction: str) -> Gain:
     mean = sign * (new.values[name] - old.values[name])
     if len(steps) < 2:
         return Gain(mean, math.inf)
-    centre = sum(steps) / len(steps)
-    variance = sum((step - centre) ** 2 for step in steps) / (len(steps) - 1)
-    return Gain(mean, math.sqrt(variance / len(steps)))
+    return Gain(mean, statistics.stdev(steps) / math.sqrt(len(steps)))
 
 
 def worth_it(new: Judged, old: Judged, goal: Goal) -> bool:

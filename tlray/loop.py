@@ -226,9 +226,9 @@ class Run:
         sums = self.worker.gather((float(self.loss_sum), self.loss_rows))
         self.now.loss_sum, self.now.loss_rows = sum(s for s, _ in sums), sum(r for _, r in sums)
 
-    def end_epoch(self, judge: Any) -> Record:
+    def end_epoch(self, judged: Judged) -> Record:
         """Close an epoch with its metrics; the best so far is kept, or written at once."""
-        now, metrics, goal = self.now, judge.compute(), self.task.goal
+        now, metrics, goal = self.now, judged.values, self.task.goal
         epoch, value = now.step // self.steps_per_epoch, metrics[goal.name]
         # Checkpoints of earlier versions hold the best goal alone.
         before = now.best_metrics or (None if now.best is None else {goal.name: now.best})
@@ -248,7 +248,7 @@ class Run:
         if improved or (self.over and now.best is None):
             state = self.model.module.state_dict()
             kept = {name: state[name].detach().clone() for name in changing(self.model.module)}
-            self.best = Best(kept, replace(self.model, task=self.task.decided(judge)), metrics)
+            self.best = Best(kept, replace(self.model, task=self.task.decided(judged.whole)), metrics)
             if self.config.search.deepen and self.worker.rank == 0:
                 head = {name: value.cpu().contiguous() for name, value in kept.items() if is_head(name)}
                 storage.write_bytes(storage.join(self.uri, HEAD), save(head))
@@ -295,7 +295,8 @@ class Run:
     def with_weights(self, weights: Weights) -> Iterator[None]:
         """Other weights in the model for the length of the block."""
         module = self.model.module
-        current = {name: module.state_dict()[name].clone() for name in weights}
+        state = module.state_dict()
+        current = {name: state[name].clone() for name in weights}
         module.load_state_dict(weights, strict=False)
         try:
             yield
@@ -505,7 +506,7 @@ class Loop:
             run.spent["validate"] += seconds
             if not run.error:
                 with self.alone(run):
-                    records[run.name] = run.end_epoch(judges[run.name].whole)
+                    records[run.name] = run.end_epoch(judges[run.name])
         self._average(
             [run for run in learning if run.over and run.candidate.snapshots and not run.error], records
         )
