@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,8 @@ def ask(
 ) -> tuple[list[float], average.Outcome]:
     """What is proposed, and what comes of it where ``score`` judges the one weight."""
     asked = []
-    proposals = held.proposals({"weight": torch.full((1, 1), best)}, ACCURACY)
+    best_step = next((step for step, taken in held.taken.items() if float(taken["weight"]) == best), 0)
+    proposals = held.proposals({"weight": torch.full((1, 1), best)}, best_step, ACCURACY)
     weights: Weights = next(proposals)
     while True:
         asked.append(float(weights["weight"]))
@@ -74,11 +76,27 @@ def test_snapshots_are_taken_in_the_last_half_at_equal_distances() -> None:
 def test_a_soup_takes_in_what_does_no_harm_the_latest_first() -> None:
     held, _ = snapshots(*([0.0] * 6), 1.0, 9.0, 3.0, 5.0, 5.0, 5.0, count=6)
     asked, found = ask(held, 5.0, lambda w: judged(1 - abs(w - 4.0) / 10, abs(w - 4.0)))
-    assert asked[:2] == [5.0, 4.0]  # the best epoch, then with the latest snapshot that is another one
+    # The best epoch, then with the latest snapshot that is not its own.
+    assert asked[:2] == [5.0, 5.0] and len(asked) == 6
     assert found.kept and found.kind.startswith("soup of ")
     assert abs(float(found.weights["weight"]) - 4.0) < 0.5
     assert found.after > found.before
     assert "kept" in found.line(ACCURACY) and "accuracy 0.9000 -> " in found.line(ACCURACY)
+
+
+def test_workers_whose_weights_differ_are_asked_the_same() -> None:
+    """Each worker's batch norm sees other rows; a worker that is asked more waits for the others for ever."""
+    held, _ = snapshots(*range(1, 13))
+    asked = []
+    for best in (12.0, 12.5):  # rank 0's, and what another rank has of the same epoch
+        proposals, number = held.proposals({"weight": torch.full((1, 1), best)}, 12, ACCURACY), 1
+        next(proposals)
+        with contextlib.suppress(StopIteration):
+            while True:
+                proposals.send(judged(0.5))
+                number += 1
+        asked.append(number)
+    assert asked == [6, 6]
 
 
 def test_where_nothing_is_better_the_best_epoch_stays() -> None:

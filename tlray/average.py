@@ -95,8 +95,12 @@ class Snapshots:
             else:
                 self.taken.setdefault(int(key), {})[name] = tensor
 
-    def proposals(self, best: Weights, goal: Goal) -> Generator[Weights, Judged, Outcome]:
-        """Weights to be judged, the best epoch's first; in the end what came of it."""
+    def proposals(self, best: Weights, best_step: int, goal: Goal) -> Generator[Weights, Judged, Outcome]:
+        """Weights to be judged, the best epoch's first; in the end what came of it.
+
+        ``best_step``: after which they were taken. All workers must be asked the same, and statistics of
+        batch norm differ between them: what is proposed depends on steps and metrics, never on weights.
+        """
         judged = yield best
         chosen, found, kind = best, judged, NO_AVERAGE
         if self.moving is not None:
@@ -105,8 +109,8 @@ class Snapshots:
                 chosen, found, kind = dict(self.moving), value, "moving average"
         sum_, number = {name: t.detach().double().cpu() for name, t in chosen.items()}, 1
         for step in sorted(self.taken, reverse=True):
-            if all(torch.equal(t.cpu(), self.taken[step][name]) for name, t in best.items()):
-                continue  # of the best epoch itself
+            if step == best_step:
+                continue
             added = {name: value + self.taken[step][name] for name, value in sum_.items()}
             mean = {name: (total / (number + 1)).to(chosen[name].dtype) for name, total in added.items()}
             value = yield mean

@@ -534,7 +534,8 @@ class Loop:
         mark = time.perf_counter()
         for run in runs:
             with self.alone(run):
-                proposals = run.candidate.snapshots.proposals(run.best_weights(), run.task.goal)
+                best_step = run.now.best_epoch * run.steps_per_epoch
+                proposals = run.candidate.snapshots.proposals(run.best_weights(), best_step, run.task.goal)
                 asked[run.name] = (run, proposals, next(proposals))
         while asked:
             with contextlib.ExitStack() as stack:
