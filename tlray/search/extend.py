@@ -8,7 +8,8 @@ depths end where they end, and longer or larger has a price that is the user's t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,11 @@ def wider(space: Space, extended: Mapping[str, list[Any]]) -> Space:
 
 
 def beyond(axis: Axis, value: Any) -> float | None:
-    """The next value where ``value`` is the lowest or the highest of an axis of numbers; else None."""
+    """The next value where ``value`` is the lowest or the highest of an axis of numbers; else None.
+
+    Evenly spaced values go on by their step, all others by the ratio of the last two; so do evenly spaced
+    ones where a step more would not be above 0, as all of them are.
+    """
     values = [v for v in axis.values or () if isinstance(v, int | float) and not isinstance(v, bool)]
     if not axis.key.startswith("optim.") or len(values) < 2 or len(values) < len(axis.values or ()):
         return None
@@ -38,9 +43,17 @@ def beyond(axis: Axis, value: Any) -> float | None:
     if value not in (ranked[0], ranked[-1]):
         return None
     end, before = (ranked[0], ranked[1]) if value == ranked[0] else (ranked[-1], ranked[-2])
-    step = end * (end / before) if ranked[0] > 0 else end + (end - before)
+    new = end + (end - before)
+    if ranked[0] > 0 and (new <= 0 or not _even(ranked)):
+        new = end * (end / before)
     whole = all(isinstance(v, int) for v in values)
-    return max(1, round(step)) if whole else float(f"{step:.2g}")
+    return max(1, round(new)) if whole else float(f"{new:.2g}")
+
+
+def _even(ranked: Sequence[float]) -> bool:
+    """Whether values have one distance; of two nobody can tell."""
+    steps = [b - a for a, b in zip(ranked, ranked[1:], strict=False)]
+    return len(steps) > 1 and all(math.isclose(step, steps[0], rel_tol=0.01) for step in steps)
 
 
 def trials(
