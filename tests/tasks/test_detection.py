@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageChops
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 from tests import toys
 from tests.contract.test_tasks import PRE, Toy
@@ -25,6 +25,7 @@ from tlray.errors import BundleError, ConfigError
 from tlray.image import Preprocess
 from tlray.tasks import detection
 from tlray.tasks.detection.anchors import Anchors
+from tlray.tasks.detection.model import _images
 
 LABELS = toys.LABELS
 TASK = tasks.load({"name": "detection"})
@@ -342,6 +343,38 @@ def test_ragged_targets_pass_the_rendering_tasks(ray_local, tmp_path):
     module = TASK.build(Backbone("resnet10t-nano", size=64), LABELS)
     for batch in batches:
         assert torch.isfinite(module(*stream.to_device(batch, torch.device("cpu"))))
+
+
+@torch.no_grad()
+def test_boxes_are_trained_by_the_loss_that_is_set():
+    """Against the matrix of generalised IoUs, and the deltas themselves."""
+    toy = Toy("detection", 3, channels=32)
+    module, losses = toy.module, {}
+    targets = toy.targets()
+    for kind in ("l1", "giou"):
+        other = tasks.load({"name": "detection", "channels": 32, "box_loss": kind}).build(
+            Backbone("resnet10t-nano", size=64), toy.labels
+        )
+        other.load_state_dict(module.state_dict())
+        other.eval()
+        losses[kind] = float(other(toy.x, targets))
+    module.eval()
+    maps, size = module.maps(toy.x)
+    deltas_BA4 = module.head(maps)["bbox_regression"]
+    anchors_A4 = module.anchors(_images(maps, size), maps)[0]
+    coder, own = module.head.regression_head.box_coder, {"l1": [], "giou": []}
+    for deltas_A4, boxes in zip(deltas_BA4, targets["boxes"].float(), strict=True):
+        matched_A = module.match(box_iou(boxes, anchors_A4))
+        at = matched_A >= 0
+        truth, deltas, near = boxes[matched_A[at]], deltas_A4[at], anchors_A4[at]
+        own["l1"].append(float((deltas - coder.encode_single(truth, near)).abs().sum() / at.sum()))
+        iou_N = generalized_box_iou(coder.decode_single(deltas, near), truth).diagonal()
+        own["giou"].append(float((1 - iou_N).mean()))
+    gap = np.mean(own["giou"]) - np.mean(own["l1"])
+    assert abs(gap) > 0.01 and losses["giou"] - losses["l1"] == pytest.approx(gap, rel=1e-3)
+    with pytest.raises(ConfigError, match=r"box_loss = 'giou' .*accepted: l1 with detector faster_rcnn"):
+        tasks.load({"name": "detection", "detector": "faster_rcnn", "box_loss": "giou"})
+    assert TASK.box_loss == "l1"  # bundles from before it was a setting
 
 
 def test_two_stages_learn():

@@ -8,6 +8,7 @@ depths end where they end, and longer or larger has a price that is the user's t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,7 +53,7 @@ def beyond(axis: Axis, value: Any) -> float | None:
 
 def _even(ranked: Sequence[float]) -> bool:
     """Whether values have one distance; of two nobody can tell."""
-    steps = [b - a for a, b in zip(ranked, ranked[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(ranked)]
     return len(steps) > 1 and all(math.isclose(step, steps[0], rel_tol=0.01) for step in steps)
 
 

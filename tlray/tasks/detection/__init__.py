@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import nn
 
 from tlray import plots
@@ -72,12 +72,20 @@ class Task(Strict):
         "standard"  # or widths and heights in strides of the map; see `fitted`
     )
     anchor_recall: Share | None = None  # told by training: of its boxes, those that an anchor fits
+    box_loss: Literal["l1", "giou"] = "l1"  # of RetinaNet's boxes, see `OneStage`
     channels: int = Field(64, ge=32, multiple_of=32)  # of the pyramid and the heads; 256 in the papers
     freeze_norm: bool = True  # batch norm keeps the pretrained statistics (batches of a few pictures)
     min_score: Share = 0.001  # of the objects in a prediction; mAP needs the weak ones, see `served`
     max_objects: Count = 100  # in a prediction
     nms_iou: Share = 0.5  # of two boxes of a class, the better one stays
     threshold: Share | None = None  # score that makes a find; None: the best F1 on validation
+
+    @field_validator("box_loss")
+    @classmethod
+    def of_one_stage(cls, value: str, info: ValidationInfo) -> str:
+        if value != "l1" and info.data.get("detector") == "faster_rcnn":
+            raise ValueError("l1 with detector faster_rcnn")
+        return value
 
     columns: ClassVar[dict[str, Kind]] = {OBJECTS: "objects"}
     defaults: ClassVar[Defaults] = Defaults(
