@@ -164,7 +164,7 @@ def bundle(dataset: str, tmp_path: Path) -> str:
     from tlray.dataset import Dataset
 
     made = config.Config().override({"data.uri": dataset, "input.size": 32, "runs": str(tmp_path / "runs")})
-    model = training.check(made)
+    model = training.check(training.settled(made))
     model.module.eval()
     uri = str(tmp_path / "bundle")
     golden = [p["bytes"] for p in Dataset.open(dataset).rows("train", [0])["image"].to_pylist()]

@@ -59,6 +59,26 @@ def check_training(config: Config, fingerprint: str) -> list[str]:
     return [note for note in notes if note]
 
 
+def as_begun(config: Config) -> Config:
+    """The configuration where a run of this name lies: settings of the task that are left open, and that a
+    new training has its own defaults for, are those that the run has. One from before there was such a
+    setting has the task's plain default, which means what was done then.
+    """
+    place = storage.join(config.run_uri, CONFIG)
+    try:
+        stored = storage.read_json(place) if storage.exists(place) else {}
+    except StorageError:  # damaged; checkpoints know, too
+        return config
+    theirs: Any = stored.get("task") if isinstance(stored, dict) else None
+    task: Any = tasks.load(config.task)
+    if not isinstance(theirs, dict) or theirs.get("name") != task.name:
+        return config
+    plain = tasks.load({"name": task.name}).model_dump(mode="json")  # type: ignore[attr-defined]
+    left = [key for key in task.defaults.task if key not in config.task]
+    filled = {key: theirs.get(key, plain[key]) for key in left}
+    return config.model_copy(update={"task": {**config.task, **filled}})
+
+
 def compare(
     config: Config, before: Mapping[str, Any], free: Iterable[str], seen: str | None, now: str, what: str
 ) -> str:

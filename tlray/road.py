@@ -55,7 +55,7 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
     from tlray import resume
     from tlray import train as training
 
-    config = training.settled(config)
+    config = training.settled(config, fresh)
     model = training.check(config)
     notes = [] if fresh else resume.check_training(config, model.fingerprint)
     notes += model.notes
@@ -81,7 +81,7 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
     from tlray import train as training
     from tlray.report.run import equal
 
-    config = training.settled(config)
+    config = training.settled(config, fresh)
     training.check(config)
     show.begin()
     with runtime.session(verbose):

@@ -48,12 +48,14 @@ class Member:
         return values
 
 
-def settled(config: Config) -> Config:
+def settled(config: Config, fresh: bool = False) -> Config:
     """The configuration as training takes it: places that all workers find, a value for every ``auto``.
 
-    Raises TlrayError.
+    ``fresh``: whatever the run of this name began with. Raises TlrayError.
     """
     config = runtime.placed(config)
+    if not fresh:
+        config = resume.as_begun(config)
     head = config.model.head
     if head and config.model.weights == "builtin" and storage.exists(storage.join(head, bundle.MANIFEST)):
         # A bundle's head goes with its backbone.
@@ -64,13 +66,12 @@ def settled(config: Config) -> Config:
 def check(config: Config) -> Model:
     """Everything that can be wrong before training starts, found on the driver; the model as it would begin.
 
-    Raises TlrayError.
+    Of a configuration that is `settled`. Raises TlrayError.
     """
     if not config.data.uri:
         raise ConfigError(
             "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
         )
-    config = defaults.settle(config)
     task = tasks.load(config.task)
     data = Dataset.open(config.data.uri)
     labels = tasks.labels_of(task, data)
@@ -116,7 +117,7 @@ def fit(
     up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
-    config = settled(config)
+    config = settled(config, fresh)
     check(config)
     need = runtime.resources(config.scale)
     if fresh:

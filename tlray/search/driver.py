@@ -86,7 +86,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     """
     began = time.perf_counter()
     tell = emit or _silent
-    config = train.settled(config)
+    config = train.settled(config, fresh)
     space = spaces.build(config)
     model = train.check(config)
     task = model.task
