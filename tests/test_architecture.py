@@ -16,8 +16,9 @@ PACKAGE = ROOT / "tlray"
 # Imports point to the left only. Moving a wall means changing this line, in the same step.
 # fmt: off
 ORDER = [
-    "errors", "redact", "findings", "recipe", "config", "svg", "plots", "schema", "image", "augment", "masks",
-    "mask_code", "storage", "targets", "extensions", "shards", "labels", "dataset", "formats", "stages",
+    "errors", "redact", "findings", "recipe", "config", "svg", "plots", "schema", "image", "augment",
+    "mixing", "masks", "mask_code", "storage", "targets", "extensions", "shards", "labels", "dataset",
+    "formats", "stages",
     "weights", "backbone", "losses", "order", "tasks", "defaults", "bundle", "predict", "registry", "gallery",
     "runtime", "progress", "preflight", "sample", "ingest", "stream",
     "pictures", "batch", "similar", "embed", "track", "judging", "average", "candidate", "checkpoint",

@@ -49,6 +49,17 @@ def test_predictions_survive_the_round_trip(model, saved):
     assert bundle.verify(str(saved)).metrics == {"accuracy": 0.5}
 
 
+def test_a_setting_of_training_that_has_moved_is_passed_over(model, saved):
+    """Bundles of before mixing was augmentation's say `mixup` among the task's settings."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["task"]["mixup"] = 0.2
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    model.module.eval()
+    assert Predictor(str(saved)).predict(GOLDEN) == model.predict(GOLDEN)
+    with pytest.raises(ConfigError, match=r"task\.mixup .*unknown key; accepted: augment\.mixup"):
+        tasks.load({"name": "classification", "mixup": 0.2})
+
+
 def test_nothing_is_left_of_a_bundle_that_could_not_be_saved(model, tmp_path):
     with pytest.raises(PictureError):
         bundle.save(str(tmp_path / "b"), model, {}, {}, [b"no picture"])

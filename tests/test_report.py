@@ -404,10 +404,10 @@ def test_freeze_settings_are_ordered_by_depth() -> None:
 
 
 def test_changed_settings_name_their_default() -> None:
-    config = Config().override({"optim.lr": 0.01, "task.mixup": 0.2}).model_dump(mode="json")
+    config = Config().override({"optim.lr": 0.01, "task.label_smoothing": 0.2}).model_dump(mode="json")
     table = view.changed(config)
     assert table is not None
-    assert table.rows == [["task.mixup", "0.2", None], ["optim.lr", "0.01", "auto"]]
+    assert table.rows == [["task.label_smoothing", "0.2", None], ["optim.lr", "0.01", "auto"]]
     assert view.changed(Config().model_dump(mode="json")) is None
 
 

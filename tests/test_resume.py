@@ -69,6 +69,7 @@ OTHER = {
     "augment.scale": [0.5, 1.0], "augment.ratio": [1, 1], "augment.hflip": 0.1, "augment.vflip": 0.1,
     "augment.brightness": 0.1, "augment.contrast": 0.1, "augment.saturation": 0.1, "augment.views": 2,
     "augment.policy": "wide", "augment.scale_jitter": [0.5, 2.0], "augment.erase": 0.1,
+    "augment.mixup": 0.2, "augment.cutmix": 1.0, "augment.mosaic": 0.5, "augment.class_balance": 0.5,
     "model.backbone": "resnet50", "model.weights": "none", "model.freeze": 1, "model.drop_rate": 0.1,
     "model.drop_path_rate": 0.1, "model.head": "h.safetensors",
     "optim.optimizer": "sgd", "optim.lr": 0.1, "optim.backbone_lr_ratio": 0.1, "optim.layer_decay": 0.5,

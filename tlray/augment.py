@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -215,6 +216,25 @@ def _erased(rng: np.random.Generator, x_CHW: Pixels) -> Pixels:
     out = x_CHW.copy()
     out[:, y : y + h, x : x + w] = x_CHW.reshape(3, -1).mean(axis=1).round()[:, None, None]
     return out
+
+
+def balanced(rng: np.random.Generator, drawn: Geometry, ids_HW: Pixels, unknown: int) -> Geometry:
+    """The geometry with its crop moved, so that it holds a random pixel of a class drawn evenly from those
+    in the picture. ``ids_HW``: classes in source px, ``unknown`` where none is."""
+    there = np.flatnonzero(np.bincount(ids_HW.ravel(), minlength=unknown + 1)[:unknown])
+    if not len(there):
+        return drawn
+    at_N = np.flatnonzero(ids_HW == there[int(rng.integers(len(there)))])
+    y, x = divmod(int(at_N[int(rng.integers(len(at_N)))]), ids_HW.shape[1])
+    x0, y0, x1, y1 = drawn.crop
+    left, top = _around(rng, x, x1 - x0, drawn.source[0]), _around(rng, y, y1 - y0, drawn.source[1])
+    return replace(drawn, crop=(left, top, left + x1 - x0, top + y1 - y0))
+
+
+def _around(rng: np.random.Generator, at: int, length: float, side: int) -> float:
+    """A random start of a stretch of the side that holds the pixel ``at``."""
+    low, high = max(0.0, at + 1 - length), min(float(at), side - length)
+    return low + max(0.0, high - low) * rng.random()
 
 
 def _jittered(

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -55,6 +55,11 @@ class Manifest(BaseModel):
     config: dict[str, Any]
     versions: dict[str, str]
     checksums: dict[str, str] = {}  # file -> sha256, of every other file
+
+    @field_validator("task")
+    @classmethod
+    def of_today(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return tasks.kept(value)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The one typed configuration tree: a YAML file, then dotted overrides (``optim.lr=0.01``).
 
 Imports neither ray nor torch, so that a mistake is reported before anything slow starts.
-Settings of a task (label smoothing, mixup, ...) belong to its file in ``tlray/tasks`` and stand
+Settings of a task (label smoothing, loss, ...) belong to its file in ``tlray/tasks`` and stand
 under ``task:`` beside its name; they are checked there, when the task is made.
 """
 
@@ -40,6 +40,7 @@ else:
     AutoScale = Literal["auto"] | tuple[Share, Share]
 
 COMMAND_LINE = "command line"
+MOVED = {"task.mixup": "augment.mixup"}  # keys of earlier versions -> where their meaning is now
 
 
 class Strict(BaseModel):
@@ -83,6 +84,11 @@ class Augmentation(Strict):
     contrast: Share = 0.2
     saturation: Share = 0.2
     erase: Share = 0.0  # how often a random rectangle is erased; never where labels have places
+    # Which of these a task's labels can follow is the task's to say (`Task.follows`); see mixing.py.
+    mixup: NonNegative = 0.0  # alpha of Beta(alpha, alpha), the share of another picture; 0: none
+    cutmix: NonNegative = 0.0  # the same for a rectangle of another; where both are set, one at even odds
+    mosaic: Share = 0.0  # of the pictures that are made of four; their crops are the mosaic's own
+    class_balance: Share = 0.0  # how often a crop shows a pixel of a class drawn evenly from the picture's
     views: Count | None = None  # different ones of each picture; 1: the plain picture alone; None: always new
 
     @field_validator("scale", "ratio", "scale_jitter")
@@ -336,6 +342,8 @@ def validate(
         key = prefix + ".".join(path)
         if first["type"] == "extra_forbidden":
             hint = nearest(path[-1], _fields(model, path[:-1]))
+            if key in MOVED:
+                hint = f"accepted: {MOVED[key]}, which has taken its place"
             raise ConfigError(f"{key} ({where(key)}): unknown key; {hint}") from None
         if first["type"] == "invalid_key":
             raise ConfigError(f"{first['input']!r} ({where(key)}): no key; accepted: text") from None

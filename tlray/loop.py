@@ -200,7 +200,7 @@ class Run:
     def boundary(self) -> Boundary | None:
         """Where what it trains begins; None: at the pixels."""
         module: Any = self.model.module
-        if not self.model.freeze_depth or getattr(module, "mixes_pixels", False):
+        if not self.model.freeze_depth:
             return None
         reads = getattr(module, "reads", None)
         return Boundary(self.model.freeze_depth, None if reads is None else tuple(reads))

@@ -1,4 +1,4 @@
-"""Losses of segmentation that look at whole regions: soft Dice, and Lovász-softmax.
+"""Losses of mixed pictures; of segmentation those that look at whole regions: soft Dice, and Lovász-softmax.
 
 Each gives one number a row (B,), so that means over rows add up for batches and workers of any size;
 libraries have them over whole batches only.
@@ -6,11 +6,24 @@ libraries have them over whole batches only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tlray.mixing import PARTNER, SHARE
+
+
+def mixed(loss: Callable[[Mapping[str, Tensor]], Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """``loss`` (B, ...) of a batch's targets; where its pictures are mixed, that of a row and that of its
+    partner by their shares of the picture."""
+    own = loss(targets)
+    if SHARE not in targets:
+        return own
+    other = loss({name.removeprefix(PARTNER): x for name, x in targets.items() if name.startswith(PARTNER)})
+    share = targets[SHARE].reshape(-1, *[1] * (own.ndim - 1))
+    return share * own + (1 - share) * other
 
 
 def dice(logits_BCHW: Tensor, truth_BHW: Tensor, ignore: int) -> Tensor:

@@ -143,6 +143,6 @@ def share(num_rows: int, rank: int, world: int) -> Indices:
     return np.array_split(np.arange(num_rows, dtype=np.int64), world)[rank]
 
 
-def row_rng(seed: int, epoch: int, row: int) -> np.random.Generator:
-    """The randomness of one row in one epoch, the same on any rank."""
-    return np.random.default_rng((seed, epoch, row))
+def row_rng(seed: int, epoch: int, row: int, stream: int = 0) -> np.random.Generator:
+    """The randomness of one row in one epoch, the same on any rank; of several ``stream`` s, if there are."""
+    return np.random.default_rng((seed, epoch, row, stream) if stream else (seed, epoch, row))

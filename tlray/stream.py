@@ -23,12 +23,14 @@ import ray
 import ray.data
 import torch
 
-from tlray import schema
-from tlray.augment import Augment
+from tlray import mixing, schema
+from tlray.augment import Augment, balanced
 from tlray.config import Augmentation
 from tlray.dataset import Dataset
 from tlray.errors import DataError
-from tlray.image import Geometry, Preprocess, render, source_size
+from tlray.image import Geometry, Pixels, Preprocess, render, source_size
+from tlray.masks import UNKNOWN
+from tlray.mixing import Mix
 from tlray.order import Indices, Order, row_rng, share
 from tlray.tasks.base import Row, Target, Task
 
@@ -94,6 +96,11 @@ class RowReader:
         picture = values.pop(schema.IMAGE) or {"bytes": None, "path": None}
         return picture["bytes"] or b"", {**values, "path": picture["path"]}
 
+    def group(self, row: int) -> range:
+        """All rows of a row's group."""
+        after = int(np.searchsorted(self.starts, row, side="right"))
+        return range(int(self.starts[after - 1]), int(self.starts[after]))
+
     def _group(self, group: int) -> pa.Table:
         with self._lock:
             if group in self._groups:
@@ -121,28 +128,72 @@ def _reader(source: Source, fingerprint: str) -> RowReader:
     return reader(source.uri, source.split, source.cache_mb, fingerprint, columns)
 
 
+class _Shown(NamedTuple):
+    """A row's picture in a batch; several of them where pictures are mixed."""
+
+    row: int
+    data: bytes
+    target: Target
+    geometry: Geometry
+    rng: np.random.Generator | None  # for its colours
+    path: str
+
+
 def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> Batch:
     """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, view, row)."""
     read = _reader(source, fingerprint)
     pictures, targets, geometries, paths = [], [], [], []
     for index in map(int, rows):
-        data, row = read(index)
-        try:
-            geometry, rng = _geometry(source, epoch, index, data)
-            x, _ = render(data, source.preprocess, geometry)
-            if source.augment is not None and rng is not None:
-                x = Augment(source.augment, source.placed).pixels(rng, x)
-            target = _target(source, row, geometry)
-        except DataError as error:  # of the picture, or of its label
-            where = ", ".join(filter(None, (source.split, f"row {index}", row["path"])))
-            raise DataError(
-                f"{source.uri} ({where}): {error}; `tlray ingest` sets such pictures aside"
-            ) from None
-        pictures.append(x)
-        targets.append(target)
-        geometries.append(geometry)
-        paths.append(row["path"] or "")
+        mix, shown = _shown(source, read, epoch, index)
+        rendered = [_rendered(source, mix, one) for one in shown]
+        pictures.append(mixing.pixels(mix, rendered, source.preprocess.size))
+        targets.append(mixing.target(mix, [one.target for one in shown], source.placed))
+        geometries.append(shown[0].geometry)
+        paths.append(shown[0].path)
     return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries, paths)
+
+
+def _shown(source: Source, read: RowReader, epoch: int, row: int) -> tuple[Mix | None, list[_Shown]]:
+    """How a row's picture is made in an epoch, and of which pictures: its own first."""
+    view, mix, rows = Augment.view(source.augment, epoch), None, [row]
+    if source.augment is not None and view is not None:
+        # Streams of their own, so that what is drawn for the row itself is the same with and without mixing.
+        rng = row_rng(source.seed, view, row, 1)
+        mix = mixing.draw(rng, source.augment, source.preprocess.size)
+        if mix is not None:
+            # Of the row's own group, which is in the reader's cache: any row of the data set might be a read
+            # from object storage for each picture. `tlray ingest` shuffles rows, so a group mixes classes.
+            rows += mixing.partners(rng, read.group(row), row, mix.partners)
+    shown = []
+    for number, one in enumerate(rows):
+        data, values = read(one)
+        with _named(source, one, values):
+            own = None if view is None else row_rng(source.seed, view, row, number and number + 1)
+            geometry = _geometry(source, values, data, own)
+            if own is not None:
+                geometry = mixing.geometry(mix, number, geometry, source.preprocess, own)
+            target = _target(source, values, geometry)
+        shown.append(_Shown(one, data, target, geometry, own, values["path"] or ""))
+    return mix, shown
+
+
+def _rendered(source: Source, mix: Mix | None, shown: _Shown) -> Pixels:
+    """A picture's pixels as they are or as they go into a mix, its colours changed."""
+    with _named(source, shown.row, {"path": shown.path}):
+        x_CHW, _ = render(shown.data, source.preprocess, mixing.alone(mix, shown.geometry))
+    if source.augment is None or shown.rng is None:
+        return x_CHW
+    return Augment(source.augment, source.placed).pixels(shown.rng, x_CHW)
+
+
+@contextlib.contextmanager
+def _named(source: Source, row: int, values: Row) -> Iterator[None]:
+    """Name the row in an error of its picture or its label."""
+    try:
+        yield
+    except DataError as error:
+        where = ", ".join(filter(None, (source.split, f"row {row}", values["path"])))
+        raise DataError(f"{source.uri} ({where}): {error}; `tlray ingest` sets such pictures aside") from None
 
 
 def pixels(source: Source, fingerprint: str, rows: Indices) -> torch.Tensor:
@@ -153,9 +204,8 @@ def pixels(source: Source, fingerprint: str, rows: Indices) -> torch.Tensor:
 
 def annotation(source: Source, fingerprint: str, epoch: int, row: int) -> tuple[Target, Geometry]:
     """What `make_batch` says of a row besides its pixels, without decoding them."""
-    data, values = _reader(source, fingerprint)(row)
-    geometry, _ = _geometry(source, epoch, row, data)
-    return _target(source, values, geometry), geometry
+    mix, shown = _shown(source, _reader(source, fingerprint), epoch, row)
+    return mixing.target(mix, [one.target for one in shown], source.placed), shown[0].geometry
 
 
 def _target(source: Source, row: Row, geometry: Geometry) -> Target:
@@ -166,15 +216,17 @@ def _target(source: Source, row: Row, geometry: Geometry) -> Target:
     return source.task.encode(row, geometry, list(source.labels))
 
 
-def _geometry(
-    source: Source, epoch: int, row: int, data: bytes
-) -> tuple[Geometry, np.random.Generator | None]:
-    """What is done to a row's picture in an epoch, and the randomness for its colours, if any."""
-    size, view = source_size(data, source.preprocess.max_pixels), Augment.view(source.augment, epoch)
-    if source.augment is None or view is None:
-        return source.preprocess.geometry(size), None
-    rng = row_rng(source.seed, view, row)
-    return Augment(source.augment, source.placed).sample(rng, size, source.preprocess), rng
+def _geometry(source: Source, row: Row, data: bytes, rng: np.random.Generator | None) -> Geometry:
+    """What is done to a row's picture; without randomness it is the plain one."""
+    size = source_size(data, source.preprocess.max_pixels)
+    if source.augment is None or rng is None:
+        return source.preprocess.geometry(size)
+    drawn = Augment(source.augment, source.placed).sample(rng, size, source.preprocess)
+    often = source.augment.class_balance
+    if not often or rng.random() >= often:
+        return drawn
+    whole = Geometry(size, (0, 0, *size), size, (0, 0, *size))
+    return balanced(rng, drawn, np.asarray(_target(source, row, whole)[schema.MASK]), UNKNOWN)
 
 
 def collate(targets: list[Target]) -> dict[str, Any]:

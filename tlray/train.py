@@ -73,6 +73,7 @@ def check(config: Config) -> Model:
             "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
         )
     task = tasks.load(config.task)
+    tasks.check_augment(task, config.augment)
     data = Dataset.open(config.data.uri)
     labels = tasks.labels_of(task, data)
     for key in ("train_split", "validation_split"):

@@ -135,6 +135,29 @@ def test_the_loss_is_the_mean_over_rows(name):
         assert torch.allclose(whole, (3 * first + 5 * second) / 8, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if "mixup" in tasks.load({"name": name}).follows])
+def test_the_loss_of_mixed_pictures_is_linear_in_their_shares(name):
+    toy = Toy(name)
+    toy.module.eval()
+    if hasattr(toy.module, "head"):  # begins at 0, where all labels cost the same
+        torch.nn.init.normal_(toy.module.head.weight, std=0.1)
+    plain = toy.targets()
+
+    def loss(share: list[float]) -> float:
+        mixed = {f"partner.{key}": value.roll(1, 0) for key, value in plain.items()}
+        return float(toy.module(toy.x, {**plain, **mixed, "share": torch.tensor(share)}).detach())
+
+    own, others = loss([1.0] * 8), loss([0.0] * 8)
+    assert own == float(toy.module(toy.x, plain).detach())  # to the last bit
+    assert others == pytest.approx(
+        float(toy.module(toy.x, {k: v.roll(1, 0) for k, v in plain.items()}).detach())
+    )
+    assert loss([0.3] * 8) == pytest.approx(0.3 * own + 0.7 * others, rel=1e-5)
+    rows = [loss([1.0 if i == j else 0.0 for j in range(8)]) - others for i in range(8)]
+    assert sum(rows) == pytest.approx(own - others, abs=1e-4)  # each row by its own share
+    assert max(rows) > 1e-3
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_predictions_are_plain_can_be_kept_and_drawn(name):
     toy = Toy(name)

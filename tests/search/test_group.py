@@ -39,7 +39,7 @@ def ids(groups: Any) -> list[list[str]]:
 def test_trials_that_see_the_same_batches_train_side_by_side(data: str, tmp_path: Path) -> None:
     config = settings(data, tmp_path)
     lr = [{"optim.lr": v, "model.freeze": d} for v in (0.1, 0.2) for d in (0, "all")]
-    other = [{"input.size": 48, "optim.lr": 0.1}, {"task.mixup": 0.2}, {"train.batch_size": 8}]
+    other = [{"input.size": 48, "optim.lr": 0.1}, {"augment.mixup": 0.2}, {"train.batch_size": 8}]
     trials = given(config, *lr, *other)
     names = [one["id"] for one in trials]
     assert ids(together(trials, 16)) == [names[:4], *([name] for name in names[4:])]

@@ -8,9 +8,8 @@ from tests.toys import LABELS
 from tlray import tasks
 
 
-@pytest.mark.parametrize("settings", [{"mixup": 0.2}, {"class_weights": "balanced"}])
-def test_every_form_of_the_loss_learns(settings):
-    toy = Toy("classification", **settings)
+def test_weighted_classes_are_learnt():
+    toy = Toy("classification", class_weights="balanced")
     targets = toy.targets()
     optimizer = torch.optim.AdamW(toy.module.parameters(), lr=3e-3)
     for _ in range(40):

@@ -115,7 +115,7 @@ def _task(run: Run, notes: list[str]) -> Task | None:
     if not run.task_settings:
         return None
     try:
-        return tasks.load(run.task_settings)
+        return tasks.load(tasks.kept(run.task_settings))
     except TlrayError as error:
         if str(error) not in notes:
             notes.append(str(error))

@@ -155,10 +155,11 @@ def accepted(config: Config, key: str, value: Any) -> Any:
     """The value of a key as the tree takes it, read back from it. Raises ConfigError."""
     origin = f"search.space.{key}"
     tried = config.override({key: value}, origin)
-    if key.startswith("task."):
+    if key.startswith(("task.", "augment.")):
         from tlray import tasks  # imports torch, which the rest does not need
 
-        tasks.load(tried.task)  # the task's own settings are checked there
+        # The task's own settings are checked there.
+        tasks.check_augment(tasks.load(tried.task), tried.augment, origin)
     here: Any = tried.model_dump(mode="json")
     for part in key.split("."):
         if not isinstance(here, dict) or part not in here:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from tlray.config import validate
+from tlray.config import MOVED, Augmentation, validate
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, nearest
 from tlray.order import Together
@@ -31,6 +31,24 @@ def load(settings: dict[str, Any], origin: str = "configuration") -> Task:
     module = importlib.import_module(f"tlray.tasks.{name}")
     task: Task = validate(module.Task, settings, origin, prefix="task.")
     return task
+
+
+def kept(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's settings as a bundle or a run of an earlier version holds them, without those that only
+    training read and that are elsewhere now."""
+    return {key: value for key, value in settings.items() if f"task.{key}" not in MOVED}
+
+
+def check_augment(task: Task, settings: Augmentation, origin: str = "configuration") -> None:
+    """Raise ConfigError for a way to change pictures that the task's labels cannot follow."""
+    for key in ("mixup", "cutmix", "mosaic", "class_balance"):
+        value = getattr(settings, key)
+        if value and key not in task.follows:
+            accepted = ", ".join(f"augment.{name}" for name in task.follows) or "0"
+            raise ConfigError(
+                f"augment.{key} = {value} ({origin}): the labels of {task.name} cannot follow it; accepted: "
+                f"{accepted}"
+            )
 
 
 def for_columns(columns: Iterable[str], kinds: Mapping[str, Kind] | None = None) -> list[str]:

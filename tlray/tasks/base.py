@@ -122,9 +122,9 @@ class Module(Protocol):
 
     Parameters whose name starts with one of ``training_only`` are kept in checkpoints and not in bundles;
     those of ``class_layers`` are made for the classes, and all others serve a model of other classes too.
-    ``reads``: indices of the backbone's stages whose maps the head takes (absent: the pooled features alone);
-    ``mixes_pixels``: whether training changes the pixels of a batch. By these a search knows what it may
-    compute once; ``x_BCHW`` may then be a `Features` in place of pixels, which the backbone's methods take.
+    ``reads``: indices of the backbone's stages whose maps the head takes (absent: the pooled features alone).
+    By these a search knows what it may compute once; ``x_BCHW`` may then be a `Features` in place of pixels,
+    which the backbone's methods take.
     ``needs_pixels``: whether evaluation asks for pixels where training may begin with features.
     ``trained(share)``: where it has one, told before each step how much of training is done, 0 to 1.
     Where the task trains an embedding, ``embed(x_BCHW)`` gives it, (B, D); `Predictor.embed` asks for it.
@@ -150,6 +150,9 @@ class Task(Protocol):
     """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
     finds: ClassVar[bool]
     """Whether a prediction is a list of finds with scores; `served` leaves out those of low score."""
+    follows: ClassVar[tuple[str, ...]]
+    """Which of augment's mixup, cutmix, mosaic and class_balance its labels can follow. With mixup or cutmix
+    targets without places come with a partner's, and the loss is `losses.mixed`."""
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Look at labels before a data set is made of them: (rows, remarks).

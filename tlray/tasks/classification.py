@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import plots
-from tlray.config import NonNegative, Share, Strict
+from tlray import losses, plots
+from tlray.config import Share, Strict
 from tlray.image import Geometry, Preprocess
 from tlray.schema import LABEL, Kind
 from tlray.tasks import base
@@ -31,7 +31,6 @@ class Task(Strict):
         Goal("accuracy", "max")
     )
     label_smoothing: Share = 0.05
-    mixup: NonNegative = 0.0  # alpha of the Beta distribution (arXiv 1710.09412); 0 = none
     class_weights: Literal["none", "balanced"] = "none"
 
     columns: ClassVar[dict[str, Kind]] = {LABEL: "class"}
@@ -39,6 +38,7 @@ class Task(Strict):
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     finds: ClassVar[bool] = False
+    follows: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         return rows, []  # what there is to say of classes is said of all tasks that have them
@@ -55,7 +55,7 @@ class Task(Strict):
         if self.class_weights == "balanced" and counts is not None:
             seen = torch.tensor(counts.by_class, dtype=torch.float32).clamp(min=1)
             weights = seen.sum() / (len(labels) * seen)
-        return Classifier(backbone, len(labels), self.label_smoothing, self.mixup, weights)
+        return Classifier(backbone, len(labels), self.label_smoothing, weights)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
         return {LABEL: np.int64(row[LABEL])}
@@ -120,7 +120,6 @@ class Classifier(nn.Module):
         backbone: Backbone,
         num_classes: int,
         label_smoothing: float,
-        mixup: float,
         class_weights: torch.Tensor | None,
     ) -> None:
         super().__init__()
@@ -128,35 +127,27 @@ class Classifier(nn.Module):
         self.head = nn.Linear(backbone.num_features, num_classes)
         nn.init.zeros_(self.head.weight)  # the first predictions are the uniform ones, whatever the features
         nn.init.zeros_(self.head.bias)
-        self.label_smoothing, self.mixup = label_smoothing, mixup
-        self.mixes_pixels = mixup > 0
+        self.label_smoothing = label_smoothing
         # Part of the loss, not of the model: it is not stored in the bundle.
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits, or with targets (``label`` (B,) int64) the mean loss (scalar)."""
+        logits: torch.Tensor = self.head(self.backbone.pooled(x_BCHW))
         if targets is None:
-            return self._logits(x_BCHW)
-        label_B = targets[LABEL]
-        if not self.mixup:
-            return self._loss(self._logits(x_BCHW), label_B)
-        share = float(np.random.default_rng(int(torch.randint(2**31, ()))).beta(self.mixup, self.mixup))
-        order_B = torch.randperm(len(label_B), device=label_B.device)
-        mixed = x_BCHW.float() * share + x_BCHW[order_B].float() * (1 - share)
-        logits = self._logits(mixed)
-        return share * self._loss(logits, label_B) + (1 - share) * self._loss(logits, label_B[order_B])
+            return logits
 
-    def _logits(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        pooled_BF = self.backbone.pooled(x_BCHW)
-        logits: torch.Tensor = self.head(pooled_BF)
-        return logits
+        def loss(known: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return F.cross_entropy(
+                logits,
+                known[LABEL],
+                weight=self.class_weights,
+                label_smoothing=self.label_smoothing,
+                reduction="none",
+            )
 
-    def _loss(self, logits: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        loss = F.cross_entropy(
-            logits, label_B, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
-        )
         # The mean over rows, not over weights, so that batches and workers of any size add up.
-        return loss.mean()
+        return losses.mixed(loss, targets).mean()
 
 
 class Metrics:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from tlray import losses
 from tlray.config import Count, NonNegative, Positive, Share, Strict
 from tlray.image import Geometry, Preprocess
 from tlray.plots import Column, Section, Shot, Table
@@ -70,6 +71,7 @@ class Task(Strict):
     )
     gallery: ClassVar[bool] = True
     finds: ClassVar[bool] = False
+    follows: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """People with a single picture can be told from others, but show nothing of what stays the same."""
@@ -191,12 +193,14 @@ class Embedder(nn.Module):
         if targets is None:
             return self.embed(x_BCHW)
         assert self.identities is not None, "a model from a bundle knows nobody of the training"
-        x_BD = self._points(x_BCHW)
+        head, x_BD = self.identities, self._points(x_BCHW)
         # In fp32 whatever the precision: an angle's cosine near 1 has no digits in half, and the library
         # would cast its weights to the type of what comes in.
         with torch.autocast(x_BD.device.type, enabled=False):
-            loss: torch.Tensor = self.identities(x_BD.float(), targets[LABEL])
-        return loss
+            x_BD = x_BD.float()
+            if isinstance(head, AdaFace):
+                head.measure(x_BD)
+            return losses.mixed(lambda known: _by_row(head(x_BD, known[LABEL])), targets).mean()
 
     def embed(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Unit vectors (B, D)."""
@@ -223,18 +227,26 @@ class Embedder(nn.Module):
 
 
 def _head(task: Task, num_people: int) -> nn.Module:
-    """The loss over (B, D) points and people (B,): softmax over cosines to the people, with a margin."""
+    """The losses (B,) of points (B, D) and people (B,): softmax over cosines to the people, with a margin."""
     margin = MARGINS[task.head] if task.margin is None else task.margin
     if task.head == "adaface":
         return AdaFace(num_people, task.embedding_size, margin, task.scale)
-    from pytorch_metric_learning import losses  # brings scikit-learn
+    from pytorch_metric_learning import losses as known  # brings scikit-learn
+    from pytorch_metric_learning.reducers import DoNothingReducer
 
     if task.head == "arcface":  # arXiv 1801.07698; degrees there
-        margin, made = float(np.degrees(margin)), losses.ArcFaceLoss
+        margin, made = float(np.degrees(margin)), known.ArcFaceLoss
     else:
-        made = losses.CosFaceLoss  # arXiv 1801.09414
-    head: nn.Module = made(num_people, task.embedding_size, margin=margin, scale=task.scale)
+        made = known.CosFaceLoss  # arXiv 1801.09414
+    rows = DoNothingReducer()
+    head: nn.Module = made(num_people, task.embedding_size, margin=margin, scale=task.scale, reducer=rows)
     return head
+
+
+def _by_row(found: Any) -> torch.Tensor:
+    """The rows' losses (B,); the library has them in dictionaries."""
+    loss_B: torch.Tensor = found["loss"]["losses"] if isinstance(found, dict) else found
+    return loss_B
 
 
 class AdaFace(nn.Module):
@@ -261,19 +273,30 @@ class AdaFace(nn.Module):
         self.register_buffer("mean", torch.tensor(20.0))  # of the lengths; both are the authors' first guess
         self.register_buffer("std", torch.tensor(100.0))
 
+    @torch.no_grad()
+    def measure(self, x_BD: torch.Tensor) -> None:
+        """Take the lengths of a batch's vectors into account: once a batch, before its loss."""
+        norm_B = _lengths(x_BD)
+        if len(norm_B) > 1:
+            self.mean.lerp_(norm_B.mean(), 1 - self.momentum)
+            self.std.lerp_(norm_B.std(), 1 - self.momentum)
+
     def forward(self, x_BD: torch.Tensor, person_B: torch.Tensor) -> torch.Tensor:
-        """Mean loss (scalar)."""
+        """Losses of the rows (B,)."""
         with torch.no_grad():
-            norm_B = x_BD.norm(dim=1).clamp(1e-3, 100)
-            if len(norm_B) > 1:
-                self.mean.lerp_(norm_B.mean(), 1 - self.momentum)
-                self.std.lerp_(norm_B.std(), 1 - self.momentum)
+            norm_B = _lengths(x_BD)
             quality_B = ((norm_B - self.mean) / (self.std + 1e-3) * self.h).clamp(-1, 1)
         cosine_BP = F.normalize(x_BD) @ F.normalize(self.W, dim=0)
         own_B1 = cosine_BP.gather(1, person_B[:, None]).clamp(-1 + 1e-4, 1 - 1e-4)
         angle_B1 = (own_B1.acos() - self.margin * quality_B[:, None]).clamp(1e-4, np.pi - 1e-4)
         with_margin_B1 = angle_B1.cos() - self.margin * (1 + quality_B[:, None])
-        return F.cross_entropy(self.scale * cosine_BP.scatter(1, person_B[:, None], with_margin_B1), person_B)
+        logits_BP = self.scale * cosine_BP.scatter(1, person_B[:, None], with_margin_B1)
+        return F.cross_entropy(logits_BP, person_B, reduction="none")
+
+
+def _lengths(x_BD: torch.Tensor) -> torch.Tensor:
+    norm_B: torch.Tensor = x_BD.norm(dim=1)
+    return norm_B.clamp(1e-3, 100)
 
 
 class Metrics:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import plots
+from tlray import losses, plots
 from tlray.config import Share, Strict
 from tlray.errors import ConfigError
 from tlray.image import Geometry, Preprocess
@@ -46,6 +46,7 @@ class Task(Strict):
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     finds: ClassVar[bool] = False
+    follows: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Says which pictures have no class: they are taken, and teach what is none of them."""
@@ -227,11 +228,14 @@ class Classifier(nn.Module):
         logits: torch.Tensor = self.head(self.backbone.pooled(x_BCHW))
         if targets is None:
             return logits
-        wanted = targets[LABELS] * (1 - self.label_smoothing) + self.label_smoothing / 2
-        loss = F.binary_cross_entropy_with_logits(
-            logits, wanted, pos_weight=self.pos_weight, reduction="none"
-        )
-        return loss.mean()  # every row has all classes: the mean over rows
+
+        def loss(known: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            wanted = known[LABELS] * (1 - self.label_smoothing) + self.label_smoothing / 2
+            return F.binary_cross_entropy_with_logits(
+                logits, wanted, pos_weight=self.pos_weight, reduction="none"
+            )
+
+        return losses.mixed(loss, targets).mean()  # every row has all classes: the mean over rows
 
 
 class Metrics:
