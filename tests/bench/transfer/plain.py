@@ -94,7 +94,7 @@ def plain(case: Case, data: Path, root: Path, seed: int) -> dict[str, float]:
 
 def probe(case: Case, data: Path, root: Path, seed: int) -> dict[str, float]:
     """A logistic regression over standardised frozen features, the best of five strengths by validation."""
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     began, size = time.perf_counter(), case.settings["input.size"]
     backbone, load = decoded(case, data, root)

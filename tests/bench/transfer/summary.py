@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 def interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """Student's interval of the mean of paired differences; None of a single one."""
-    from scipy import stats
+    from scipy import stats  # type: ignore[import-untyped]
 
     if len(differences) < 2:
         return None
