@@ -9,7 +9,8 @@ again. Winners and rates are chosen on validation; test is only told, and `poole
 
     train         `tlray train` with nothing set but data, backbone, size, epochs and seed, or the recipe's
     tune          `tlray tune`, likewise
-    plain         twenty lines of PyTorch: AdamW and a cosine, random crops and flips, the best of three rates
+    plain         a short loop in PyTorch: AdamW, warm-up, cosine, random crops and flips; the best epoch of
+                  the best of three rates
     probe         scikit-learn's logistic regression over frozen pooled features, the best of five strengths
     torchvision   torchvision's own way for detection and segmentation, ArcFace for faces, the better of two
                   rates; see transfer/references.py

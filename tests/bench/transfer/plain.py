@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,23 @@ from tlray.image import Preprocess
 from .cases import SPLITS, Case, weights
 
 RATES = (3e-4, 1e-3, 3e-3)
+BATCH = 64
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of scikit-learn's C
+Pictures = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def decoded(
-    case: Case, data: Path, root: Path
-) -> tuple[Backbone, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """The backbone, and whole pictures a third larger than its input, decoded once, with their labels."""
+def backbone_of(case: Case, root: Path) -> Backbone:
+    """The row's backbone with its pretrained weights."""
     given = case.settings
     name = given.get("model.backbone", "resnet10t-nano")
     origin = str(weights(root)) if "model.backbone" in given else "builtin"
-    size = given["input.size"]
-    backbone = Backbone(name, origin, size=size, mean=given.get("input.mean"), std=given.get("input.std"))
+    size, mean, std = (given.get(f"input.{key}") for key in ("size", "mean", "std"))
+    return Backbone(name, origin, size=size, mean=mean, std=std)
+
+
+@lru_cache(maxsize=1)  # arms and rates of a row follow one another
+def decoded(data: Path, size: int) -> Pictures:
+    """Of each split x_BCHW, whole pictures a third larger than the input, and their labels (B,)."""
     large = size * 4 // 3
     pre = Preprocess(size=(large, large), interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     found, opened = {}, Dataset.open(str(data))
@@ -41,7 +47,16 @@ def decoded(
             [stream.pixels(source, opened.fingerprint, rows[i : i + 256]) for i in range(0, len(rows), 256)]
         )
         found[split] = x, torch.from_numpy(opened.read(split, ["label"])["label"].to_numpy().copy())
-    return backbone, found
+    return found
+
+
+def warm_cosine(
+    optimizer: torch.optim.Optimizer, steps: int, warm: int
+) -> torch.optim.lr_scheduler.SequentialLR:
+    """A linear rise over the first steps, then a cosine to 0."""
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=warm)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warm))
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [warm])
 
 
 def seen(x_BCHW: torch.Tensor, size: int) -> torch.Tensor:
@@ -58,26 +73,24 @@ def plain(case: Case, data: Path, root: Path, seed: int) -> dict[str, float]:
     """A loop as anybody would write it, the best of three rates by validation."""
     import torchvision.transforms.v2 as T
 
-    began, tries = time.perf_counter(), []
+    began, tries, size = time.perf_counter(), [], case.settings["input.size"]
     for lr in RATES:
         torch.manual_seed(seed)
-        backbone, load = decoded(case, data, root)
-        (x, y), size = load["train"], case.settings["input.size"]
+        backbone, load = backbone_of(case, root), decoded(data, size)
+        x, y = load["train"]
         head = torch.nn.Linear(backbone.num_features, int(y.max()) + 1)
         grow = T.Compose(
             [T.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), T.RandomHorizontalFlip()]
         )
         parameters = [*backbone.parameters(), *head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
-        batch = min(64, len(y))
-        steps = case.epochs * math.ceil(len(y) / batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        batches = math.ceil(len(y) / BATCH)
+        steps = case.epochs * batches
+        schedule = warm_cosine(optimizer, steps, max(1, steps // 10))
         best = {"validation": -1.0, "test": 0.0}
         for _ in range(case.epochs):
             backbone.train()
-            for at in torch.randperm(len(y)).split(batch):
-                if len(at) == 1:
-                    continue  # batch norm cannot train on one
+            for at in torch.randperm(len(y)).tensor_split(batches):  # of near-equal size
                 pictures = torch.stack([grow(one) for one in x[at]])
                 loss = F.cross_entropy(head(backbone.embed(backbone(pictures))), y[at])
                 optimizer.zero_grad()
@@ -97,7 +110,7 @@ def probe(case: Case, data: Path, root: Path, seed: int) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     began, size = time.perf_counter(), case.settings["input.size"]
-    backbone, load = decoded(case, data, root)
+    backbone, load = backbone_of(case, root), decoded(data, size)
     backbone.eval()
     features = {}
     with torch.inference_mode():

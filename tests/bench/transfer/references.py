@@ -39,6 +39,7 @@ from tlray.tasks.base import Prediction, Row
 from tlray.tasks.detection.boxes import corners
 
 from .cases import RECIPES, SPLITS, Case
+from .plain import warm_cosine
 
 RATES = (1e-3, 3e-3)
 NONE = 255  # pixels of no class
@@ -135,9 +136,10 @@ class Masks:
 
     def predict(self, pictures: Any, rows: list[Row]) -> list[Prediction]:
         logits = self.model(torch.stack(pictures))
-        logits[:, self.ignore : self.ignore + 1] = -torch.inf  # a class that is no class
+        if self.ignore < self.count:
+            logits[:, self.ignore] = logits.min() - 1  # a class that is none
         found = []
-        for logits_Chw, row in zip(logits.nan_to_num(neginf=-1e4), rows, strict=True):
+        for logits_Chw, row in zip(logits, rows, strict=True):
             truth_HW = decode_mask(row[MASK]["bytes"])
             grown = F.interpolate(logits_Chw[None], truth_HW.shape, mode="bilinear")
             found.append(segmentation.to_runs(grown[0].argmax(0).to(torch.uint8).numpy()))
@@ -243,12 +245,7 @@ def _trained(case: Case, data: Path, seed: int, lr: float) -> dict[str, Any]:
     )
     epochs, steps = settings.train.epochs, len(load["train"])
     warm = min(1000, max(1, steps - 1))
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=warm),
-         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * steps - warm))],
-        [warm],
-    )  # fmt: skip
+    schedule = warm_cosine(optimizer, epochs * steps, warm)
 
     @torch.inference_mode()
     def judged(split: str) -> float:
