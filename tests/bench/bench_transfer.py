@@ -104,7 +104,7 @@ class Bench(NamedTuple):
             name = f"{case.data}-{kind}"
             source = copies.write(self.root / case.data, self.work / name, kind)
             data = self._ingested(source, name, case.task)
-            found[kind] = score(str(bundle), data, "test", case.task)
+            found[kind] = score(str(bundle), data, "test")
         return {**found, "copies": statistics.mean(found.values())}
 
 
