@@ -125,7 +125,8 @@ def main() -> None:
     bench.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
     torch.set_flush_denormal(True)
-    rows, found = args.row or list(CASES), summary.Found()
+    rows = args.row or list(CASES)
+    found: summary.Found = {}
     for seed in range(args.seeds or max(CASES[row].seeds for row in rows)):
         for row in rows:
             if args.seeds is None and seed >= CASES[row].seeds:
