@@ -27,7 +27,7 @@ def source(uri, split="train", augment=None):
 
 def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
     rows = Dataset.open(uri).group_rows("train")
-    told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0)))
+    told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0), mixup=0.4, cutmix=1.0))
     alone, pair = Order(rows, 16, 3), Order(rows, 16, 3, world=2)
     last = 2 * alone.steps_per_epoch
     one = list(stream.train_batches(told, alone, 0, 0, last))
@@ -38,11 +38,12 @@ def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
         both = np.concatenate([p.rows for p in parts])
         assert sorted(both) == sorted(whole.rows) == sorted(alone.global_batch(step))
         pixels = torch.cat([p.x_BCHW for p in parts])
-        labels = torch.cat([p.targets["label"] for p in parts])
+        targets = {name: torch.cat([p.targets[name] for p in parts]) for name in whole.targets}
         for i, row in enumerate(both):
             at = int(np.nonzero(whole.rows == row)[0][0])
             assert torch.equal(pixels[i], whole.x_BCHW[at])
-            assert labels[i] == row % 3
+            assert targets["label"][i] == row % 3
+            assert all(targets[name][i] == value[at] for name, value in whole.targets.items())
     epochs = [np.concatenate([b.rows for b in one[:4]]), np.concatenate([b.rows for b in one[4:]])]
     assert all(sorted(e) == list(range(50)) for e in epochs)  # no row lost or doubled
 
