@@ -22,7 +22,8 @@ ORDER = [
     "weights", "backbone", "losses", "order", "tasks", "defaults", "bundle", "predict", "registry", "gallery",
     "runtime", "progress", "preflight", "sample", "ingest", "stream",
     "pictures", "batch", "similar", "embed", "track", "judging", "average", "candidate", "checkpoint",
-    "resume", "evaluate", "loop", "train", "search", "serve", "report", "road", "doctor", "quickstart", "cli",
+    "resume", "evaluate", "loop", "range_test", "train", "search", "serve", "report", "road", "doctor",
+    "quickstart", "cli",
 ]
 # fmt: on
 # Forbidden although the order would allow it.

@@ -389,6 +389,7 @@ def test_plain_lines_tell_steps_epochs_and_trials() -> None:
             end = {**end, "id": "b", "goal_name": "accuracy"}
             display.event({"kind": "trial_end", **end})
             display.event({"kind": "nothing known"})
+        display.event({"kind": "range_test", "done": 60, "of": 60})
         display.event({"kind": "start", "run": "r", "step": 30, "steps": 60})
         record = {"epoch": 3, "epochs": 6, "train_loss": 0.25, "goal": 0.75, "goal_name": "accuracy"}
         display.event({"kind": "epoch", "run": "r", **record, "seconds": 9})
@@ -401,6 +402,7 @@ def test_plain_lines_tell_steps_epochs_and_trials() -> None:
         "1/2 freeze=all lr=0.003 accuracy 0.5000 4 epochs 1:05 min finished"
     )
     assert " ".join(lines[6].split()).startswith("2/3 freeze=all")
+    assert lines[-3].startswith("      range test: 60 in")
     assert lines[-2:] == [
         "      goes on at step 30 of 60",
         "      epoch 3/6  loss 0.2500  accuracy 0.7500  9 s",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -386,7 +387,7 @@ class Backbone(nn.Module):
 class Traits(NamedTuple):
     """What the right learning rate of an architecture depends on."""
 
-    norm: Literal["batch", "layer"]  # the kind that most of its norms have; layer: of no batch statistics
+    norm: Literal["batch", "layer", "other"]  # the kind that most of its norms are; other: or it has none
     width: int  # of the pooled features
 
 
@@ -399,10 +400,20 @@ def traits(name: str) -> Traits:
             model: Any = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
     except Exception:  # an architecture whose constructor looks at values
         model = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
-    batch = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    other = sum(isinstance(m, nn.LayerNorm | nn.GroupNorm) for m in model.modules())
+    norms = Counter(kind for module in model.modules() if (kind := _norm_kind(module)))
+    most = norms.most_common(1)
     width = int(getattr(model, "head_hidden_size", None) or model.num_features)
-    return Traits("batch" if batch > other else "layer", width)
+    return Traits(most[0][0] if most else "other", width)
+
+
+def _norm_kind(module: nn.Module) -> Literal["batch", "layer", "other"] | None:
+    """What kind of norm a module is; None: none, or one of a kind that hardly any network has."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "batch"
+    if isinstance(module, nn.LayerNorm):
+        return "layer"
+    known = isinstance(module, nn.GroupNorm | nn.modules.instancenorm._InstanceNorm)
+    return "other" if known or "RmsNorm" in type(module).__name__ else None  # timm has several of those
 
 
 def _architecture(name: str) -> tuple[str, dict[str, Any]]:

@@ -15,11 +15,12 @@ from tlray.config import Config
 from tlray.dataset import Dataset
 
 # AdamW's rate of a head over a backbone: what is right falls with the width of the features, and networks of
-# layer norm (transformers, ConvNeXt) stand much less than those of batch norm.
-RATE_BY_WIDTH = {"batch": 1.6, "layer": 0.15}
+# layer norm (transformers, ConvNeXt) stand much less than those of batch norm. Of others it is a guess that
+# training has measured, see `is_guess`.
+RATE_BY_WIDTH = {"batch": 1.6, "layer": 0.15, "other": 0.15}
 MAX_RATE = 6e-3
 SGD_RATE = 0.05
-LAYER_DECAY = {"batch": 0.9, "layer": 0.75}
+LAYER_DECAY = {"batch": 0.9, "layer": 0.75, "other": 0.75}
 STEPS = 600  # of a training, within these numbers of epochs
 EPOCHS = (10, 60)
 LEAST_BATCH = 32  # of few pictures, where the task's own is larger
@@ -59,6 +60,12 @@ def settle(config: Config) -> Config:
     rates = [_rounded(config.optim.lr * factor) for factor in SPACE_RATES]
     space = {"model.freeze": {"choice": list(SPACE_DEPTHS)}, "optim.lr": {"choice": rates}}
     return _filled(config, {"search.space": space})
+
+
+def is_guess(config: Config) -> bool:
+    """Whether the rate that `settle` will give is a guess: nothing is known of networks with such norms."""
+    given: Any = config.optim.lr
+    return bool(given == "auto") and traits(config.model.backbone).norm == "other"
 
 
 def _filled(config: Config, values: dict[str, Any]) -> Config:

@@ -156,6 +156,8 @@ class Display:
             kind = str(event.get("kind"))
             if kind == "note":
                 self.line(f"      {event['text']}", "yellow")
+            elif kind == "range_test":
+                self.progress("range test", int(event["done"]), int(event["of"]))
             elif kind == "probe":
                 self.line("      " + probe_line(event))
             elif kind == "search_start":

@@ -55,7 +55,7 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
     from tlray import resume
     from tlray import train as training
 
-    config = training.settled(config, fresh)
+    config = training.settled(config, fresh, show.event)
     model = training.check(config)
     notes = [] if fresh else resume.check_training(config, model.fingerprint)
     notes += model.notes
@@ -81,11 +81,11 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
     from tlray import train as training
     from tlray.report.run import equal
 
-    config = training.settled(config, fresh)
+    given, config = config, training.settled(config, fresh)
     training.check(config)
     show.begin()
     with runtime.session(verbose):
-        result = search.tune(config, show.event, fresh)
+        result = search.tune(given, show.event, fresh)
         story = storage.read_json(storage.join(config.run_uri, "trials.json"))
         found = {"run": config.run_uri, "bundle": result.bundle, **story}
         found |= conclude(config, result.bundle, show)

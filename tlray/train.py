@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from ray.train.torch import TorchTrainer
 
-from tlray import bundle, defaults, errors, resume, runtime, storage, tasks
+from tlray import bundle, defaults, errors, range_test, resume, runtime, storage, tasks
 from tlray.bundle import Model
 from tlray.candidate import build_model
 from tlray.config import Config, parse
@@ -48,10 +48,11 @@ class Member:
         return values
 
 
-def settled(config: Config, fresh: bool = False) -> Config:
+def settled(config: Config, fresh: bool = False, emit: Emit | None = None) -> Config:
     """The configuration as training takes it: places that all workers find, a value for every ``auto``.
 
-    ``fresh``: whatever the run of this name began with. Raises TlrayError.
+    ``fresh``: whatever the run of this name began with. ``emit``: gets what is told of a range test, which is
+    run with it alone, where the learning rate would be a guess. Raises TlrayError.
     """
     config = runtime.placed(config)
     if not fresh:
@@ -60,7 +61,57 @@ def settled(config: Config, fresh: bool = False) -> Config:
     if head and config.model.weights == "builtin" and storage.exists(storage.join(head, bundle.MANIFEST)):
         # A bundle's head goes with its backbone.
         config = config.override({"model.weights": storage.join(head, bundle.WEIGHTS)})
-    return defaults.settle(config)
+    done = defaults.settle(config)
+    if emit is None or not config.data.uri or not defaults.is_guess(config):
+        return done
+    rate = _measured(done, emit)
+    return done if rate is None else defaults.settle(config.override({"optim.lr": rate}, "range test"))
+
+
+def _measured(config: Config, emit: Emit) -> float | None:
+    """The rate that a range test finds, or found when the same run was started before; None: it found none.
+
+    What it found stays in the run's folder: another machine may come to another rate by a rounding error.
+    """
+    place, run, name = storage.join(config.run_uri, range_test.FILE), config.run_uri, config.model.backbone
+    asked = range_test.asked(config, Dataset.open(config.data.uri).fingerprint)
+    try:
+        known = storage.read_json(place) if storage.exists(place) else {}
+    except StorageError:  # damaged
+        known = {}
+    if not isinstance(known, dict) or known.get("asked") != asked:
+        torch.set_num_threads(runtime.cores())
+        cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(config.seed)
+            model = check(config)
+            try:
+                points = range_test.measure(
+                    config, model,
+                    lambda done, of: emit({"kind": "range_test", "run": run, "done": done, "of": of}),
+                )  # fmt: skip
+            except torch.cuda.OutOfMemoryError as error:
+                raise RunError(_too_large(config)) from error
+        del model
+        if cuda:
+            torch.cuda.empty_cache()  # which workers need now
+        known = {"asked": asked, "rate": range_test.choose(points), "points": points}
+        storage.write_json(place, known)
+    rate: float | None = known["rate"]
+    why = f"the norms of {name} are none of those whose rates are known"
+    if rate is None:
+        text = f"rate {config.optim.lr:g}: a guess, since {why} and the loss did not fall in a range test"
+    else:
+        text = f"rate {rate:g}: found by a range test of {range_test.STEPS} steps, since {why}"
+    emit({"kind": "note", "run": run, "text": text})
+    return rate
+
+
+def _too_large(config: Config) -> str:
+    return (
+        f"train.batch_size = {config.train.batch_size} with {config.model.backbone} at "
+        f"{config.input.size or 'its own'} px: does not fit into GPU memory; accepted: a smaller batch"
+    )
 
 
 def check(config: Config) -> Model:
@@ -118,7 +169,7 @@ def fit(
     up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
-    config = settled(config, fresh)
+    config = settled(config, fresh, emit or _silent)
     check(config)
     need = runtime.resources(config.scale)
     if fresh:
@@ -207,10 +258,7 @@ def _work(settings: dict[str, Any]) -> None:
         for record in epochs(config, Member(settings["threads"]), settings["emit"]):
             ray.train.report({k: v for k, v in record.items() if v is not None})
     except torch.cuda.OutOfMemoryError as error:
-        message = (
-            f"train.batch_size = {config.train.batch_size} with {config.model.backbone} at "
-            f"{config.input.size or 'its own'} px: does not fit into GPU memory; accepted: a smaller batch"
-        )
+        message = _too_large(config)
         storage.write_json(refusal, {"error": "RunError", "message": message})
         raise RunError(message) from error
     except TlrayError as error:

@@ -86,7 +86,9 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     """
     began = time.perf_counter()
     tell = emit or _silent
-    config = train.settled(config, fresh)
+    given: Any = config.search.space
+    each_its_own = given != "auto" and "optim.lr" in given
+    config = train.settled(config, fresh, None if each_its_own else tell)
     space = spaces.build(config)
     model = train.check(config)
     task = model.task
