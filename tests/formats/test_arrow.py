@@ -125,6 +125,33 @@ def test_several_classes_and_boxes(tmp_path: Path) -> None:
     assert index.names == {"objects": ["a", "b"]}
 
 
+def saved_boxes(root: Path, rows: list[dict[str, Any]]) -> Listing:
+    number, flag = datasets.List(datasets.Value("float32")), datasets.List(datasets.Value("bool"))
+    kind = {"bbox": datasets.List(number), "category": datasets.List(classes("a", "b"))}
+    kind |= {name: flag for name in rows[0] if name not in kind}
+    return parquet(root, train=data(len(rows), objects=(kind, rows)))
+
+
+def test_crowds_and_difficult_objects_stay_what_they_are(tmp_path: Path) -> None:
+    box = [1.0, 2.0, 3.0, 4.0]
+    rows = [
+        {"bbox": [box, box], "category": [1, 0], "difficult": [False, True], "iscrowd": [False, False]},
+        {"bbox": [box], "category": [1], "difficult": [False], "iscrowd": None},
+        {"bbox": [], "category": [], "difficult": [], "iscrowd": []},
+    ]
+    found = arrow.index(saved_boxes(tmp_path / "d", rows), "objects").table["objects"]
+    assert schema.flags_of(found.type) == ["difficult"]  # no box is of a crowd
+    assert [schema.flagged(row, "difficult") for row in found.to_pylist()] == [[False, True], [False], []]
+    rows[1]["iscrowd"] = [True]
+    found = arrow.index(saved_boxes(tmp_path / "e", rows), "objects").table["objects"]
+    assert [schema.flagged(row, "iscrowd") for row in found.to_pylist()] == [[False, False], [True], []]
+    rows[1]["iscrowd"] = [True, False]
+    with pytest.raises(
+        DataError, match=r"train row 1: iscrowd = \[true, false\] beside 1 boxes; accepted: 0"
+    ):
+        arrow.index(saved_boxes(tmp_path / "f", rows), "objects")
+
+
 def test_one_file_and_numbers_without_names(tmp_path: Path) -> None:
     rows = data(6, label=(datasets.Value("int64"), [10, 2, 10, 2, 10, 2]))
     rows.to_parquet(str(tmp_path / "all.parquet"))

@@ -12,6 +12,7 @@ from tlray.errors import DataError
 from tlray.findings import Finding, finding
 from tlray.formats.listing import Listing
 from tlray.formats.tabular import cells, roles
+from tlray.schema import FLAGS
 
 Place = tuple[str, int]  # file, row
 
@@ -24,6 +25,7 @@ class Label:
     one: str | None = None
     several: tuple[str, ...] | None = None
     boxes: tuple[tuple[str, tuple[float, ...]], ...] | None = None
+    flags: tuple[tuple[str, tuple[bool, ...]], ...] = ()  # of boxes: those of `schema.FLAGS` that are there
     numbered: bool = False  # classes are numbers
     missing: bool = False
 
@@ -231,7 +233,8 @@ def _one_hot(
 
 
 def _objects(listing: Listing, column: str, raw: Sequence[Any], places: Sequence[Place]) -> list[Label]:
-    """Boxes as Hugging Face writes them: lists ``bbox`` (x, y, width, height in px) and ``categories``."""
+    """Boxes as Hugging Face writes them: lists ``bbox`` (x, y, width, height in px) and ``categories``, and
+    beside them those of `schema.FLAGS`."""
     made = []
     for place, value in zip(places, raw, strict=True):
         said = value if isinstance(value, dict) else {}
@@ -256,8 +259,21 @@ def _objects(listing: Listing, column: str, raw: Sequence[Any], places: Sequence
                 )
             read.append((cells.text(kind), tuple(float(v) for v in box)))
         numbered = bool(read) and all(cells.is_integer(kind) for kind, _ in read)
-        made.append(Label("", boxes=tuple(read), numbered=numbered))
+        flags = tuple(
+            (name, _flags(listing, place, name, said[name], len(boxes))) for name in FLAGS if said.get(name)
+        )
+        made.append(Label("", boxes=tuple(read), flags=flags, numbered=numbered))
     return made
+
+
+def _flags(listing: Listing, place: Place, name: str, values: Any, count: int) -> tuple[bool, ...]:
+    sound = isinstance(values, list) and len(values) == count and all(v in (0, 1, None) for v in values)
+    if not sound:
+        raise DataError(
+            f"{where(listing, place)}: {name} = {json.dumps(values, default=str)[:80]} beside {count} boxes; "
+            "accepted: 0 or 1 for each box"
+        )
+    return tuple(map(bool, values))
 
 
 def where(listing: Listing, place: Place) -> str:

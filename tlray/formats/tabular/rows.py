@@ -9,6 +9,7 @@ from typing import Any
 
 from tlray.errors import DataError
 from tlray.findings import Finding, finding
+from tlray.formats.base import objects
 from tlray.formats.listing import Listing
 from tlray.formats.tabular import names
 from tlray.formats.tabular.labels import Label, where
@@ -92,8 +93,8 @@ def unique(listing: Listing, rows: list[Row], column: str, notes: list[Finding])
                 f"{here}: {row.path!r} is in {row.split or 'no split'}, in {there} in "
                 f"{other.split or 'no split'}; accepted: one split"
             )
-        same = (row.label.one, row.label.several, row.label.boxes) == (
-            other.label.one, other.label.several, other.label.boxes
+        same = (row.label.one, row.label.several, row.label.boxes, row.label.flags) == (
+            other.label.one, other.label.several, other.label.boxes, other.label.flags
         )  # fmt: skip
         if same:
             twice.append(f"{row.file} row {row.line}: {row.path}")
@@ -197,15 +198,7 @@ def _renamed(row: Row, text: Mapping[int, str]) -> Row:
 def index_rows(listing: Listing, rows: Sequence[Row], column: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of an index, and its label columns: what there is, ``column`` among it where it can be."""
     if any(row.label.boxes is not None for row in rows):
-        made = [
-            {
-                OBJECTS: {
-                    "bbox": [list(box) for _, box in row.label.boxes or ()],
-                    "category": [kind for kind, _ in row.label.boxes or ()],
-                }
-            }
-            for row in rows
-        ]
+        made = [{OBJECTS: objects(row.label.boxes or (), **dict(row.label.flags))} for row in rows]
         return _with_paths(rows, made), [OBJECTS]
     several = [row.label.several for row in rows]
     one = [row.label.one for row in rows]
