@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlray import tasks
-from tlray.judging import BLOCKS, Parts
+from tlray.judging import BLOCKS, Gain, Parts, gain
 from tlray.report.run import equal
 from tlray.tasks.base import Goal
 
@@ -85,6 +85,37 @@ def test_pictures_of_one_person_are_left_out_together() -> None:
     together = float(np.mean([one.standard_errors()[name] for one in draws[:15]]))
     apart = [people(np.random.default_rng(seed), None).standard_errors()[name] for seed in range(15)]
     assert together == pytest.approx(true, rel=0.3) and float(np.mean(apart)) < 0.8 * together
+
+
+def two_models(seed: int, by: str | None, people: int = 8) -> Gain:
+    """How much better one is at telling people apart than another that sees the same pictures."""
+    rng, task = np.random.default_rng(seed), tasks.load({"name": "face_recognition"})
+    found = [Parts(partial(task.metrics, []), by=by) for _ in range(2)]
+    for person, centre_D in enumerate(rng.normal(size=(people, 16))):
+        noise_ND = rng.normal(size=(10, 16))
+        for parts, loud in zip(found, (0.8, 1.0), strict=True):
+            x_ND = centre_D + loud * (noise_ND + 0.5 * rng.normal(size=(10, 16)))
+            x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+            parts.update([{"embedding": x_D.tolist()} for x_D in x_ND], [{"label": person}] * 10)
+    return gain(found[0].judged(), found[1].judged(), "verification_accuracy", "max")
+
+
+def test_faces_are_judged_without_some_people_where_no_block_has_pairs() -> None:
+    """Ten pictures of a person go to ten blocks: none has two of them. Of whole people there are fewer than
+    blocks, so that none has two people."""
+    assert two_models(0, None).error == math.inf
+    draws = [two_models(seed, "label") for seed in range(40)]
+    assert np.mean([one.mean for one in draws]) > 0.02
+    true = float(np.std([one.mean for one in draws], ddof=1))
+    assert float(np.mean([one.error for one in draws])) == pytest.approx(true, rel=0.5)
+
+
+def test_parts_of_workers_leave_out_the_same() -> None:
+    whole, total = people(np.random.default_rng(3), "label"), people(np.random.default_rng(3), "label")
+    empty = Parts(total._make, by="label")
+    empty.merge(total.states())
+    assert empty.judged().parts == whole.judged().parts and len(empty.judged().parts) == BLOCKS
+    assert empty.standard_errors() == whole.standard_errors()
 
 
 def test_blocks_are_parts_of_the_whole_whatever_the_batches() -> None:

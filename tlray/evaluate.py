@@ -54,9 +54,7 @@ def evaluate(
     source = stream.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
     columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]
     rows = data.read(split, columns).to_pylist()
-    # Pictures of one person hang together.
-    person = next((column for column, kind in task.columns.items() if kind == "identity"), None)
-    parts, records = Parts(partial(task.metrics, labels), len(rows) < FEW, person), []
+    parts, records = Parts(partial(task.metrics, labels), len(rows) < FEW, tasks.identity(task)), []
     for batch in stream.evaluation_batches(source, 0, 1, BATCH_SIZE):
         found = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
         ours = [rows[int(i)] for i in batch.rows]

@@ -18,10 +18,11 @@ class Judged:
     """Metrics of one set of weights over the validation split, as a whole and in `BLOCKS` parts.
 
     Computed once, when they are asked for: some take longer than the network.
+    ``left_out``: each part is the split without one block, as where pictures are compared with one another.
     """
 
-    def __init__(self, whole: Metrics, blocks: Sequence[Metrics]) -> None:
-        self.whole, self._blocks = whole, blocks
+    def __init__(self, whole: Metrics, blocks: Sequence[Metrics], left_out: bool = False) -> None:
+        self.whole, self._blocks, self.left_out = whole, blocks, left_out
 
     @cached_property
     def values(self) -> dict[str, float]:
@@ -30,7 +31,7 @@ class Judged:
 
     @cached_property
     def parts(self) -> list[dict[str, float]]:
-        """Those of each block; NaN where a block has no value."""
+        """Those of each part; NaN where a part has no value."""
         return [block.compute() for block in self._blocks]
 
 
@@ -42,7 +43,7 @@ class Gain(NamedTuple):
 
 
 def gain(new: Judged, old: Judged, name: str, direction: str) -> Gain:
-    """Of a metric: the difference as a whole, its standard error by the differences of the blocks.
+    """Of a metric: the difference as a whole, its standard error by the differences of the parts.
 
     Both have seen the same pictures, so that what makes a block hard for both does not count as noise.
     """
@@ -52,7 +53,13 @@ def gain(new: Judged, old: Judged, name: str, direction: str) -> Gain:
     mean = sign * (new.values[name] - old.values[name])
     if len(steps) < 2:
         return Gain(mean, math.inf)
-    return Gain(mean, statistics.stdev(steps) / math.sqrt(len(steps)))
+    return Gain(mean, _jackknife(steps) if new.left_out else statistics.stdev(steps) / math.sqrt(len(steps)))
+
+
+def _jackknife(values: Sequence[float]) -> float:
+    """The standard error of a figure by its values without one block after the other (Efron and Stein, Ann.
+    Statist. 9, 1981)."""
+    return math.sqrt((len(values) - 1) * statistics.pvariance(values))
 
 
 def worth_it(new: Judged, old: Judged, goal: Goal) -> bool:
@@ -68,7 +75,7 @@ def worth_it(new: Judged, old: Judged, goal: Goal) -> bool:
 class Parts:
     """Metrics of a split and of each of its `BLOCKS` parts; rows go to the parts in turn.
 
-    ``by``: a column of whole numbers; rows with the same one go to the same part.
+    ``by``: a column of whole numbers; rows with the same one go to the same part, and are left out together.
     """
 
     def __init__(self, make: Callable[[], Metrics], blocks: bool = True, by: str | None = None) -> None:
@@ -90,42 +97,50 @@ class Parts:
 
     def states(self) -> list[Any]:
         """For another worker's `merge`."""
-        return [metrics.state() for metrics in self.metrics]
+        return [self._sizes, *(metrics.state() for metrics in self.metrics)]
 
     def merge(self, states: Sequence[Any]) -> None:
         """Add what another worker has seen."""
-        for metrics, state in zip(self.metrics, states, strict=True):
+        sizes, *others = states
+        self._sizes = [a + b for a, b in zip(self._sizes, sizes, strict=True)]
+        self._seen += sum(sizes)
+        for metrics, state in zip(self.metrics, others, strict=True):
             metrics.merge(state)
 
     def judged(self) -> Judged:
         """What all of it comes to."""
-        return Judged(self.metrics[0], self.metrics[1:])
+        if self._by is None:
+            return Judged(self.metrics[0], self.metrics[1:])
+        return Judged(self.metrics[0], self._without(), left_out=True)
 
-    def standard_errors(self) -> dict[str, float]:
-        """Of each metric over the rows given to `update`, where it is known.
-
-        Of the accuracy that of a share; of all others by the jackknife (Efron and Stein, Ann. Statist. 9,
-        1981): how the metric moves as one part after the other is left out. The spread over the parts would
-        not do: few pictures have another mAP than many, and none of pairs of pictures may be in one part.
-        Where nothing moves, as when everything is right, nothing is known.
-        """
-        whole, *blocks = self.metrics
-        states = [block.state() for block, size in zip(blocks, self._sizes, strict=False) if size]
-        without = []
+    def _without(self) -> list[Metrics]:
+        """The whole without one part, for each part that has rows."""
+        states = [b.state() for b, size in zip(self.metrics[1:], self._sizes, strict=False) if size]
+        found = []
         for left_out in range(len(states)):
             rest = self._make()
             for number, state in enumerate(states):
                 if number != left_out:
                     rest.merge(state)
-            without.append(rest.compute())
+            found.append(rest)
+        return found
+
+    def standard_errors(self) -> dict[str, float]:
+        """Of each metric, where it is known.
+
+        Of the accuracy that of a share; of all others by the jackknife: how the metric moves as one part
+        after the other is left out. The spread over the parts would not do: few pictures have another mAP
+        than many, and none of pairs of pictures may be in one part.
+        Where nothing moves, as when everything is right, nothing is known.
+        """
+        without = [rest.compute() for rest in self._without()]
         if len(without) < 2:
             return {}
         found = {}
         for name in without[0]:
             values = [one[name] for one in without]
-            spread = statistics.pvariance(values) if all(map(math.isfinite, values)) else math.nan
-            found[name] = math.sqrt((len(values) - 1) * spread)
+            found[name] = _jackknife(values) if all(map(math.isfinite, values)) else math.nan
         if SHARE in found:
-            share = whole.compute()[SHARE]
+            share = self.metrics[0].compute()[SHARE]
             found[SHARE] = math.sqrt(share * (1 - share) / self._seen)
         return {name: error for name, error in found.items() if error > 0}

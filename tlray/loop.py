@@ -561,7 +561,10 @@ class Loop:
         """Metrics of each run over the whole validation split, by name, the same on every rank; every row
         counted once whatever the number of workers. ``blocks``: in parts, too."""
         found, total = (
-            {run.name: Parts(partial(run.task.metrics, self.labels), blocks) for run in runs}
+            {
+                run.name: Parts(partial(run.task.metrics, self.labels), blocks, tasks.identity(run.task))
+                for run in runs
+            }
             for _ in range(2)
         )
         for run in runs:

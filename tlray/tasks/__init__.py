@@ -81,6 +81,11 @@ def check_split(task: Task, data: Dataset, split: str) -> None:
         data.check_labels(split, column, kind, len(data.labels(column)))
 
 
+def identity(task: Task) -> str | None:
+    """The column of people (or things) that tells which pictures hang together; None: each is by itself."""
+    return next((column for column, kind in task.columns.items() if kind == "identity"), None)
+
+
 def together(task: Task, data: Dataset, split: str) -> Together | None:
     """What `order.Order` needs for batches in which rows of one label come together; None: they do not."""
     if task.together <= 1:
