@@ -51,9 +51,19 @@ def curve(*losses: float) -> list[Point]:
     return [Point(10 ** (-5 + n), loss) for n, loss in enumerate(losses)]
 
 
-def test_the_rate_is_a_tenth_of_that_of_the_lowest_loss() -> None:
-    assert choose(curve(1.0, 0.9, 0.5, 0.8)) == pytest.approx(1e-4)
-    assert choose([Point(0.0123, 1.0), Point(0.0456, 0.2)]) == 0.0046
+def test_the_rate_is_where_the_loss_falls_fastest() -> None:
+    rates = [1e-5 * 1.17**n for n in range(STEPS)]
+
+    def found(fastest: float, lowest: float) -> float | None:
+        """Of a loss that falls as a logistic function of the rate's logarithm and rises after the lowest."""
+        fall = [1 / (1 + (min(rate, lowest) / fastest) ** 2) for rate in rates]
+        rise = [max(0.0, math.log(rate / lowest)) for rate in rates]
+        return choose([Point(r, a + b) for r, a, b in zip(rates, fall, rise, strict=True)])
+
+    assert found(0.002, 0.01) == pytest.approx(0.002, rel=0.2)
+    assert found(0.0002, 0.01) == pytest.approx(0.001, rel=0.2)  # a tenth of the lowest one's
+    assert found(0.02, 0.01) == pytest.approx(0.0033, rel=0.2)  # a third
+    assert choose([Point(0.0123, 1.0), Point(0.0456, 0.2)]) == 0.012
 
 
 def test_where_the_loss_does_not_fall_there_is_none() -> None:
@@ -98,7 +108,7 @@ def test_the_rate_found_trains_and_others_far_from_it_do_not(uri: str, tmp_path:
     config = train.settled(settings(uri, tmp_path))
     rate = choose(measured(config))
     assert rate is not None
-    found, high, low = (loss_after(config, rate * factor) for factor in (1, 1000, 1 / 30))
+    found, high, low = (loss_after(config, rate * factor) for factor in (1, 1000, 1 / 100))
     assert found < 0.3 < 0.8 < min(high, low)  # log 3 is 1.1
 
 

@@ -24,6 +24,7 @@ STEPS = 60
 LOW, HIGH = 1e-5, 1e-1  # of AdamW's rate of the head
 SGD = 10.0  # times as high are the rates of SGD
 SMOOTHING = 0.9  # of the loss: the share of what came before
+AROUND = 3  # steps on either side, between which a fall is measured
 FALLS = 0.99  # of the first loss: a lowest one above it is noise
 DIVERGED = 4.0  # times the lowest loss so far: from there on nothing is learnt
 FILE = "range_test.json"  # in a run's folder; a run begun anew has the same rate, so it stays there
@@ -46,15 +47,19 @@ def asked(config: Config, fingerprint: str) -> dict[str, Any]:
 
 
 def choose(points: Sequence[Point]) -> float | None:
-    """A tenth of the rate at which the loss was lowest, in two digits; None where it did not fall.
+    """The rate at which the loss falls fastest, in two digits; None where it did not fall.
 
-    At the lowest loss itself the rate is about to break what was learnt. Among the usual rules this one moves
-    least from seed to seed: where the loss falls fastest is hard to say of 60 noisy steps.
+    Since that is hard to say of some noisy steps, it is at least a tenth and at most a third of the rate of
+    the lowest loss, at which training is about to break up.
     """
-    best = min(points, key=lambda point: point.loss, default=None)
-    if best is None or best.loss > FALLS * points[0].loss:
+    if not points:
         return None
-    return float(f"{best.rate / 10:.2g}")
+    best = min(range(len(points)), key=lambda i: points[i].loss)
+    if points[best].loss > FALLS * points[0].loss:
+        return None
+    fall = [points[min(i + AROUND, best)].loss - points[max(i - AROUND, 0)].loss for i in range(best + 1)]
+    fastest, most = points[fall.index(min(fall))].rate, points[best].rate
+    return float(f"{min(max(fastest, most / 10), most / 3):.2g}")
 
 
 class _Rising(Candidate):
