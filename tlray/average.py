@@ -10,7 +10,7 @@ Running statistics of batch norm are averaged with the weights: within one train
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,18 +107,32 @@ class Snapshots:
             value = yield dict(self.moving)
             if not goal.beats(found.values, value.values):
                 chosen, found, kind = dict(self.moving), value, "moving average"
-        sum_, number = {name: t.detach().double().cpu() for name, t in chosen.items()}, 1
-        for step in sorted(self.taken, reverse=True):
-            if step == best_step:
-                continue
-            added = {name: value + self.taken[step][name] for name, value in sum_.items()}
-            mean = {name: (total / (number + 1)).to(chosen[name].dtype) for name, total in added.items()}
-            value = yield mean
-            if not goal.beats(found.values, value.values):
-                sum_, number, chosen, found, kind = added, number + 1, mean, value, f"soup of {number + 1}"
+        others = [self.taken[step] for step in sorted(self.taken, reverse=True) if step != best_step]
+        chosen, found, taken = yield from greedy(chosen, found, others, goal)
+        if taken:
+            kind = f"soup of {len(taken) + 1}"
         before, after = judged.values[goal.name], found.values[goal.name]
         kept = found is not judged and worth_it(found, judged, goal)
         return Outcome(kind, before, after, kept, chosen if kept else best, found if kept else judged)
+
+
+def greedy(
+    best: Weights, found: Judged, others: Sequence[Weights], goal: Goal
+) -> Generator[Weights, Judged, tuple[Weights, Judged, list[int]]]:
+    """A soup: averages to be judged, the next of the others in each; one stays in where it does no harm.
+
+    ``found``: how good the best are. In the end: the average, how good it is, and which others are in it.
+    """
+    chosen, taken = best, list[int]()
+    total = {name: value.detach().double().cpu() for name, value in best.items()}
+    for number, weights in enumerate(others):
+        added = {name: value + weights[name] for name, value in total.items()}
+        mean = {name: (value / (len(taken) + 2)).to(best[name].dtype) for name, value in added.items()}
+        judged = yield mean
+        if not goal.beats(found.values, judged.values):
+            total, chosen, found = added, mean, judged
+            taken.append(number)
+    return chosen, found, taken
 
 
 def changing(module: torch.nn.Module) -> list[str]:

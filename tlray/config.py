@@ -205,6 +205,7 @@ class Search(Strict):
     max_concurrent: Count | Literal["auto"] = "auto"
     probe: bool = True  # of a classifier's frozen features, fitted exactly, before the trials: it may win
     start_with_probe: bool | Literal["auto"] = "auto"  # its head; auto: below 50 pictures a class
+    soup: Annotated[int, Field(ge=0, le=32)] = 5  # best trials whose weights are averaged at the end; 0: none
     extend: bool = True  # where the winner has an axis' last value, try the next one
     deepen: bool = False  # linear probes first; the others start with the best one's head, or are ruled out
     scores: bool = False  # kNN, ridge and LogME of backbones and depths first; with deepen they may rule out

@@ -27,6 +27,7 @@ from torchvision.datasets import ImageFolder
 from tlray import config, loop, runtime, storage
 from tlray.backbone import Backbone
 from tlray.evaluate import evaluate
+from tlray.report.run import contenders
 
 RATES = (3e-4, 1e-3, 3e-3)
 Scores = dict[str, float]  # of the metric that decides, by split; seconds of training
@@ -48,7 +49,7 @@ def again(settings: config.Config, name: str, metric: str, **changes: Any) -> Sc
 def winner(settings: config.Config) -> tuple[dict[str, Any], dict[str, Any], Scores]:
     """Of a finished search: what trials.json holds, the winner's row in it, the winner's scores."""
     story = storage.read_json(storage.join(settings.run_uri, "trials.json"))
-    best = next(row for row in [*story["trials"], *story["probes"]] if row["id"] == story["best"])
+    best = next(row for row in contenders(story) if row["id"] == story["best"])
     bundle, data = storage.join(settings.run_uri, "best"), storage.absolute(settings.data.uri)
     return story, best, scores(bundle, data, story["goal"]["name"], best["seconds"])
 

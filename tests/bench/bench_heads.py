@@ -52,7 +52,7 @@ def once(number: int, data: str, backbone: str, weights: str) -> dict[str, float
         assert len(found["records"]) == number and not found["failed"], found["failed"]
         parts = [run.spent for run in group._loop.runs]
         epoch = sum(part[name] for part in parts for name in ("wait", "train", "validate"))
-        group.end(list(found["records"]), keep=None)
+        group.end(list(found["records"]), keep=[])
         group.epoch()  # trackers are closed
         return {"epoch": epoch, "beside": time.perf_counter() - began - epoch}
 

@@ -77,7 +77,7 @@ def test_a_depth_that_cannot_train_leaves_the_others_alone(
     assert all("does not fit into GPU memory" in reason for reason in begun["failed"].values())
     (row,) = begun["plan"]["depths"]
     assert (row["depth"], row["trials"]) == (5, 2)
-    group.end([one["id"] for one in trials], keep=None)
+    group.end([one["id"] for one in trials], keep=[])
     group.epoch()
     everywhere = True
     with pytest.raises(RunError, match="does not fit into GPU memory; accepted: a smaller batch"):

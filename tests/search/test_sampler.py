@@ -108,8 +108,24 @@ def test_a_training_run_is_not_taken_for_a_search(tmp_path: Path) -> None:
         opened(config)
 
 
+def test_the_best_keep_their_bundles_until_they_were_averaged(tmp_path: Path) -> None:
+    config = settings(tmp_path, sampler="grid").override({"search.soup": 2})
+    sampler, table = opened(config)
+    for n, value in enumerate([0.5, 0.8, 0.9, 0.7]):
+        for id_ in [spaces.trial_id(p) for p in list(sampler.space.product())[n : n + 1]]:
+            storage.write_json(storage.join(table.folder(id_), "best", "manifest.json"), {})
+        run(sampler, table, f"t{n}", value)
+    best, second = table.with_bundles()
+    assert (best["best"], second["best"]) == (0.9, 0.8)
+    assert [row["bundle"] is not None for row in table.rows.values()] == [False, True, True, False]
+    none = {"id": "average-1", "status": "finished", "best": None, "bundle": None}
+    table.averaged({**none, "params": {}, "of": [best["id"]], "seconds": 1.0})
+    assert [row["bundle"] is not None for row in table.rows.values()] == [False, False, True, False]
+    assert opened(config)[1].averages == table.averages
+
+
 def test_only_the_best_keeps_its_bundle_and_no_nan_wins(tmp_path: Path) -> None:
-    sampler, table = opened(settings(tmp_path, sampler="grid"))
+    sampler, table = opened(settings(tmp_path, sampler="grid").override({"search.soup": 0}))
     for n, value in enumerate([0.5, float("nan"), 0.9, 0.7]):
         for id_ in [spaces.trial_id(p) for p in list(sampler.space.product())[n : n + 1]]:
             for kept in ("best", "checkpoints/step-00000001"):
@@ -123,13 +139,13 @@ def test_only_the_best_keeps_its_bundle_and_no_nan_wins(tmp_path: Path) -> None:
 
 def test_of_equal_results_one_bundle_is_left(tmp_path: Path) -> None:
     """Who stands first in the table wins, also where it ends last; so it has to leave its bundle."""
-    sampler, table = opened(settings(tmp_path, sampler="grid"))
+    sampler, table = opened(settings(tmp_path, sampler="grid").override({"search.soup": 0}))
     first, second, third = (sampler.suggest(name) for name in "abc")
     for one in (first, second, third):
         table.start(one["id"], one["params"])
         table.epoch(one["id"], {"epoch": 1, "goal": 0.1 if one is third else 0.9, "seconds": 1.0})
     for one, leaves in ((second, True), (first, True), (third, False)):
-        assert (table.best_with([one["id"]]) == one["id"]) == leaves
+        assert (one["id"] in {row["id"] for row in table.with_bundles([one["id"]])}) == leaves
         if leaves:
             storage.write_json(storage.join(table.folder(one["id"]), "best", "manifest.json"), {})
         table.end(one["id"], "finished", bundle=leaves)

@@ -206,10 +206,11 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 
 def trials_table(found: dict[str, Any]) -> str:
-    """All trials of a search and its probes, best first; ``*``: the winner, ``≈``: one of its equals."""
+    """All that a search compares, best first; ``*``: the winner, ``≈``: one of its equals."""
     from tlray.progress import duration, settings, table
+    from tlray.report.run import contenders
 
-    goal, trials = found.get("goal", {}), [*found.get("trials", []), *found.get("probes", [])]
+    goal, trials = found.get("goal", {}), contenders(found)
     upside = -1 if goal.get("direction", "max") == "max" else 1
 
     def place(trial: dict[str, Any]) -> tuple[bool, float, bool]:
@@ -220,7 +221,7 @@ def trials_table(found: dict[str, Any]) -> str:
         [
             "*" if t["id"] == found.get("best") else "≈" if t["id"] in found.get("equal", ()) else "",
             str(t["id"]),
-            settings(t["params"]),
+            f"of {', '.join(t['of'])}" if "of" in t else settings(t["params"]),
             f"{t['best']:.4f}" if t.get("best") is not None else "-",
             str(t["epochs"]),
             duration(t["seconds"]) if t.get("seconds") is not None else "-",

@@ -47,9 +47,9 @@ class Run:
 
     @property
     def winner(self) -> Json:
-        """The best trial, or probe; empty for a plain training."""
-        best, rows = self.trials.get("best"), [*self.trials.get("trials", []), *self.trials.get("probes", [])]
-        return next((t for t in rows if t["id"] == best), {})
+        """The best trial, probe or average; empty for a plain training."""
+        best = self.trials.get("best")
+        return next((row for row in contenders(self.trials) if row["id"] == best), {})
 
     @property
     def errors(self) -> Json:
@@ -78,16 +78,20 @@ def finite(value: Any) -> float | None:
     return float(value)
 
 
+def contenders(search: Mapping[str, Any]) -> list[Json]:
+    """Trials, probes and averages that were kept, of what trials.json holds."""
+    averages = [row for row in search.get("averages", []) if row["best"] is not None]
+    return [*search.get("trials", []), *search.get("probes", []), *averages]
+
+
 def equal(search: Mapping[str, Any], errors: Mapping[str, Any]) -> list[str]:
-    """Trials and probes whose best is within one standard error of the winner's: these pictures do not tell
+    """Contenders whose best is within one standard error of the winner's: these pictures do not tell
     them apart.
 
     ``search``: as in trials.json; ``errors``: those of its winner's metrics, of few pictures alone.
     """
     error = finite(errors.get(search.get("goal", {}).get("name")))
-    rows = [
-        row for row in (*search.get("trials", []), *search.get("probes", [])) if row["status"] != "failed"
-    ]
+    rows = [row for row in contenders(search) if row["status"] != "failed"]
     values = {row["id"]: finite(row["best"]) for row in rows}
     best = values.pop(search.get("best"), None)
     if error is None or best is None:

@@ -89,7 +89,7 @@ def headline(run: Run) -> Head:
         tiles.append(Tile("backbone", str(backbone), frozen))
     if run.winner:
         params = ", ".join(f"{short(k)} {plain(v)}" for k, v in run.winner["params"].items())
-        kind = "" if run.winner in run.trials.get("probes", []) else "trial "
+        kind = "trial " if run.winner in run.trials.get("trials", []) else ""
         tiles.append(Tile("winner", f"{kind}{run.winner['id']}", params))
     elif RATE.split(".")[1] in run.config.get("optim", {}):
         optim = run.config["optim"]

@@ -21,14 +21,14 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from tlray import resume, runtime, train
+from tlray import resume, runtime, storage, train
 from tlray.bundle import Model
 from tlray.candidate import copy_model, kind
 from tlray.config import Choice, Config
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, TlrayError
 from tlray.loop import Solo
-from tlray.search import group, probe, scores
+from tlray.search import group, probe, scores, soup
 from tlray.search import space as spaces
 from tlray.search.deepen import Deepening
 from tlray.search.group import Watch
@@ -55,11 +55,11 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to; ``trials`` and ``probes`` as in trials.json."""
+    """What a search came to; ``trials``, ``probes`` and ``averages`` as in trials.json."""
 
     run: str
     bundle: str
-    best: str  # the winner's id, a trial's or a probe's
+    best: str  # the winner's id: of a trial, a probe or an average
     params: dict[str, Any]
     goal: str
     value: float
@@ -67,6 +67,7 @@ class SearchResult:
     seconds: float  # of this start
     trials: list[Row] = field(default_factory=list)
     probes: list[Row] = field(default_factory=list)
+    averages: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     if sampler.num_left or sampler.extend():
         with runtime.session(), runtime.events(tell) as from_workers:
             _search(config, sampler, table, head_of(model) is not None, tell, from_workers)
+    _average(config, table, tell)
     best = table.best
     if best is None or table.best_of(table.rows.values()) is None:
         reasons = [row["reason"] for row in table.rows.values() if row["status"] == "failed"]
@@ -131,6 +133,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
         seconds=time.perf_counter() - began,
         trials=list(table.rows.values()),
         probes=table.probes,
+        averages=table.averages,
         notes=table.notes,
     )
 
@@ -216,6 +219,30 @@ def _probe(config: Config, table: Table, tell: Emit, room: Room) -> None:
             continue
         table.probed(row)
         tell({"kind": "probe", "run": config.run_uri, "goal_name": table.goal.name, **row})
+
+
+def _average(config: Config, table: Table, tell: Emit) -> None:
+    """Averages of the best trials' weights, and of the winner's and the probe's, on the cluster."""
+    trials = [row for row in table.with_bundles() if row["id"] in table.rows]
+    new = [row for row in trials if row["bundle"] != storage.join(config.run_uri, "best")]
+    head = probe.head_beside(config, table.probes, trials[0]["params"]) if new else None
+    if config.search.soup and new and (head is not None or len(trials) > 1):
+        work: Any = ray.remote(soup.measure)
+        id_ = f"average-{len(table.averages) + 1}"
+        with runtime.session():
+            room = fit_in(config)
+            work = work.options(num_cpus=room.cpus, num_gpus=room.gpus)
+            try:
+                row = ray.get(work.remote(config, id_, trials, head, room.cpus))
+            except (TlrayError, ray.exceptions.RayError) as error:  # the trials stand all the same
+                reason = one_line(getattr(error, "cause", None) or error, config)
+                table.notes.append(f"search.soup: {reason}")
+            else:
+                table.averaged(row)
+                for line in row["told"]:
+                    tell({"kind": "note", "run": config.run_uri, "text": line})
+    table.soup = 1
+    table.tidy()
 
 
 def _by_tune(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,13 +62,13 @@ class Group:
         over = [run.name for run in self._loop.runs if run.over]
         return {"records": records, "failed": self._failed(), "over": over}
 
-    def end(self, names: Sequence[str], keep: str | None) -> dict[str, str]:
-        """End these trials, one of which leaves its bundle; the reasons of those that failed in that."""
+    def end(self, names: Sequence[str], keep: Collection[str]) -> dict[str, str]:
+        """End these trials, some of which leave their bundle; the reasons of those that failed in that."""
         for run in self._loop.runs:
             if run.name not in names:
                 continue
             with self._loop.alone(run):
-                if run.name == keep:
+                if run.name in keep:
                     run.publish_best()
                 run.write_story()
             run.ended, run.best = True, None
@@ -296,12 +296,12 @@ def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs:
     ended = [id_ for id_ in team.trials if id_ in stopped or id_ in found["over"]]
     if not ended:
         return
-    keep = table.best_with(ended)
+    keep = [row["id"] for row in table.with_bundles(ended) if row["id"] in ended]
     failed = ray.get(team.actor.end.remote(ended, keep))
     for id_ in ended:
         del team.trials[id_]
         status = "finished" if id_ in found["over"] else "stopped"
-        watch.over(id_, "failed" if id_ in failed else status, failed.get(id_), bundle=id_ == keep)
+        watch.over(id_, "failed" if id_ in failed else status, failed.get(id_), bundle=id_ in keep)
 
 
 def _beside(team: Team) -> dict[str, Any]:

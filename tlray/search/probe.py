@@ -23,15 +23,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlray import bundle, checkpoint, storage, stream, tasks
+from tlray import bundle, storage, stream, tasks
 from tlray.backbone import Features
 from tlray.bundle import Model
 from tlray.candidate import build_model, is_head
 from tlray.config import Config
 from tlray.dataset import Dataset
 from tlray.image import Geometry
-from tlray.loop import HEAD, METRICS
-from tlray.schema import IMAGE
+from tlray.loop import HEAD
+from tlray.search.leave import leave
 from tlray.search.rank import BATCH, POOLED, features_by_stage
 from tlray.tasks.base import TIE, Metrics, Row
 
@@ -181,13 +181,28 @@ def start(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[s
     """
     if config.model.head is not None or "model.head" in params:
         return None
+    found = _beside(probes, params)
+    if found is None:
+        return None
+    asked = config.search.start_with_probe
+    begins = found["pictures_a_class"] < SMALL if asked == "auto" else asked
+    return _head(config, found) if begins else None
+
+
+def head_beside(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str | None:
+    """The probe's head over the backbone that a trial of these settings begins with, if there is one."""
+    found = _beside(probes, params)
+    return None if found is None else _head(config, found)
+
+
+def _beside(probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> Mapping[str, Any] | None:
     same = {k: v for k, v in params.items() if k.startswith(("model.backbone", "model.weights", "input."))}
-    for one in probes:
-        asked = config.search.start_with_probe
-        begins = one["pictures_a_class"] < SMALL if asked == "auto" else asked
-        if begins and same == {k: v for k, v in one["params"].items() if k != "model.freeze"}:
-            return storage.join(config.run_uri, "trials", one["id"], HEAD)
-    return None
+    alike = ({k: v for k, v in one["params"].items() if k != "model.freeze"} == same for one in probes)
+    return next((one for one, fits in zip(probes, alike, strict=True) if fits), None)
+
+
+def _head(config: Config, found: Mapping[str, Any]) -> str:
+    return storage.join(config.run_uri, "trials", found["id"], HEAD)
 
 
 def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -> dict[str, Any]:
@@ -226,11 +241,14 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
     judges = _judged(model, config, probes, device)
     values = {place: judge.compute() for place, judge in judges.items()}
     own_metrics, seconds = values[POOLED], time.perf_counter() - began
-    _leave(replace(model, task=task.decided(judges[POOLED])), config, own_metrics, seconds)
+    model = replace(model, task=task.decided(judges[POOLED]))
+    uri = leave(model, config, own_metrics, ("probe", seconds))
+    head = {name: value for name, value in bundle.weights(module).items() if is_head(name)}
+    storage.write_bytes(storage.join(config.run_uri, HEAD), save(head))
     return {
         "id": id_, "params": dict(params), "status": "finished", "epochs": 0, "curve": [],
         "best": _known(own_metrics[task.goal.name]), "tie": own_metrics.get(TIE),
-        "seconds": seconds, "bundle": storage.join(config.run_uri, "best"),
+        "seconds": seconds, "bundle": uri,
         "pictures": len(rows), "pictures_a_class": len(shown_NC) / len(model.labels),
         "told": min(probes, key=lambda place: (_known(probes[place].loss) or 0.0, place != POOLED)),
         "places": [
@@ -300,18 +318,3 @@ def _judged(
                 said = task.decode(one.linear(x_BD), geometries[at], model.labels)
             found[place].update(said, rows[at])
     return found
-
-
-def _leave(model: Model, config: Config, metrics: Mapping[str, float], seconds: float) -> None:
-    """The probe as a bundle, its head alone, and its story: what a trial leaves."""
-    data, split = Dataset.open(config.data.uri), config.data.validation_split
-    stored = config.model_dump(mode="json")
-    golden = data.rows(split, checkpoint.golden_rows(sum(data.group_rows(split))), [IMAGE])[IMAGE].to_pylist()
-    bundle.save(
-        storage.join(config.run_uri, "best"), model, metrics, stored, [picture["bytes"] for picture in golden]
-    )
-    head = {name: value for name, value in bundle.weights(model.module).items() if is_head(name)}
-    storage.write_bytes(storage.join(config.run_uri, HEAD), save(head))
-    storage.write_json(storage.join(config.run_uri, "config.json"), stored)
-    told = {"epochs": [], "stages": [{"name": "probe", "seconds": seconds}]}
-    storage.write_json(storage.join(config.run_uri, METRICS), told)

@@ -42,6 +42,9 @@ class Table:
         self.notes: list[str] = []
         self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
         self.probes: list[Row] = []  # of frozen features, see probe.py; they compete, and are no trials
+        self.averages: list[Row] = []  # of weights of trials, see soup.py; so do they
+        # Trials whose bundles stay until their weights were averaged.
+        self.soup = max(1, config.search.soup)
         self.scores: list[dict[str, Any]] = []  # see scores.py; results beside
         self.correlation: dict[str, float | None] = {}
         self._lock = threading.Lock()
@@ -55,6 +58,7 @@ class Table:
             self.rows = {row["id"]: row for row in kept}
             self.plans, self.scores = stored.get("plans", []), stored.get("scores", [])
             self.probes, self.correlation = stored.get("probes", []), stored.get("correlation", {})
+            self.averages = stored.get("averages", [])
             self.extended = self._tried(stored.get("extended", {}))
             self._mark_outside()
         elif storage.exists(storage.join(self.run_uri, "metrics.json")) or checkpoint.listing(self.run_uri):
@@ -167,6 +171,13 @@ class Table:
         self.write()
         self.tidy()
 
+    def averaged(self, row: Row) -> None:
+        """Weights of trials were averaged."""
+        self.averages.append(row)
+        self.soup = 1
+        self.write()
+        self.tidy()
+
     # ---- what is known
 
     def folder(self, id_: str) -> str:
@@ -175,17 +186,22 @@ class Table:
 
     @property
     def best(self) -> Row | None:
-        """The best trial that is over, or probe; of equals a trial."""
+        """The best trial that is over, probe or average; of equals a trial."""
         return self.best_of(row for row in self._all() if row["status"] in OVER and row["bundle"])
 
     def _all(self) -> list[Row]:
-        return [*self.rows.values(), *self.probes]
+        return [*self.rows.values(), *self.probes, *self.averages]
 
-    def best_with(self, ending: Collection[str]) -> str | None:
-        """Which of the trials that end now will be `best`, and has to leave a bundle; None: none of them."""
-        rows = [r for r in self._all() if r["id"] in ending or (r["status"] in OVER and r["bundle"])]
-        best = self.best_of(rows)
-        return best["id"] if best is not None and best["id"] in ending else None
+    def with_bundles(self, ending: Collection[str] = ()) -> list[Row]:
+        """What has to have a bundle once these trials have ended, too: the best of all, and the best trials,
+        as many as may be averaged; the best one first."""
+        left = [r for r in self._all() if r["id"] in ending or (r["status"] in OVER and r["bundle"])]
+        best, found = self.best_of(left), list[Row]()
+        left = [row for row in left if row["id"] in self.rows]
+        while left and len(found) < self.soup and (next_ := self.best_of(left)) is not None:
+            found.append(next_)
+            left.remove(next_)
+        return found if best is None or best in found else [best, *found]
 
     def best_of(self, rows: Iterable[Row]) -> Row | None:
         """The best of some trials; None where none came to anything.
@@ -240,6 +256,7 @@ class Table:
                     "notes": self.notes,
                     "plans": self.plans,
                     "probes": self.probes,
+                    "averages": self.averages,
                     "scores": self.scores,
                     "correlation": self.correlation,
                     "extended": self.extended,
@@ -248,7 +265,7 @@ class Table:
             )
 
     def stages(self) -> list[dict[str, Any]]:
-        """Seconds by stage, all trials and probes together."""
+        """Seconds by stage, all trials, probes and averages together."""
         total: dict[str, float] = {}
         for row in self._all():
             for name, seconds in row.get("stages", {}).items():
@@ -258,12 +275,14 @@ class Table:
     # ---- disk
 
     def tidy(self) -> None:
-        """Delete checkpoints of trials that are over, and all their bundles but the best one's.
+        """Delete checkpoints of trials that are over, and bundles that nobody needs any more.
 
-        So a search needs room for one bundle and for the trials under way, however many trials it has.
+        So a search needs room for ``search.soup`` bundles and for the trials under way, however many trials
+        it has, and for one at its end.
         Comes after the table was written: a kill in between leaves too much, never too little.
         """
-        best = self.best
+        kept = [row["id"] for row in self.with_bundles()] if self.soup > 1 else []
+        kept += [self.best["id"]] if self.best else []
         changed = False
         for row in self._all():
             if row["status"] not in OVER or row.get("tidy"):
@@ -272,7 +291,7 @@ class Table:
             if "stages" not in row:
                 row["stages"] = _stages(folder)
             _drop(storage.join(folder, CHECKPOINTS))
-            if row is not best:
+            if row["id"] not in kept:
                 if row["bundle"] is not None:
                     row["bundle"], changed = None, True
                 _drop(storage.join(folder, BEST))
