@@ -145,7 +145,8 @@ class _Judge:
         labels = tasks.labels_of(task, data)
         counts, rows = tasks.counts(task, data, split), tasks.training_rows(data, split)
         self.model = build_model(config, task, labels, counts, data.fingerprint, rows)
-        self.initial = bundle.weights(self.model.module)
+        own = bundle.weights(self.model.module)  # on a CPU it would change with the model
+        self.initial = {name: value.clone() for name, value in own.items()}
         self._module = self.model.module.to(self.device).eval()
         self._norms = [
             norm
