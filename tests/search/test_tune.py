@@ -61,7 +61,7 @@ def settings(data: str, runs: Path, **search: Any) -> Config:
         "search": {
             "space": {"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 3e-7]}}, "sampler": "grid",
             "grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1, "extend": False,
-            "probe": False, **search,
+            "probe": False, "soup": 0, **search,
         },
     }  # fmt: skip
     return settle(parse(tree, "test"))
@@ -85,7 +85,7 @@ def check_epochs(config: Config, events: list[dict[str, Any]], rows: list[dict[s
 def test_asha_stops_trials_and_the_best_one_wins(
     ray_local: Any, data: str, tmp_path: Path, fuse: bool
 ) -> None:
-    config, events = settings(data, tmp_path, fuse=fuse), []
+    config, events = settings(data, tmp_path, fuse=fuse, soup=2 if fuse else 0), []
     began = time.perf_counter()
     result = tune(config, events.append)
     wall = time.perf_counter() - began
@@ -96,7 +96,11 @@ def test_asha_stops_trials_and_the_best_one_wins(
     assert sum(row["epochs"] for row in rows) < 4 * 5
     check_epochs(config, events, rows)
     ends = [e for e in events if e["kind"] == "trial_end"]
-    assert len(ends) == 4 and ends[-1]["winner"] == result.best
+    assert len(ends) == 4 and result.best in (ends[-1]["winner"], "average-1")
+    # The two best trials were averaged, once.
+    best = table(config)["averages"]
+    assert [row["of"][0] for row in best] == [ends[-1]["winner"]] * fuse
+    assert (result.best == "average-1") == any(row["best"] is not None for row in best)
     print(f"search of 4 trials: {wall:.1f} s, of it in trials {sum(r['seconds'] for r in rows):.1f} s")
 
     run = Path(config.run_uri)
@@ -109,7 +113,11 @@ def test_asha_stops_trials_and_the_best_one_wins(
 
     # The same again: nothing to do, and the same answer.
     again = tune(config, events.append)
-    assert again.best == result.best and len([e for e in events if e["kind"] == "trial_start"]) == 4
+    assert (
+        again.best == result.best
+        and again.averages == result.averages
+        and len([e for e in events if e["kind"] == "trial_start"]) == 4
+    )
 
     # More to try: only what is new runs; what lies outside stays in the table, and is told.
     space = {"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 4e-7]}}

@@ -99,11 +99,10 @@ def _start(manifest: Manifest) -> Any:
 
 def _outcome(kind: str, before: tuple[Weights, Judged], after: tuple[Weights, Judged], goal: Goal) -> Outcome:
     """``after`` where it is better than ``before`` by more than noise."""
-    values = (judged.values[goal.name] for _, judged in (before, after))
-    if after[1] is before[1]:
-        return Outcome(NO_AVERAGE, *values, False, *before)
-    kept = worth_it(after[1], before[1], goal)
-    return Outcome(kind, *values, kept, *(after if kept else before))
+    old, new = (judged.values[goal.name] for _, judged in (before, after))
+    kept = after[1] is not before[1] and worth_it(after[1], before[1], goal)
+    kind = NO_AVERAGE if after[1] is before[1] else kind
+    return Outcome(kind, old, new, kept, *(after if kept else before))
 
 
 def _driven(asking: Generator[Weights, Judged, T], judge: Any) -> T:
