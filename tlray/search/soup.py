@@ -177,8 +177,7 @@ class _Judge:
         """How good weights are."""
         self._module.load_state_dict(weights, strict=False)
         task = self.model.task
-        person = next((column for column, kind in task.columns.items() if kind == "identity"), None)
-        parts = Parts(partial(task.metrics, self.model.labels), by=person)
+        parts = Parts(partial(task.metrics, self.model.labels), by=tasks.identity(task))
         for batch in self._held:
             told = self.model.predict_rendered(batch.x_BCHW, batch.geometries, self.device)
             parts.update(told, [self._rows[int(i)] for i in batch.rows])
