@@ -16,11 +16,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tlray import bundle, storage, weights
+from tlray import bundle, storage, tasks, weights
 from tlray.average import Snapshots
 from tlray.backbone import Backbone, Features
 from tlray.bundle import Model
 from tlray.config import Config, Optim
+from tlray.dataset import Dataset
 from tlray.errors import ConfigError
 from tlray.image import Preprocess
 from tlray.tasks.base import Counts, Task, TrainingRows
@@ -67,6 +68,13 @@ def build_model(
         notes.append(_start_with(module, task, labels, config.model.head))
     told = tuple(filter(None, notes))
     return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint, told)
+
+
+def begin(config: Config, data: Dataset) -> Model:
+    """The model that a training on this data set starts with. Raises TlrayError."""
+    task, split = tasks.load(config.task), config.data.train_split
+    labels, counts = tasks.labels_of(task, data), tasks.counts(task, data, split)
+    return build_model(config, task, labels, counts, data.fingerprint, tasks.training_rows(data, split))
 
 
 def kind(config: Config) -> str:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from tlray import bundle, checkpoint, storage, stream, tasks
 from tlray.average import NO_AVERAGE, Outcome, Weights, changing
 from tlray.backbone import Boundary, Features
-from tlray.candidate import Candidate, build_model, copy_model, is_head, kind
+from tlray.candidate import Candidate, begin, copy_model, is_head, kind
 from tlray.config import Config
 from tlray.dataset import Dataset
 from tlray.errors import RunError, StorageError
@@ -399,11 +399,8 @@ class Loop:
         alike = kind(config)
         built = self._built.get(alike)
         if built is None:
-            task = tasks.load(config.task)
-            counts = tasks.counts(task, self.data, config.data.train_split)
             torch.manual_seed(config.seed)
-            rows = tasks.training_rows(self.data, config.data.train_split)
-            built = build_model(config, task, self.labels, counts, self.data.fingerprint, rows)
+            built = begin(config, self.data)
             if not self._many:
                 return built
             built.module.to(self.worker.device)  # else each copy would take statistics there for itself

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 
 from tlray import bundle, defaults, errors, range_test, resume, runtime, storage, tasks
 from tlray.bundle import Model
-from tlray.candidate import build_model
+from tlray.candidate import begin
 from tlray.config import Config, parse
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
@@ -141,9 +141,7 @@ def check(config: Config) -> Model:
         config.seed,
         config.scale.num_workers,
     )
-    counts = tasks.counts(task, data, config.data.train_split)
-    rows = tasks.training_rows(data, config.data.train_split)
-    return build_model(config, task, labels, counts, data.fingerprint, rows)
+    return begin(config, data)
 
 
 def _check_goal(config: Config, task: Task, data: Dataset, labels: list[str]) -> None:

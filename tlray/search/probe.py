@@ -23,10 +23,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlray import bundle, storage, stream, tasks
+from tlray import bundle, storage, stream
 from tlray.backbone import Features
 from tlray.bundle import Model
-from tlray.candidate import build_model, is_head
+from tlray.candidate import begin, is_head
 from tlray.config import Config
 from tlray.dataset import Dataset
 from tlray.image import Geometry
@@ -218,9 +218,8 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
     own = {"name": id_, "runs": f"{config.run_uri}/trials", "model.head": None, "model.freeze": "all"}
     config = config.override({**params, **own}, f"trial {id_}")
     split, data = config.data.train_split, Dataset.open(config.data.uri)
-    task = tasks.load(config.task)
-    counts = tasks.counts(task, data, split)
-    model = build_model(config, task, tasks.labels_of(task, data), counts, data.fingerprint)
+    model = begin(config, data)
+    task = model.task
     module: Any = model.module.to(device).eval()
 
     shown_NC, one_each = _shown(model, data.read(split, list(task.columns)).to_pylist())

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tlray import bundle, storage, stream, tasks, weights
 from tlray.average import NO_AVERAGE, Outcome, Weights, greedy
 from tlray.bundle import Manifest
-from tlray.candidate import build_model
+from tlray.candidate import begin
 from tlray.config import Config, parse
 from tlray.dataset import Dataset
 from tlray.judging import Judged, Parts, worth_it
@@ -140,10 +140,8 @@ class _Judge:
         """``trained``: weights of all trials, which tell the batch norms that have learned."""
         self.config, data = config, Dataset.open(config.data.uri)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        task, split = tasks.load(config.task), config.data.train_split
-        labels = tasks.labels_of(task, data)
-        counts, rows = tasks.counts(task, data, split), tasks.training_rows(data, split)
-        self.model = build_model(config, task, labels, counts, data.fingerprint, rows)
+        self.model = begin(config, data)
+        split, task = config.data.train_split, self.model.task
         own = bundle.weights(self.model.module)  # on a CPU it would change with the model
         self.initial = {name: value.clone() for name, value in own.items()}
         self._module = self.model.module.to(self.device).eval()
@@ -153,7 +151,7 @@ class _Judge:
             if isinstance(norm, _BatchNorm) and any(_differ(self.initial, one, name) for one in trained)
         ]
         source = stream.Source(
-            config.data.uri, split, self.model.task, tuple(labels), self.model.preprocess,
+            config.data.uri, split, task, tuple(self.model.labels), self.model.preprocess,
             config.augment, config.seed, config.data.cache_mb,
         )  # fmt: skip
         self._shown = list(self._training(source, data.num_rows(split))) if self._norms else []
