@@ -149,6 +149,7 @@ def make_run(root: Path, picture: Callable[[int, int], bytes] = drawing, per_cla
         "goal": goal_of, "trials": trials, "best": best["id"], "plans": plans,
         "scores": scores, "correlation": {"linear": 0.87, "logme": None},
         "extended": {"optim.lr": [0.01], "optim.momentum": []},
+        "averages": [{"id": "average-1", "best": None, "of": [best["id"]], "told": ["soup of a, b: kept"]}],
     })  # fmt: skip
     stages = {"read the data": 3.1, "frozen features": 41.0, "search": 148.2, "evaluate": 9.4, "save": 1.2}
     write(run / "metrics.json", {
@@ -288,6 +289,7 @@ def test_how_sure_the_figures_are_is_told(whole: tuple[Path, str]) -> None:
     assert sorted(re.findall(r'<td data-v="t\d\d">(t\d\d) ≈</td>', html)) == sorted(near)
     assert f"do not tell them apart ({', '.join(near)})" in html
     assert "the winner had an axis&#39; last value: lr 0.01." in html
+    assert "Averages of weights: soup of a, b: kept." in html
 
 
 def test_pictures_are_those_of_the_surest_mistakes(whole: tuple[Path, str]) -> None:

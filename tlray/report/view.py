@@ -89,6 +89,7 @@ def headline(run: Run) -> Head:
         tiles.append(Tile("backbone", str(backbone), frozen))
     if run.winner:
         params = ", ".join(f"{short(k)} {plain(v)}" for k, v in run.winner["params"].items())
+        params = f"of {', '.join(run.winner['of'])}" if "of" in run.winner else params
         kind = "trial " if run.winner in run.trials.get("trials", []) else ""
         tiles.append(Tile("winner", f"{kind}{run.winner['id']}", params))
     elif RATE.split(".")[1] in run.config.get("optim", {}):
@@ -194,6 +195,8 @@ def trials(run: Run) -> Trials | None:
     if beyond := {k: v for k, v in run.trials.get("extended", {}).items() if v}:
         said = "; ".join(f"{short(k)} {', '.join(map(plain, v))}" for k, v in beyond.items())
         caption += f" Tried beyond the search's space, where the winner had an axis' last value: {said}."
+    if told := [line for row in run.trials.get("averages", []) for line in row["told"]]:
+        caption += f" Averages of weights: {'; '.join(told)}."
     return Trials([(k, short(k, keys)) for k in keys], rows, goal, caption, _heatmap(run, all_trials))
 
 
