@@ -111,9 +111,15 @@ class Snapshots:
         chosen, found, taken = yield from greedy(chosen, found, others, goal)
         if taken:
             kind = f"soup of {len(taken) + 1}"
-        before, after = judged.values[goal.name], found.values[goal.name]
-        kept = found is not judged and worth_it(found, judged, goal)
-        return Outcome(kind, before, after, kept, chosen if kept else best, found if kept else judged)
+        return outcome(kind, (best, judged), (chosen, found), goal)
+
+
+def outcome(kind: str, before: tuple[Weights, Judged], after: tuple[Weights, Judged], goal: Goal) -> Outcome:
+    """``after`` where it is better than ``before`` by more than noise."""
+    old, new = (judged.values[goal.name] for _, judged in (before, after))
+    kept = after[1] is not before[1] and worth_it(after[1], before[1], goal)
+    kind = NO_AVERAGE if after[1] is before[1] else kind
+    return Outcome(kind, old, new, kept, *(after if kept else before))
 
 
 def greedy(

@@ -204,21 +204,32 @@ def _search(
 def _probe(config: Config, table: Table, tell: Emit, room: Room) -> None:
     """Probes of the space's backbones that the table lacks, on the cluster."""
     axis = next((axis for axis in table.space.axes if axis.key == "model.backbone"), None)
-    work: Any = ray.remote(probe.measure)
-    work = work.options(num_cpus=room.cpus, num_gpus=room.gpus)
     for name in [None] if axis is None else axis.values or ():
         params = {"model.freeze": "all", **({} if name is None else {"model.backbone": name})}
         id_ = "probe" if name is None else f"probe-{trial_id(params)}"
         if any(row["id"] == id_ for row in table.probes):
             continue
-        try:
-            row = ray.get(work.remote(config, id_, params, room.cpus))
-        except (TlrayError, ray.exceptions.RayError) as error:  # the trials may learn all the same
-            reason = one_line(getattr(error, "cause", None) or error, config)
-            table.notes.append(f"search.probe: {reason}")
-            continue
-        table.probed(row)
-        tell({"kind": "probe", "run": config.run_uri, "goal_name": table.goal.name, **row})
+        row = _on_cluster("search.probe", probe.measure, config, table, room, id_, params)
+        if row is not None:
+            table.probed(row)
+            tell({"kind": "probe", "run": config.run_uri, "goal_name": table.goal.name, **row})
+
+
+def _on_cluster(
+    key: str, measure: Callable[..., Row], config: Config, table: Table, room: Room, *args: Any
+) -> Row | None:
+    """What a worker measures; None where it failed. The trials stand all the same, and a note has the reason.
+
+    ``key``: of the configuration, that asks for it.
+    """
+    work: Any = ray.remote(measure)
+    work = work.options(num_cpus=room.cpus, num_gpus=room.gpus)
+    try:
+        row: Row = ray.get(work.remote(config, *args, room.cpus))
+    except (TlrayError, ray.exceptions.RayError) as error:
+        table.notes.append(f"{key}: {one_line(getattr(error, 'cause', None) or error, config)}")
+        return None
+    return row
 
 
 def _average(config: Config, table: Table, tell: Emit) -> None:
@@ -226,23 +237,14 @@ def _average(config: Config, table: Table, tell: Emit) -> None:
     trials = [row for row in table.with_bundles() if row["id"] in table.rows]
     new = [row for row in trials if row["bundle"] != storage.join(config.run_uri, "best")]
     head = probe.head_beside(config, table.probes, trials[0]["params"]) if new else None
+    row = None
     if config.search.soup and new and (head is not None or len(trials) > 1):
-        work: Any = ray.remote(soup.measure)
         id_ = f"average-{len(table.averages) + 1}"
         with runtime.session():
-            room = fit_in(config)
-            work = work.options(num_cpus=room.cpus, num_gpus=room.gpus)
-            try:
-                row = ray.get(work.remote(config, id_, trials, head, room.cpus))
-            except (TlrayError, ray.exceptions.RayError) as error:  # the trials stand all the same
-                reason = one_line(getattr(error, "cause", None) or error, config)
-                table.notes.append(f"search.soup: {reason}")
-            else:
-                table.averaged(row)
-                for line in row["told"]:
-                    tell({"kind": "note", "run": config.run_uri, "text": line})
-    table.soup = 1
-    table.tidy()
+            row = _on_cluster("search.soup", soup.measure, config, table, fit_in(config), id_, trials, head)
+    table.averaged(row)
+    for line in row["told"] if row else ():
+        tell({"kind": "note", "run": config.run_uri, "text": line})
 
 
 def _by_tune(

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlray import bundle, storage, stream, tasks, weights
-from tlray.average import NO_AVERAGE, Outcome, Weights, greedy
+from tlray.average import NO_AVERAGE, Weights, greedy, outcome
 from tlray.bundle import Manifest
 from tlray.candidate import begin
 from tlray.config import Config, parse
 from tlray.dataset import Dataset
-from tlray.judging import Judged, Parts, worth_it
+from tlray.judging import Judged, Parts
 from tlray.loop import METRICS
 from tlray.search.leave import leave
 from tlray.tasks.base import TIE, Goal
@@ -61,7 +61,7 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
     before = judge(best)
     chosen, found, taken = _driven(greedy(best, before, others, goal), judge.average)
     of = [ids[0], *(ids[1 + number] for number in taken)]
-    outcomes = [_outcome(f"soup of trials {', '.join(of)}", (best, before), (chosen, found), goal)]
+    outcomes = [outcome(f"soup of trials {', '.join(of)}", (best, before), (chosen, found), goal)]
     if not outcomes[0].kept:
         of = of[:1]
     if head is not None:
@@ -69,7 +69,7 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
         probe = {**judge.initial, **weights.read(head, "probe")}
         chosen, found, share = _between(winner, judged, probe, judge, goal)
         kind = f"{share:.2g} of the winner, {1 - share:.2g} of the probe" if share < 1 else NO_AVERAGE
-        outcomes.append(_outcome(kind, (winner, judged), (chosen, found), goal))
+        outcomes.append(outcome(kind, (winner, judged), (chosen, found), goal))
 
     last, seconds = outcomes[-1], time.perf_counter() - began
     row = {
@@ -95,14 +95,6 @@ def _start(manifest: Manifest) -> Any:
     config, model = manifest.config, manifest.config["model"]
     begins = {key: model[key] for key in ("backbone", "weights", "head")}
     return begins, config["input"], config["task"], config["seed"], manifest.labels
-
-
-def _outcome(kind: str, before: tuple[Weights, Judged], after: tuple[Weights, Judged], goal: Goal) -> Outcome:
-    """``after`` where it is better than ``before`` by more than noise."""
-    old, new = (judged.values[goal.name] for _, judged in (before, after))
-    kept = after[1] is not before[1] and worth_it(after[1], before[1], goal)
-    kind = NO_AVERAGE if after[1] is before[1] else kind
-    return Outcome(kind, old, new, kept, *(after if kept else before))
 
 
 def _driven(asking: Generator[Weights, Judged, T], judge: Any) -> T:

@@ -43,8 +43,8 @@ class Table:
         self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
         self.probes: list[Row] = []  # of frozen features, see probe.py; they compete, and are no trials
         self.averages: list[Row] = []  # of weights of trials, see soup.py; so do they
-        # Trials whose bundles stay until their weights were averaged.
-        self.soup = max(1, config.search.soup)
+        # Trials beside the best whose bundles stay until their weights were averaged; 0: none.
+        self.soup = config.search.soup if config.search.soup > 1 else 0
         self.scores: list[dict[str, Any]] = []  # see scores.py; results beside
         self.correlation: dict[str, float | None] = {}
         self._lock = threading.Lock()
@@ -171,10 +171,11 @@ class Table:
         self.write()
         self.tidy()
 
-    def averaged(self, row: Row) -> None:
-        """Weights of trials were averaged."""
-        self.averages.append(row)
-        self.soup = 1
+    def averaged(self, row: Row | None) -> None:
+        """Weights of trials were averaged, or there was nothing to average: only the best bundle stays."""
+        if row is not None:
+            self.averages.append(row)
+        self.soup = 0
         self.write()
         self.tidy()
 
@@ -281,8 +282,7 @@ class Table:
         it has, and for one at its end.
         Comes after the table was written: a kill in between leaves too much, never too little.
         """
-        kept = [row["id"] for row in self.with_bundles()] if self.soup > 1 else []
-        kept += [self.best["id"]] if self.best else []
+        kept = {row["id"] for row in self.with_bundles()}
         changed = False
         for row in self._all():
             if row["status"] not in OVER or row.get("tidy"):
