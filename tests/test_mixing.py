@@ -16,7 +16,7 @@ from hypothesis import settings as tries
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.toys import dataset, names, scenes_dataset
+from tests.toys import damage, dataset, names, scenes_dataset
 from tlray import config, mixing, schema, stream, tasks
 from tlray.augment import balanced
 from tlray.config import Augmentation
@@ -135,12 +135,7 @@ def test_one_view_is_the_plain_picture(tmp_path: Path) -> None:
 
 def test_a_damaged_partner_is_named(tmp_path: Path) -> None:
     uri = dataset(tmp_path / "d", train=2)
-    path = tmp_path / "d/data/train-00000-of-00001.parquet"
-    table = pq.read_table(path)
-    pictures = table["image"].to_pylist()
-    pictures[1]["bytes"] = pictures[1]["bytes"][:300]
-    image = table.schema.field(0)
-    pq.write_table(table.set_column(0, image, pa.array(pictures, image.type)), path)
+    damage(uri, "train", 1)
     with pytest.raises(DataError, match=r"\(train, row 1, train/1\.jpg\): truncated"):
         batch(source(uri, "classification", settled(mixup=1.0)), [0])
 

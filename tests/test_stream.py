@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toys import LABELS, dataset
+from tests.toys import LABELS, damage, dataset
 from tlray import stream, tasks
 from tlray.config import Augmentation
 from tlray.dataset import Dataset
@@ -106,16 +106,8 @@ def test_a_null_is_named(tmp_path, column, value, words):
 
 
 def test_a_damaged_picture_is_named_through_ray_too(ray_local, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     uri = dataset(tmp_path / "d", validation=11)
-    path = tmp_path / "d/data/validation-00000-of-00001.parquet"
-    table = pq.read_table(path)
-    pictures = table["image"].to_pylist()
-    pictures[9]["bytes"] = pictures[9]["bytes"][:300]
-    image = table.schema.field(0)
-    pq.write_table(table.set_column(0, image, pa.array(pictures, image.type)), path)
+    damage(uri, "validation", 9)
     with pytest.raises(DataError, match=r"\(validation, row 9, validation/9\.jpg\): truncated"):
         list(stream.evaluation_batches(source(uri, "validation"), 0, 1, 4))
 

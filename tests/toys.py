@@ -98,6 +98,16 @@ def scenes_dataset(folder: Path, columns: Mapping[str, Any], **counts: int) -> s
     return str(folder)
 
 
+def damage(uri: str, split: str, row: int) -> None:
+    """Cut a picture of a data set off after 300 bytes."""
+    path = Path(uri, "data", f"{split}-00000-of-00001.parquet")
+    table = pq.read_table(path)
+    pictures = table[schema.IMAGE].to_pylist()
+    pictures[row]["bytes"] = pictures[row]["bytes"][:300]
+    image = table.schema.field(0)
+    pq.write_table(table.set_column(0, image, pa.array(pictures, image.type)), path)
+
+
 def dataset(folder: Path, group_rows: int = 16, **rows: int) -> str:
     """Write a classification data set with the named splits; its URI."""
     (folder / "data").mkdir(parents=True)
