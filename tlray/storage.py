@@ -24,10 +24,11 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
@@ -40,6 +41,8 @@ _STAGING = re.compile(r"\..+\.tmp-[0-9a-f]+")  # what `_aside` makes
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one slash: s3:/bucket is a slip, not a folder
 _FOREIGN = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")  # whose exceptions mean the store
 _clients: dict[tuple[int, int], Any] = {}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -380,6 +383,22 @@ def read_bytes(uri: str) -> bytes:
             return bytes(_s3().cat_file(path))
         _regular(path)
         return Path(path).read_bytes()
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], num_threads: int, window: int
+) -> Iterator[Result]:
+    """``work`` of each item, in order; threads are at most ``window`` items ahead.
+
+    Threads are not waited for at the end. A caller that an error ends leaves this iterator to the garbage
+    collector, which may run while this very thread holds a lock of `threading` that joining needs.
+    """
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        for start in range(0, len(items), window):
+            yield from pool.map(work, items[start : start + window])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:

@@ -8,7 +8,6 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from tlray import storage
 from tlray.errors import DataError, misspelt
@@ -137,12 +136,10 @@ class Listing:
 
     def read_all(self, paths: Sequence[str]) -> Iterator[bytes]:
         """The contents of many small files, in order. Raises StorageError."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            for start in range(0, len(paths), 64 * _READERS):
-                some = paths[start : start + 64 * _READERS]
-                for path, data in zip(some, pool.map(self.read, some), strict=True):
-                    self.last = path
-                    yield data
+        contents = storage.in_threads(self.read, paths, _READERS, 64 * _READERS)
+        for path, data in zip(paths, contents, strict=True):
+            self.last = path
+            yield data
 
     def head(self, path: str) -> bytes:
         """The first 64 KiB of a file. Raises StorageError."""

@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -53,9 +52,7 @@ def read(
         except StorageError as error:
             return error
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(where), 2 * _READERS):
-            yield from pool.map(one, where[start : start + 2 * _READERS])
+    yield from storage.in_threads(one, where, _READERS, 2 * _READERS)
 
 
 def _read_rows(root: str, sources: Sequence[str]) -> Iterator[bytes | StorageError]:
