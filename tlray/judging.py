@@ -62,6 +62,11 @@ def _jackknife(values: Sequence[float]) -> float:
     return math.sqrt((len(values) - 1) * statistics.pvariance(values))
 
 
+def share_error(share: float, num_rows: int) -> float:
+    """The standard error of a share of independent rows."""
+    return math.sqrt(share * (1 - share) / num_rows)
+
+
 def worth_it(new: Judged, old: Judged, goal: Goal) -> bool:
     """Whether the goal is no worse, and it or the log loss is better by more than its standard error."""
     if goal.beats(old.values, new.values):
@@ -141,6 +146,5 @@ class Parts:
             values = [one[name] for one in without]
             found[name] = _jackknife(values) if all(map(math.isfinite, values)) else math.nan
         if SHARE in found:
-            share = self.metrics[0].compute()[SHARE]
-            found[SHARE] = math.sqrt(share * (1 - share) / self._seen)
+            found[SHARE] = share_error(self.metrics[0].compute()[SHARE], self._seen)
         return {name: error for name, error in found.items() if error > 0}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
-from tlray.config import Search
+from tlray.config import Config, Search
+from tlray.search import space as spaces
+from tlray.search.driver import default_trial
 from tlray.search.rungs import Rungs
+from tlray.search.space import trial_id
 from tlray.tasks.base import Goal
 
 MAX, MIN = Goal("accuracy", "max"), Goal("loss", "min")
@@ -44,3 +47,13 @@ def test_equals_go_on_together_or_not_at_all() -> None:
 
 def test_without_asha_all_stay() -> None:
     assert rungs(scheduler="none").tell(2, {"a": 1.0, "b": 0.0}) == set()
+
+
+def test_the_trial_with_the_settings_of_a_plain_training_is_never_stopped() -> None:
+    config = Config().override({"optim.lr": 0.01, "search.space": {"optim.lr": {"choice": [0.1, 0.01]}}})
+    id_ = default_trial(config, spaces.build(config))
+    assert id_ == trial_id({"optim.lr": 0.01})
+    judge = Rungs(config.search.model_copy(update={"grace_epochs": 2}), MAX, 20, id_)
+    assert judge.tell(2, {"a": 0.9, "b": 0.5, id_: 0.1}) == {"b"}
+    other = config.override({"optim.lr": 0.03})
+    assert default_trial(other, spaces.build(other)) is None

@@ -170,6 +170,17 @@ def test_of_equal_results_the_lower_log_loss_wins(tmp_path: Path) -> None:
         storage.write_json(storage.join(table.folder(one["id"]), "best", "manifest.json"), {})
         table.end(one["id"], "finished")
     assert [row["tie"] for row in table.rows.values()] == [0.5, 0.4, 0.4]
+    # Of accuracies that so few pictures do not tell apart the lowest log loss wins; of many the highest.
+    near = [
+        {"id": "a", "best": 0.90, "tie": 0.6},
+        {"id": "b", "best": 0.895, "tie": 0.3},
+        {"id": "c", "best": 0.5},
+    ]
+    winners = []
+    for table.pictures in (400, 4000, None):
+        won = table.best_of(near)
+        winners.append(won["id"] if won else "")
+    assert winners == ["b", "a", "a"]
     assert table.best is not None and table.best["id"] == second["id"]
     assert opened(config)[1].best == table.best
 

@@ -99,7 +99,8 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
             fit_in(config)
     if fresh:
         resume.clear(config)
-    table = Table(config, space, task.goal, Dataset.open(config.data.uri).fingerprint)
+    data = Dataset.open(config.data.uri)
+    table = Table(config, space, task.goal, data.fingerprint, data.num_rows(config.data.validation_split))
     for note in table.notes:
         log.warning("%s", note)
         tell({"kind": "note", "run": config.run_uri, "text": note})
@@ -185,7 +186,7 @@ def _search(
         except DataError as error:  # labels tell no picture from another; trials may learn all the same
             table.notes.append(f"search.scores: {error}")
     if _fused(config):
-        rungs = Rungs(config.search, table.goal, _longest(config))
+        rungs = Rungs(config.search, table.goal, _longest(config), default_trial(config, table.space))
         for row in table.rows.values():
             for point in row["curve"] if table.over(row["id"]) else ():
                 rungs.tell(point["epoch"], {row["id"]: point.get("best")})
@@ -333,7 +334,8 @@ def _scheduler(config: Config, table: Table) -> Any:
     if search.scheduler == "none":
         return FIFOScheduler()
     longest = _longest(config)
-    scheduler: Any = ASHAScheduler(
+    scheduler: Any = _Halving(
+        default_trial(config, table.space),
         time_attr="epoch",
         metric=SCORE,
         mode=table.goal.direction,
@@ -355,6 +357,31 @@ def _scheduler(config: Config, table: Table) -> Any:
             scheduler.on_trial_result(None, trial, {"epoch": point["epoch"], SCORE: score})
         scheduler.on_trial_remove(None, trial)
     return scheduler
+
+
+class _Halving(ASHAScheduler):
+    """Ray's, but for one trial, ``spared``, that is never stopped."""
+
+    def __init__(self, spared: str | None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._spared = spared
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        decided = super().on_trial_result(tune_controller, trial, result)
+        settings = getattr(trial, "config", {})  # a trial of before a restart has none
+        spared = settings.get("id", trial.trial_id) == self._spared
+        return self.CONTINUE if spared and result["epoch"] < self._max_t else decided
+
+
+def default_trial(config: Config, space: spaces.Space) -> str | None:
+    """The trial that trains as the configuration without a search would, where the space has it.
+
+    It is never stopped early: a search must not end below what `tlray train` gives, and early epochs say
+    little of it. Deep and quick trainings begin behind and end ahead.
+    """
+    settings = resume.flat(config.model_dump(mode="json"))
+    params = {axis.key: settings.get(axis.key) for axis in space.axes}
+    return trial_id(params) if space.encode(params) is not None else None
 
 
 def _fused(config: Config) -> bool:

@@ -18,7 +18,9 @@ from tlray.tasks.base import Goal
 class Rungs:
     """Scores by rung; rungs are grace, grace * factor, grace * factor^2, ... epochs."""
 
-    def __init__(self, search: Search, goal: Goal, longest: int) -> None:
+    def __init__(self, search: Search, goal: Goal, longest: int, spared: str | None = None) -> None:
+        """``spared``: a trial that is never stopped."""
+        self._spared = spared
         self._sign = 1.0 if goal.direction == "max" else -1.0
         self._factor = search.reduction_factor
         self._scores: dict[int, dict[str, float]] = {}
@@ -40,4 +42,5 @@ class Rungs:
             here[name] = -np.inf if value is None or value != value else self._sign * value
         scores, places = np.array(list(here.values())), max(1, round(len(here) / self._factor))
         top = scores.max()
-        return {name for name in best if here[name] < top and (scores >= here[name]).sum() > places}
+        fall_behind = {name for name in best if here[name] < top and (scores >= here[name]).sum() > places}
+        return fall_behind - {self._spared}

@@ -18,6 +18,7 @@ from typing import Any
 from tlray import checkpoint, resume, storage
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
+from tlray.judging import SHARE, share_error
 from tlray.search.extend import wider
 from tlray.search.space import Params, Space
 from tlray.tasks.base import TIE, Goal
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TRIALS, BEST, CHECKPOINTS, MANIFEST = "trials.json", "best", "checkpoints", "manifest.json"
 RESULTS = "result.json"  # in a trial's folder: its epochs, a line each, as Ray Tune writes them
+NEAR = 0.5  # standard errors of accuracy within which trials are told apart by log loss
 RULED_OUT = "ruled out"  # before it began, see deepen.py
 OVER = ("finished", "stopped", RULED_OUT)  # never run again; a failed one is, when the search is
 Row = dict[str, Any]
@@ -34,8 +36,14 @@ Row = dict[str, Any]
 class Table:
     """All trials of a search, written after each change, whole or not at all."""
 
-    def __init__(self, config: Config, space: Space, goal: Goal, fingerprint: str) -> None:
-        """Open the search of this name or begin it. Raises ConfigError where it was another search."""
+    def __init__(
+        self, config: Config, space: Space, goal: Goal, fingerprint: str, pictures: int | None = None
+    ) -> None:
+        """Open the search of this name or begin it. Raises ConfigError where it was another search.
+
+        ``pictures``: of the validation split.
+        """
+        self.pictures = pictures
         self.run_uri, self.goal, self.fingerprint = config.run_uri, goal, fingerprint
         self.given, self.extended = space, dict[str, list[Any]]()  # values beyond the axes, see extend.py
         self.rows: dict[str, Row] = {}
@@ -207,15 +215,20 @@ class Table:
     def best_of(self, rows: Iterable[Row]) -> Row | None:
         """The best of some trials; None where none came to anything.
 
-        Of equals the one of the lower log loss, then the earlier one.
+        Of those whose accuracy is within `NEAR` standard errors of the highest, and of equals in other goals,
+        the one of the lowest log loss, then the earliest. Log loss tells models apart by fewer pictures.
         """
-        best: Row | None = None
+        rows, best = [row for row in rows if row["best"] is not None], None
         for row in rows:
-            if row["best"] is None:
-                continue
             if best is None or self.goal.beats(self._metrics(row), self._metrics(best)):
                 best = row
-        return best
+        if best is None or self.goal.name != SHARE or not self.pictures:
+            return best
+        error = share_error(best["best"], self.pictures)
+        near = [
+            row for row in rows if row.get("tie") is not None and best["best"] - row["best"] <= NEAR * error
+        ]
+        return min(near, key=lambda row: float(row["tie"]), default=best)
 
     def _metrics(self, row: Row) -> dict[str, float]:
         """A trial's best value, and the log loss that decides between equals, where the task has one."""
