@@ -10,10 +10,10 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from tlray import augment
-from tlray.augment import MILD, RAND, WIDE, Augment, operate
+from tlray.data import augment
+from tlray.data.augment import Augment, MILD, RAND, WIDE, operate
 from tlray.config import Augmentation
-from tlray.image import PADDING, Preprocess
+from tlray.data.image import PADDING, Preprocess
 
 POLICIES = ("none", "colour", "mild", "wide", "rand", "photometric")
 

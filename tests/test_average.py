@@ -15,10 +15,12 @@ from torch import nn
 
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import dataset
-from tlray import average, judging, loop, storage, train
-from tlray.average import Snapshots, Weights
-from tlray.judging import Judged, gain, worth_it
-from tlray.loop import Solo
+from tlray import storage
+from tlray.inference import judging
+from tlray.training import average, fit, loop
+from tlray.training.average import Snapshots, Weights
+from tlray.inference.judging import Judged, gain, worth_it
+from tlray.training.loop import Solo
 from tlray.tasks.base import Goal
 
 ACCURACY = Goal("accuracy", "max")
@@ -171,4 +173,4 @@ def test_a_training_ends_with_an_average_and_goes_on_after_a_kill(task: str, tmp
     told = storage.read_json(storage.join(made.run_uri, "metrics.json"))["epochs"][-1]["average"]
     assert told == last
     if last["kept"]:
-        assert train.result(made)["metrics"][f"val_{tasks.load({'name': task}).goal.name}"] == last["after"]
+        assert fit.result(made)["metrics"][f"val_{tasks.load({'name': task}).goal.name}"] == last["after"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tlray import weights
-from tlray.backbone import Backbone, Normalize
+from tlray.models import weights
+from tlray.models.backbone import Backbone, Normalize
 from tlray.errors import BundleError, ConfigError, StorageError
 
 NANO = Path(weights.__file__).parent / "backbones" / weights.BUILTIN["resnet10t-nano"].file

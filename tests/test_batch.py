@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 
 from tests import toys
-from tlray import batch, bundle, pictures, tasks
-from tlray.backbone import Backbone
-from tlray.dataset import Dataset
+from tlray import tasks
+from tlray.bundle import bundle
+from tlray.inference import batch, inputs
+from tlray.models.backbone import Backbone
+from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.image import Preprocess
-from tlray.predict import Predictor
+from tlray.data.image import Preprocess
+from tlray.bundle.predictor import Predictor
 
 PRE = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -53,7 +55,7 @@ def whole(
     out = str(tmp_path_factory.mktemp("whole") / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "PART_ROWS", 8)
-        return out, batch.predict(model, pictures.Source.dataset(data), out)
+        return out, batch.predict(model, inputs.Source.dataset(data), out)
 
 
 @pytest.fixture
@@ -67,10 +69,10 @@ def rows_of(out: str) -> list[dict[str, Any]]:
 
 
 def test_parts_end_where_row_groups_end() -> None:
-    assert pictures.cuts([8, 8, 8, 3], 16) == [(0, 16), (16, 27)]
-    assert pictures.cuts([5, 5, 5], 8) == [(0, 5), (5, 10), (10, 15)]
-    assert pictures.cuts([20, 3], 8) == [(0, 8), (8, 16), (16, 23)]  # a group larger than a part
-    assert pictures.cuts([0, 4, 0], 8) == [(0, 4)] and pictures.cuts([], 8) == []
+    assert inputs.cuts([8, 8, 8, 3], 16) == [(0, 16), (16, 27)]
+    assert inputs.cuts([5, 5, 5], 8) == [(0, 5), (5, 10), (10, 15)]
+    assert inputs.cuts([20, 3], 8) == [(0, 8), (8, 16), (16, 23)]  # a group larger than a part
+    assert inputs.cuts([0, 4, 0], 8) == [(0, 4)] and inputs.cuts([], 8) == []
 
 
 def test_predictions_are_those_of_one_by_one(
@@ -101,7 +103,7 @@ def test_predictions_are_those_of_one_by_one(
 def test_a_killed_job_goes_on(
     model: str, data: str, small: None, whole: tuple[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    out, source = str(tmp_path / "out"), pictures.Source.dataset(data)
+    out, source = str(tmp_path / "out"), inputs.Source.dataset(data)
 
     def kill(stage: str, done: int, total: int) -> None:
         if done:
@@ -111,7 +113,7 @@ def test_a_killed_job_goes_on(
         batch.predict(model, source, out, kill)
     first = {path.name: path.stat().st_mtime_ns for path in Path(out, "data").iterdir()}
     assert 0 < len(first) < 5 and not Path(out, batch.PREDICTIONS).exists() and Path(out, batch.PLAN).exists()
-    other = pictures.Source.dataset(data, ["test"])
+    other = inputs.Source.dataset(data, ["test"])
     with pytest.raises(DataError, match=r"holds other work .*accepted: the same model, data and settings"):
         batch.predict(model, other, out)
     told: list[int] = []
@@ -132,7 +134,7 @@ def test_pictures_as_they_lie_and_bad_ones(ray_local: Any, model: str, small: No
         (folder / "sub" / f"{n}.jpg").write_bytes(toys.picture(n % 3, n))
     (folder / "bad.jpg").write_text("no picture")
     (folder / "notes.txt").write_text("passed over")
-    source = pictures.find([str(folder)], [])
+    source = inputs.find([str(folder)], [])
     found = batch.predict(model, source, str(tmp_path / "out"))
     assert (found["num_rows"], found["num_errors"]) == (10, 1)
     rows = rows_of(str(tmp_path / "out"))
@@ -141,7 +143,7 @@ def test_pictures_as_they_lie_and_bad_ones(ray_local: Any, model: str, small: No
     one = Predictor(model).predict([(folder / "sub" / "4.jpg").read_bytes()])[0]
     assert rows[5]["predicted"] == one["label"] and rows[5]["error"] is None
     few = [str(folder / "sub" / "1.jpg"), str(folder / "bad.jpg")]
-    found = batch.predict(model, pictures.find(few, []), str(tmp_path / "few"))
+    found = batch.predict(model, inputs.find(few, []), str(tmp_path / "few"))
     assert [row["path"] for row in rows_of(str(tmp_path / "few"))] == sorted(few) and found["num_errors"] == 1
 
 
@@ -151,7 +153,7 @@ def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp
     images = [{"bytes": b, "path": f"{n}.png"} for n, b in enumerate([picture.getvalue(), b"broken"])]
     (tmp_path / "d").mkdir()
     pq.write_table(pa.table({"image": images, "probability": [1, 2]}), tmp_path / "d" / "train.parquet")
-    found = batch.predict(model, pictures.Source.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
+    found = batch.predict(model, inputs.Source.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
     rows = rows_of(str(tmp_path / "out"))
     assert found["num_errors"] == 1 and [row["error"] is None for row in rows] == [True, False]
     assert rows[1]["probability"] is None and 0 < rows[0]["probability"] <= 1  # ours, not the data's
@@ -159,17 +161,17 @@ def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp
 
 def test_mistakes(model: str, data: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not found; accepted: a data set, pictures"):
-        pictures.find([str(tmp_path / "none")], [])
+        inputs.find([str(tmp_path / "none")], [])
     with pytest.raises(DataError, match="no split 'nothing'"):
-        pictures.find([data], ["nothing"])
+        inputs.find([data], ["nothing"])
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds no picture"):
-        pictures.find([str(tmp_path / "in")], [])
+        inputs.find([str(tmp_path / "in")], [])
     with pytest.raises(DataError, match="has no splits"):
-        pictures.find([str(tmp_path / "in")], ["train"])
+        inputs.find([str(tmp_path / "in")], ["train"])
     with pytest.raises(DataError, match=r"holds other files \(a.txt\)"):
-        batch.predict(model, pictures.Source.dataset(data), str(tmp_path / "in"))
+        batch.predict(model, inputs.Source.dataset(data), str(tmp_path / "in"))
 
 
 def test_a_row_without_a_picture_is_a_row(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_a_row_without_a_picture_is_a_row(tmp_path: Path) -> None:
     image = table.schema.field("image")
     nulls = pa.array([table["image"][0].as_py(), None, {"bytes": None, "path": "a.jpg"}], image.type)
     pq.write_table(table.set_column(0, image, nulls), path)
-    source = pictures.Source.dataset(uri)
+    source = inputs.Source.dataset(uri)
     plan = pa.Table.from_pylist(source.plan(8))
     made = batch._render(plan, uri, source.fingerprint, source.columns, PRE)
     assert made["fault"].to_pylist() == [None]

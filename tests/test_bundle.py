@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.toys import LABELS, picture
-from tlray import bundle, tasks
-from tlray.backbone import Backbone
+from tlray import tasks
+from tlray.bundle import bundle
+from tlray.models.backbone import Backbone
 from tlray.errors import BundleError, ConfigError, PictureError
-from tlray.image import Preprocess
-from tlray.predict import Predictor
+from tlray.data.image import Preprocess
+from tlray.bundle.predictor import Predictor
 
 GOLDEN = [picture(i, 9) for i in range(3)]
 

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tlray import cli, errors, progress
+from tlray import cli, errors
+from tlray.cli import progress
 from tlray.errors import DataError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +130,7 @@ def test_merging_classes_is_asked_for(
     def ingest(*args: Any, **settings: Any) -> None:
         raise DataError(f"merge_classes is {settings['merge_classes']}")
 
-    monkeypatch.setattr("tlray.road.ingest", ingest)
+    monkeypatch.setattr("tlray.api.ingest", ingest)
     option = ["--merge-classes"] if merge else []
     assert f"merge_classes is {merge}" in mistake(capfd, "ingest", "from", "to", *option)
 
@@ -159,9 +160,10 @@ def dataset(tmp_path: Path, ray_local: Any) -> str:
 @pytest.fixture
 def bundle(dataset: str, tmp_path: Path) -> str:
     """An untrained model: what a verb does with it is the same."""
-    from tlray import bundle, config
-    from tlray import train as training
-    from tlray.dataset import Dataset
+    from tlray import config
+    from tlray.bundle import bundle
+    from tlray.training import fit as training
+    from tlray.data.dataset import Dataset
 
     made = config.Config().override({"data.uri": dataset, "input.size": 32, "runs": str(tmp_path / "runs")})
     model = training.check(training.settled(made))
@@ -249,7 +251,7 @@ def _last(capfd: pytest.CaptureFixture[str], verb: str, target: str, number: str
 
 
 def test_doctor_tells_storage_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlray import doctor
+    from tlray.cli import doctor
 
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:secret@127.0.0.1:9")
     found = doctor._storage()[0]

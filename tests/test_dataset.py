@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tlray import schema, shards, storage
-from tlray.dataset import Dataset, split_name
+from tlray import storage
+from tlray.data import schema, shards
+from tlray.data.dataset import Dataset, split_name
 from tlray.errors import DataError, StorageError
-from tlray.schema import IMAGE_TYPE
+from tlray.data.schema import IMAGE_TYPE
 
 NAMES = ["cat", "dog", "owl"]
 

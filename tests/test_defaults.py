@@ -6,9 +6,9 @@ import pytest
 
 from tests import toys
 from tlray import tasks
-from tlray.backbone import traits
+from tlray.models.backbone import traits
 from tlray.config import Config, load
-from tlray.defaults import settle
+from tlray.training.defaults import settle
 
 
 @pytest.fixture(scope="module")

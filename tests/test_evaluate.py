@@ -10,7 +10,8 @@ import pytest
 
 from tests import toys
 from tests.test_batch import made_bundle
-from tlray import cli, evaluate
+from tlray import cli
+from tlray.inference import evaluate
 from tlray.errors import DataError
 
 

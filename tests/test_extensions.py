@@ -19,8 +19,11 @@ import pytest
 import ray.data._internal.tensor_extensions.arrow as ray_tensors
 
 from tests import canary, toys
-from tlray import cli, config, evaluate, extensions, pictures, shards, train
-from tlray.dataset import Dataset
+from tlray import cli, config
+from tlray.data import extensions, shards
+from tlray.inference import evaluate, inputs
+from tlray.training import fit
+from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 
 REFUSED = re.compile(
@@ -94,9 +97,9 @@ def test_parquet(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
         lambda: Dataset.open(uri),
         lambda: Dataset.open(str(first)),
         lambda: shards.Parquet(str(first)),
-        lambda: train.check(settings(uri, tmp_path)),
-        lambda: pictures.Source.dataset(uri),
-        lambda: pictures.find([uri], []),
+        lambda: fit.check(settings(uri, tmp_path)),
+        lambda: inputs.Source.dataset(uri),
+        lambda: inputs.find([uri], []),
     ):
         said = canary.refusal(read, file)
         assert said.startswith(str(tmp_path / "d/data/")) and REFUSED.search(said)
@@ -112,7 +115,7 @@ def test_parquet(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
 
 def test_only_the_columns_of_the_task_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.test_stream import source
-    from tlray import stream
+    from tlray.data import loader as stream
 
     uri = toys.dataset(tmp_path / "d", train=6)
     path = tmp_path / "d/data/train-00000-of-00001.parquet"
@@ -298,15 +301,15 @@ def test_no_whole_arrow_file() -> None:
 
 def test_vectors(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from tests.test_similar import never, written
-    from tlray import batch, similar
+    from tlray.inference import batch, neighbors
 
     uri = written(tmp_path / "vectors", np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32))
-    assert similar.similar(uri, "train00003", never)[0]
+    assert neighbors.similar(uri, "train00003", never)[0]
     part = with_payload(uri, file)[0]
     sings(pq.read_table(part), file)
     for read in (
-        lambda: similar.similar(uri, "train00003", never),
-        lambda: similar.nearest(uri, similar.read_manifest(uri), np.ones(12)),
+        lambda: neighbors.similar(uri, "train00003", never),
+        lambda: neighbors.nearest(uri, neighbors.read_manifest(uri), np.ones(12)),
         lambda: batch._errors(str(part)),  # a job that goes on looks at the parts that are there
     ):
         said = canary.refusal(read, file)
@@ -319,7 +322,7 @@ def test_vectors(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
 def test_the_feature_cache(tmp_path: Path, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is kept there can be computed again: an entry with such a type is taken for absent."""
     from tests.search.test_store import KEY, fill, found, outputs
-    from tlray.search.store import Store
+    from tlray.search.feature_cache import Store
 
     store = Store(str(tmp_path / "cache"))
     fill(store, KEY, outputs(30))

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tlray import gallery, storage
+from tlray import storage
+from tlray.serving import gallery
 from tlray.errors import DataError, StorageError
-from tlray.gallery import Gallery
+from tlray.serving.gallery import Gallery
 
 SHA = "a" * 64
 ANN, BEN = [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]  # lengths do not matter
@@ -92,7 +93,7 @@ def test_an_object_that_is_no_enrolment_is_left_out_and_said(
     for number, data in enumerate((b"{", b"[]", b'{"person": "x", "embedding": [0, 0, 0]}', b"\xff")):
         storage.write_bytes(storage.join(known.uri, "somebody", f"{number}.json"), data)
     assert known.people() == {"Ann": 1} == known.people()
-    said = sorted(record.getMessage() for record in caplog.records if record.name == "tlray.gallery")
+    said = sorted(record.getMessage() for record in caplog.records if record.name == "tlray.serving.gallery")
     assert len(said) == 4 and "somebody/0.json: no enrolment" in said[0]
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.toys import picture
-from tlray.augment import Augment
+from tlray.data.augment import Augment
 from tlray.config import Augmentation
 from tlray.errors import PictureError
-from tlray.image import TRANSPOSE, Preprocess, decode, probe, render, shrink, source_size
+from tlray.data.image import Preprocess, TRANSPOSE, decode, probe, render, shrink, source_size
 
 FITS = ("crop", "letterbox", "stretch")
 

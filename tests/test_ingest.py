@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tlray import ingest as module
-from tlray import masks, sample, schema, storage
-from tlray.dataset import Dataset
+from tlray.ingestion import ingest as module
+from tlray import storage
+from tlray.data import masks, schema, synthetic
+from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, DataError, StorageError
-from tlray.ingest import ingest, plan, shards
+from tlray.ingestion import plan, writer
+from tlray.ingestion.ingest import ingest
 
 
 @pytest.fixture
@@ -43,19 +45,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 drawn pictures in train / validation / test."""
     folder = tmp_path_factory.mktemp("drawn") / "pictures"
-    sample.draw(str(folder), 20, size=48)
+    synthetic.draw(str(folder), 20, size=48)
     return folder
 
 
 @pytest.fixture
 def flat(drawn: Path, tmp_path: Path) -> Path:
     """Two classes of 31 and 14, without splits."""
-    kinds = sample.KINDS
+    kinds = synthetic.KINDS
     for kind in kinds[:2]:
         shutil.copytree(drawn / "train" / kind, tmp_path / "flat" / kind)
     for n in range(17):
         (tmp_path / "flat" / kinds[0] / f"more{n}.jpg").write_bytes(
-            sample.picture(0, 40, np.random.default_rng(n))
+            synthetic.picture(0, 40, np.random.default_rng(n))
         )
     return tmp_path / "flat"
 
@@ -81,9 +83,9 @@ def test_a_folder_with_splits(here: None, drawn: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     result = ingest(str(drawn), str(tmp_path / "data"), progress=lambda *a: told.append(a))
     assert result.splits == {"train": 140, "validation": 30, "test": 30}
-    assert result.labels == {"label": sorted(sample.KINDS)}
+    assert result.labels == {"label": sorted(synthetic.KINDS)}
     data = Dataset.open(str(tmp_path / "data"))
-    assert data.labels() == sorted(sample.KINDS)
+    assert data.labels() == sorted(synthetic.KINDS)
     assert data.fingerprint == result.fingerprint
     assert {split: data.num_rows(split) for split in data.splits} == result.splits
     assert data.schema.equals(
@@ -155,7 +157,7 @@ def test_hugging_face_reads_it(
     )
     ours = Dataset.open(str(tmp_path / "data"))
     assert {split: len(rows) for split, rows in loaded.items()} == {s: ours.num_rows(s) for s in ours.splits}
-    assert loaded["train"].features["label"].names == sorted(sample.KINDS)
+    assert loaded["train"].features["label"].names == sorted(synthetic.KINDS)
     row = loaded["train"][0]
     assert isinstance(row["image"], Image.Image)
     assert row["image"].size == (48, 48)
@@ -166,9 +168,9 @@ def test_rows_are_grouped_and_cut(
     here: None, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (plan.GROUP_ROWS, plan.SHARD_ROWS) == (128, 1024)
-    assert list(shards._groups([1] * 300)) == [(0, 128), (128, 256), (256, 300)]
-    big = shards.GROUP_BYTES // 2
-    assert list(shards._groups([big, big, big, big + 1, 4 * big, 1])) == [
+    assert list(writer._groups([1] * 300)) == [(0, 128), (128, 256), (256, 300)]
+    big = writer.GROUP_BYTES // 2
+    assert list(writer._groups([big, big, big, big + 1, 4 * big, 1])) == [
         (0, 2),
         (2, 3),
         (3, 4),
@@ -190,8 +192,8 @@ def test_rows_are_grouped_and_cut(
 def test_splits_are_cut_by_class(here: None, flat: Path, tmp_path: Path) -> None:
     result = ingest(str(flat), str(tmp_path / "a"), validation=0.2, test=0.1)
     assert result.splits == {"train": 32, "validation": 9, "test": 4}
-    assert result.report.counts["validation"] == {sample.KINDS[1]: 3, sample.KINDS[0]: 6}
-    assert result.report.counts["test"] == {sample.KINDS[1]: 1, sample.KINDS[0]: 3}
+    assert result.report.counts["validation"] == {synthetic.KINDS[1]: 3, synthetic.KINDS[0]: 6}
+    assert result.report.counts["test"] == {synthetic.KINDS[1]: 1, synthetic.KINDS[0]: 3}
     ingest(str(flat), str(tmp_path / "b"), validation=0.2, test=0.1, seed=1)
     assert set(paths(tmp_path / "a", "test")) != set(paths(tmp_path / "b", "test"))
 
@@ -202,13 +204,13 @@ def test_validation_is_cut_from_train_only(here: None, drawn: Path, tmp_path: Pa
     result = ingest(str(tmp_path / "in"), str(tmp_path / "data"), validation=0.25)
     assert {p.split("/")[0] for p in paths(tmp_path / "data", "validation")} == {"train"}
     assert {p.split("/")[0] for p in paths(tmp_path / "data", "test")} == {"test"}
-    assert set(result.report.counts["validation"]) == set(sample.KINDS)
+    assert set(result.report.counts["validation"]) == set(synthetic.KINDS)
     without = ingest(str(tmp_path / "in"), str(tmp_path / "data"), validation=0)
     assert set(without.splits) == {"train", "test"}
 
 
 def test_duplicates_stay_on_one_side(here: None, flat: Path, tmp_path: Path) -> None:
-    kind = flat / sample.KINDS[0]
+    kind = flat / synthetic.KINDS[0]
     for n, source in enumerate(sorted(kind.iterdir())[:8]):
         shutil.copy(source, kind / f"copy{n}.jpg")
         Image.open(source).save(kind / f"again{n}.jpg", quality=95)
@@ -222,7 +224,7 @@ def test_duplicates_stay_on_one_side(here: None, flat: Path, tmp_path: Path) -> 
 
 def test_leaks_of_the_given_splits_are_errors(here: None, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "in")
-    kind = sample.KINDS[3]
+    kind = synthetic.KINDS[3]
     shutil.copy(drawn / "train" / kind / "0000.jpg", tmp_path / "in" / "test" / kind / "leak.jpg")
     result = ingest(str(tmp_path / "in"), str(tmp_path / "data"))
     assert kinds_of(result)["exact_across_splits"] == "error"
@@ -236,7 +238,7 @@ def test_leaks_of_the_given_splits_are_errors(here: None, drawn: Path, tmp_path:
 
 
 def test_bad_pictures_are_left_out(here: None, flat: Path, tmp_path: Path) -> None:
-    kind = flat / sample.KINDS[0]
+    kind = flat / synthetic.KINDS[0]
     whole = (kind / "more0.jpg").read_bytes()
     (kind / "empty.jpg").write_bytes(b"")
     (kind / "text.png").write_text("no picture")
@@ -258,9 +260,9 @@ def test_bad_pictures_are_left_out(here: None, flat: Path, tmp_path: Path) -> No
 
 def test_a_class_that_is_not_in_train(here: None, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "in")
-    shutil.copytree(drawn / "test" / sample.KINDS[0], tmp_path / "in" / "test" / "aardvark")
+    shutil.copytree(drawn / "test" / synthetic.KINDS[0], tmp_path / "in" / "test" / "aardvark")
     result = ingest(str(tmp_path / "in"), str(tmp_path / "data"))
-    assert result.labels["label"] == sorted(sample.KINDS)
+    assert result.labels["label"] == sorted(synthetic.KINDS)
     assert kinds_of(result)["class_not_in_train"] == "error"
     assert not [p for p in paths(tmp_path / "data", "test") if "aardvark" in p]
     shutil.rmtree(tmp_path / "in" / "train")
@@ -288,7 +290,7 @@ def test_spellings_of_a_class(here: None, drawn: Path, tmp_path: Path) -> None:
 
 
 def test_shrink(here: None, flat: Path, tmp_path: Path) -> None:
-    kind = flat / sample.KINDS[0]
+    kind = flat / synthetic.KINDS[0]
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(kind / "more1.jpg").resize((160, 80)).save(kind / "wide.jpg", exif=exif)
@@ -306,7 +308,7 @@ def test_shrink(here: None, flat: Path, tmp_path: Path) -> None:
 
 def test_a_table(here: None, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn / "train", tmp_path / "in" / "photos")
-    kinds = sample.KINDS[:3]
+    kinds = synthetic.KINDS[:3]
     names = [f"photos/{kind}/{n:04d}.jpg" for kind in kinds for n in range(12)]
     lines = ["file,label,split"] + [
         f"{name},{name.split('/')[1]},{'test' if n % 4 == 0 else ''}" for n, name in enumerate(names)
@@ -352,7 +354,7 @@ def test_a_failed_write_leaves_nothing(
     def fail(*args: Any) -> str:
         raise StorageError("disk full")
 
-    monkeypatch.setattr(shards, "_write_shard", fail)
+    monkeypatch.setattr(writer, "_write_shard", fail)
     with pytest.raises(StorageError, match="disk full"):
         ingest(str(flat), target)
     assert not storage.exists(target)
@@ -365,7 +367,7 @@ def test_an_older_data_set_is_replaced_whole_or_kept(
     ingest(str(drawn), str(target))
     before = content(target)
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_write_shard", lambda *args: (_ for _ in ()).throw(StorageError("disk full")))
+        patch.setattr(writer, "_write_shard", lambda *args: (_ for _ in ()).throw(StorageError("disk full")))
         with pytest.raises(StorageError, match="disk full"):
             ingest(str(flat), str(target))
     assert content(target) == before
@@ -417,7 +419,7 @@ def test_clothing(ray_local: Any, realdata: Path, tmp_path: Path) -> None:
 def test_pictures_in_tars_and_rows_are_read_where_they_are(here: None, tmp_path: Path) -> None:
     """Both passes with sources in place of files: a tar, and rows of a Parquet file."""
     rng = np.random.default_rng(0)
-    data = [sample.picture(n % 3, 40, rng) for n in range(6)]
+    data = [synthetic.picture(n % 3, 40, rng) for n in range(6)]
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for n, picture in enumerate(data):
             info = tarfile.TarInfo(f"{n}.jpg")

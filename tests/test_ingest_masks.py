@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tlray import formats
-from tlray import ingest as module
-from tlray.dataset import Dataset
+from tlray.ingestion import formats
+from tlray.ingestion import ingest as module
+from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.formats import masks as layout
-from tlray.formats.base import Index, table
-from tlray.image import decode_mask, encode_mask
-from tlray.ingest import IngestResult, ingest
+from tlray.ingestion.formats import masks as layout
+from tlray.ingestion.formats.base import Index, table
+from tlray.data.image import decode_mask, encode_mask
+from tlray.ingestion.ingest import IngestResult, ingest
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 

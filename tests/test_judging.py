@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tlray import tasks
-from tlray.judging import BLOCKS, Gain, Parts, gain
-from tlray.report.run import equal
+from tlray.inference.judging import BLOCKS, Gain, Parts, gain
+from tlray.report.run_files import equal
 from tlray.tasks.base import Goal
 
 LABELS = ["a", "b"]

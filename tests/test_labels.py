@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlray import schema
-from tlray.labels import find_fault, fits, is_hidden
-from tlray.schema import OBJECTS_TYPE, Kind
+from tlray.data import schema
+from tlray.data.labels import find_fault, fits, is_hidden
+from tlray.data.schema import Kind, OBJECTS_TYPE
 
 INTS = pa.list_(pa.int64())
 BOXES = pa.struct(

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import dataset
-from tlray import checkpoint, loop, storage, train, weights
+from tlray import storage
+from tlray.models import weights
+from tlray.training import checkpoint, fit, loop
 from tlray.config import Config
-from tlray.judging import Judged
-from tlray.loop import Loop, Solo
+from tlray.inference.judging import Judged
+from tlray.training.loop import Loop, Solo
 
 
 def trials(uri: str, folder: Path, **more: Any) -> list[Config]:
@@ -132,7 +134,7 @@ def test_of_equal_epochs_the_one_of_the_lower_log_loss_is_kept_and_told(tmp_path
     run.write_story()
     (kept, *_) = (run.best.weights[n] for n, p in run.model.module.named_parameters() if p.requires_grad)
     assert run.now.best_epoch == 2 and kept.flatten()[0] == 2
-    assert train.result(config)["metrics"]["val_log_loss"] == 0.4
+    assert fit.result(config)["metrics"]["val_log_loss"] == 0.4
     assert [record["tie"] for record in run.now.history] == [0.5, 0.4, 0.4, 0.4]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tlray.losses import dice, lovasz
+from tlray.tasks.losses import dice, lovasz
 
 IGNORE = 255
 

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tlray import mask_code, masks, preflight
+from tlray.data import masks
+from tlray.ingestion import mask_codes, preflight
 from tlray.errors import DataError
-from tlray.image import encode_mask
-from tlray.mask_code import Decision
-from tlray.masks import AS_STORED, MaskCode
+from tlray.data.image import encode_mask
+from tlray.ingestion.mask_codes import Decision
+from tlray.data.masks import AS_STORED, MaskCode
 
 
 def drawn(*values: int, kind: type = np.uint8) -> np.ndarray:
@@ -48,7 +49,7 @@ def decide(files: list[bytes], names: list[str] | None = None, given: MaskCode |
     ]
     text = [pa.field(name, pa.string()) for name in ("path", "kind", "reason")]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*text, *preflight.MASK_SEEN]))
-    return mask_code.decide("streets", table, names, given)
+    return mask_codes.decide("streets", table, names, given)
 
 
 def kinds(found: Decision) -> dict[str, str]:

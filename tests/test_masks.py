@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray import image, masks
+from tlray.data import image, masks
 from tlray.errors import PictureError
-from tlray.masks import AS_STORED, MaskCode
+from tlray.data.masks import AS_STORED, MaskCode
 
 IDS = np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.uint8)
 SIZE = (4, 2)

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.toys import damage, dataset, names, scenes_dataset
-from tlray import config, mixing, schema, stream, tasks
-from tlray.augment import balanced
+from tlray import config, tasks
+from tlray.data import loader, mixing, schema
+from tlray.data.augment import balanced
 from tlray.config import Augmentation
-from tlray.dataset import Dataset
+from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, DataError
-from tlray.image import Preprocess
+from tlray.data.image import Preprocess
 from tlray.search.space import accepted
 
 PRE = Preprocess(size=(64, 48), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -33,14 +34,14 @@ def settled(**changes: Any) -> Augmentation:
     return Augmentation(**{"policy": "none", "scale": (1.0, 1.0), "hflip": 0.0, **changes})
 
 
-def source(uri: str, task: str, augment: Augmentation | None, pre: Preprocess = PRE) -> stream.Source:
+def source(uri: str, task: str, augment: Augmentation | None, pre: Preprocess = PRE) -> loader.Source:
     known = tasks.load({"name": task})
     labels = [] if task == "face_recognition" else names(next(iter(known.columns.values())))
-    return stream.Source(uri, "train", known, tuple(labels), pre, augment, seed=3)
+    return loader.Source(uri, "train", known, tuple(labels), pre, augment, seed=3)
 
 
-def batch(told: stream.Source, rows: Any, epoch: int = 0) -> stream.Batch:
-    return stream.make_batch(told, Dataset.open(told.uri).fingerprint, epoch, np.array(rows))
+def batch(told: loader.Source, rows: Any, epoch: int = 0) -> loader.Batch:
+    return loader.make_batch(told, Dataset.open(told.uri).fingerprint, epoch, np.array(rows))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -63,8 +64,8 @@ def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_pa
             assert torch.equal(part.x_BCHW[at], whole.x_BCHW[row])
             assert all(torch.equal(v[at], whole.targets[name][row]) for name, v in part.targets.items())
     fingerprint = Dataset.open(uri).fingerprint
-    without = [stream.annotation(told, fingerprint, 1, row) for row in range(20)]
-    found = stream.collate([target for target, _ in without])
+    without = [loader.annotation(told, fingerprint, 1, row) for row in range(20)]
+    found = loader.collate([target for target, _ in without])
     assert found.keys() == whole.targets.keys()
     assert all(same(found[name], whole.targets[name]) for name in found)
     assert [geometry for _, geometry in without] == whole.geometries

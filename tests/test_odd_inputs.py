@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.test_cli import RECIPE, mistake
 from tests.toys import dataset
-from tlray import bundle, cli, config
-from tlray import train as training
-from tlray.dataset import Dataset
+from tlray import cli, config
+from tlray.bundle import bundle
+from tlray.training import fit as training
+from tlray.data.dataset import Dataset
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlray.errors import ConfigError
-from tlray.order import Order, Together, num_lanes, share
+from tlray.data.sampler import Order, Together, num_lanes, share
 
 groups = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageEnhance
 
-from tlray import preflight, sample
+from tlray.data import synthetic
+from tlray.ingestion import preflight
 from tlray.errors import DataError
 
 
 def photo(n: int, size: int = 96) -> Image.Image:
-    return Image.open(io.BytesIO(sample.picture(n % 10, size, np.random.default_rng(n))))
+    return Image.open(io.BytesIO(synthetic.picture(n % 10, size, np.random.default_rng(n))))
 
 
 def encoded(picture: Image.Image, kind: str = "JPEG", **settings: Any) -> bytes:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tlray import quickstart, sample
+from tlray.cli import quickstart
+from tlray.data import synthetic
 from tlray.config import Choice
 
 
@@ -25,7 +26,7 @@ def test_its_recipe_is_a_search_below_its_work_folder() -> None:
 @pytest.mark.cluster
 @pytest.mark.timeout(420)
 def test_the_whole_road_and_nothing_left_running(tmp_path: Path) -> None:
-    sample.draw(str(tmp_path / "pictures"), 24, 64)  # the user's own folder, as far as it can tell
+    synthetic.draw(str(tmp_path / "pictures"), 24, 64)  # the user's own folder, as far as it can tell
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     code = "from tlray.cli import main; main()"
     done = subprocess.run(

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from tests import toys
-from tlray import range_test, search, storage, stream, train
-from tlray.backbone import traits
-from tlray.candidate import Candidate
+from tlray import search, storage
+from tlray.data import loader
+from tlray.training import fit, range_test
+from tlray.models.backbone import traits
+from tlray.training.candidate import Candidate
 from tlray.config import Config
-from tlray.dataset import Dataset
-from tlray.order import Order
-from tlray.range_test import STEPS, Point, choose
+from tlray.data.dataset import Dataset
+from tlray.data.sampler import Order
+from tlray.training.range_test import Point, STEPS, choose
 
 NO_NORMS = "test_nfnet"
 Event = dict[str, Any]
@@ -44,7 +46,7 @@ def settings(uri: str, folder: Path, **changes: Any) -> Config:
 
 def measured(config: Config) -> list[Point]:
     torch.manual_seed(config.seed)
-    return range_test.measure(config, train.check(config), lambda done, of: None)
+    return range_test.measure(config, fit.check(config), lambda done, of: None)
 
 
 def curve(*losses: float) -> list[Point]:
@@ -80,7 +82,7 @@ def test_families_whose_rates_are_known_and_others() -> None:
 
 def test_the_same_seed_gives_the_same_test(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(range_test, "STEPS", 6)
-    config = train.settled(settings(uri, tmp_path, **{"model.drop_rate": 0.5}))
+    config = fit.settled(settings(uri, tmp_path, **{"model.drop_rate": 0.5}))
     points = measured(config)
     assert points == measured(config) != measured(config.override({"seed": 1}))
     assert points[0].rate == pytest.approx(range_test.LOW) and points[-1].rate <= range_test.HIGH * 1.01
@@ -90,22 +92,22 @@ def loss_after(config: Config, rate: float, steps: int = 48) -> float:
     """Of the last steps of a training of so many."""
     config = config.override({"optim.lr": rate, "train.soup": 0})
     torch.manual_seed(1)
-    model, data = train.check(config), Dataset.open(config.data.uri)
+    model, data = fit.check(config), Dataset.open(config.data.uri)
     order = Order(data.group_rows("train"), config.train.batch_size, 1)
     config = config.override({"train.epochs": steps // order.steps_per_epoch})
-    source = stream.Source(config.data.uri, "train", model.task, tuple(model.labels), model.preprocess)
+    source = loader.Source(config.data.uri, "train", model.task, tuple(model.labels), model.preprocess)
     candidate = Candidate(model, config, order.steps_per_epoch, torch.device("cpu"))
     candidate.train_mode()
     losses = []
     for step in range(steps):
-        batch = stream.make_batch(source, data.fingerprint, 0, order.global_batch(step))
+        batch = loader.make_batch(source, data.fingerprint, 0, order.global_batch(step))
         losses.append(float(candidate.step(batch.x_BCHW, batch.targets, step, 1.0)))
     found = statistics.fmean(losses[-8:])
     return found if math.isfinite(found) else math.inf
 
 
 def test_the_rate_found_trains_and_others_far_from_it_do_not(uri: str, tmp_path: Path) -> None:
-    config = train.settled(settings(uri, tmp_path))
+    config = fit.settled(settings(uri, tmp_path))
     rate = choose(measured(config))
     assert rate is not None
     found, high, low = (loss_after(config, rate * factor) for factor in (1, 1000, 1 / 100))
@@ -125,7 +127,7 @@ def test_a_rate_that_would_be_a_guess_is_measured_once_and_kept(
     monkeypatch.setattr(range_test, "measure", measure)
     told: list[Event] = []
     asked = settings(uri, tmp_path)
-    found = train.settled(asked, emit=told.append)
+    found = fit.settled(asked, emit=told.append)
     assert found.optim.lr == 0.001 and len(calls) == 1
     assert found.search.space["optim.lr"].choice == [0.0005, 0.001, 0.002]
     assert [event["kind"] for event in told] == ["range_test", "note"]
@@ -133,14 +135,14 @@ def test_a_rate_that_would_be_a_guess_is_measured_once_and_kept(
         f"rate 0.001: found by a range test of {STEPS} steps, since the norms of {NO_NORMS} are none of "
         "those whose rates are known"
     )
-    assert train.settled(found, emit=told.append) == found
-    assert train.settled(asked, emit=told.append) == found and len(calls) == 1  # as the run has it
-    train.settled(asked.override({"augment.hflip": 0.1}), emit=told.append)
+    assert fit.settled(found, emit=told.append) == found
+    assert fit.settled(asked, emit=told.append) == found and len(calls) == 1  # as the run has it
+    fit.settled(asked.override({"augment.hflip": 0.1}), emit=told.append)
     assert len(calls) == 2  # another run
 
     for changes in ({"optim.lr": 0.5}, {"model.backbone": "resnet10t-nano"}):
-        train.settled(asked.override(changes), emit=told.append)
-    guess = train.settled(asked)  # nobody listens: a look at the configuration, no training
+        fit.settled(asked.override(changes), emit=told.append)
+    guess = fit.settled(asked)  # nobody listens: a look at the configuration, no training
     assert len(calls) == 2 and guess.optim.lr != 0.001
 
 
@@ -151,10 +153,10 @@ def test_a_loss_that_does_not_fall_leaves_the_guess(
     told: list[Event] = []
     asked = settings(uri, tmp_path)
     for _ in range(2):
-        assert train.settled(asked, emit=told.append) == train.settled(asked)
+        assert fit.settled(asked, emit=told.append) == fit.settled(asked)
     assert told[-1]["text"].startswith("rate 0.00") and "a guess, since" in told[-1]["text"]
     storage.write_bytes(str(tmp_path / "run" / range_test.FILE), b"[")  # damaged
-    train.settled(asked, emit=told.append)
+    fit.settled(asked, emit=told.append)
 
 
 @pytest.mark.parametrize(("space", "calls"), [
@@ -173,7 +175,7 @@ def test_a_search_measures_before_its_space_is_made_unless_trials_have_rates(
         assert (config.optim.lr == 0.001) == bool(calls)
         raise Reached
 
-    monkeypatch.setattr("tlray.search.driver.spaces.build", build)
+    monkeypatch.setattr("tlray.search.tuner.spaces.build", build)
     with pytest.raises(Reached):
         search.tune(settings(uri, tmp_path, **{"search.space": space}), told.append)
     assert len(told) == calls

@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw
 from tlray import report
 from tlray.config import Config
 from tlray.errors import RunError
-from tlray.redact import HIDDEN, redact, redact_tree
+from tlray.report.redact import HIDDEN, redact, redact_tree
 from tlray.report import view
-from tlray.report.run import Goal, Run
-from tlray.schema import IMAGE_TYPE, class_label, dataset_schema
+from tlray.report.run_files import Goal, Run
+from tlray.data.schema import IMAGE_TYPE, class_label, dataset_schema
 
 EVIL = '<script>alert("x")</script> & $x$'
 LABELS = ["dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", EVIL]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray import image, sample
+from tlray.data import image, synthetic
 from tlray.errors import ConfigError, StorageError
 
 
@@ -19,31 +19,31 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_layout_and_same_bytes_again(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    counts = sample.draw(str(tmp_path / "a"), 6, size=32, seed=1, progress=lambda *a: told.append(a))
+    counts = synthetic.draw(str(tmp_path / "a"), 6, size=32, seed=1, progress=lambda *a: told.append(a))
     assert counts == {"train": 40, "validation": 10, "test": 10}
     first = files(tmp_path / "a")
     assert len(first) == 60
-    assert {Path(name).parts[:2] for name in first} == {(s, k) for s in counts for k in sample.KINDS}
+    assert {Path(name).parts[:2] for name in first} == {(s, k) for s in counts for k in synthetic.KINDS}
     assert len(set(first.values())) == 60  # no picture twice, above all not in two splits
     assert told[-1] == ("draw", 60, 60)
-    sample.draw(str(tmp_path / "b"), 6, size=32, seed=1)
+    synthetic.draw(str(tmp_path / "b"), 6, size=32, seed=1)
     assert files(tmp_path / "b") == first
-    sample.draw(str(tmp_path / "a"), 6, size=32, seed=2)  # replaces what it drew before
+    synthetic.draw(str(tmp_path / "a"), 6, size=32, seed=2)  # replaces what it drew before
     assert not set(files(tmp_path / "a").values()) & set(first.values())
 
 
 def test_on_s3(s3_uri: str, tmp_path: Path) -> None:
     from tlray import storage
 
-    sample.draw(f"{s3_uri}/sample", 6, size=32)
-    sample.draw(str(tmp_path / "here"), 6, size=32)
+    synthetic.draw(f"{s3_uri}/sample", 6, size=32)
+    synthetic.draw(str(tmp_path / "here"), 6, size=32)
     names = [f.path for f in storage.walk(f"{s3_uri}/sample")]
     assert names == sorted(files(tmp_path / "here"))
     assert storage.read_bytes(f"{s3_uri}/sample/{names[0]}") == files(tmp_path / "here")[names[0]]
 
 
 def test_neither_shape_nor_texture_tells_a_kind() -> None:
-    pairs = [kind.split("-") for kind in sample.KINDS]
+    pairs = [kind.split("-") for kind in synthetic.KINDS]
     assert len({tuple(pair) for pair in pairs}) == 10
     for part in (0, 1):
         names = [pair[part] for pair in pairs]
@@ -56,7 +56,7 @@ def test_kinds_look_different_but_not_in_colour() -> None:
             [
                 [
                     np.asarray(
-                        image.decode(sample.picture(k, 48, np.random.default_rng([offset, k, n])))
+                        image.decode(synthetic.picture(k, 48, np.random.default_rng([offset, k, n])))
                     ).mean((0, 1))
                     for n in range(12)
                 ]
@@ -72,18 +72,18 @@ def test_kinds_look_different_but_not_in_colour() -> None:
 
 def test_pictures_are_what_they_say() -> None:
     for kind in range(10):
-        picture = Image.open(io.BytesIO(sample.picture(kind, 80, np.random.default_rng(kind))))
+        picture = Image.open(io.BytesIO(synthetic.picture(kind, 80, np.random.default_rng(kind))))
         assert (picture.format, picture.size, picture.mode) == ("JPEG", (80, 80), "RGB")
         assert np.asarray(picture).std() > 10
 
 
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_per_class = 5: accepted: 6 or more"):
-        sample.draw(str(tmp_path / "x"), 5)
+        synthetic.draw(str(tmp_path / "x"), 5)
     with pytest.raises(ConfigError, match="size = 8: accepted: 32 to 1024 px"):
-        sample.draw(str(tmp_path / "x"), 6, size=8)
+        synthetic.draw(str(tmp_path / "x"), 6, size=8)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(StorageError, match="holds other files"):
-        sample.draw(str(tmp_path / "mine"), 6, size=32)
+        synthetic.draw(str(tmp_path / "mine"), 6, size=32)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]

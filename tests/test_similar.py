@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from tests import toys
-from tlray import image, similar
-from tlray.dataset import Dataset
+from tlray.data import image
+from tlray.inference import neighbors
+from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 
 DIM = 12
@@ -44,7 +45,7 @@ def written(folder: Path, vectors: np.ndarray, data: str = "/nowhere", fingerpri
         pq.write_table(table, folder / name, row_group_size=7)
         parts[name] = {"split": "train", "start": start, "stop": stop}
     told = {"dim": DIM, "stage": None, "parts": parts, "labels": {"label": NAMES}, "data": data}
-    (folder / similar.EMBEDDINGS).write_text(json.dumps(told | {"fingerprint": fingerprint}))
+    (folder / neighbors.EMBEDDINGS).write_text(json.dumps(told | {"fingerprint": fingerprint}))
     return str(folder)
 
 
@@ -59,7 +60,7 @@ def never(manifest: dict[str, Any], data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("wanted", ["train00037", "train/37.jpg"])
 def test_neighbours_of_a_row(tmp_path: Path, vectors: np.ndarray, wanted: str) -> None:
-    hits, picture, _ = similar.similar(written(tmp_path / "e", vectors), wanted, never, top=8)
+    hits, picture, _ = neighbors.similar(written(tmp_path / "e", vectors), wanted, never, top=8)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = unit @ unit[37]
     cosine[[4, 37]] = -2
@@ -67,37 +68,37 @@ def test_neighbours_of_a_row(tmp_path: Path, vectors: np.ndarray, wanted: str) -
     assert [hit.row for hit in hits] == order.tolist() and picture is None
     np.testing.assert_allclose([hit.similarity for hit in hits], cosine[order], atol=1e-6)
     assert [hit.labels for hit in hits] == [{"label": NAMES[i % 3]} for i in order]
-    assert similar.words(hits[0]) == f"train/{order[0]}.jpg  {NAMES[order[0] % 3]}"
+    assert neighbors.words(hits[0]) == f"train/{order[0]}.jpg  {NAMES[order[0] % 3]}"
 
 
 def test_neighbours_of_a_picture(tmp_path: Path, vectors: np.ndarray) -> None:
     file = tmp_path / "asked.jpg"
     file.write_bytes(toys.picture(0, 1))
     out = written(tmp_path / "e", vectors)
-    hits, picture, _ = similar.similar(out, str(file), lambda manifest, data: 3 * vectors[11], top=100)
+    hits, picture, _ = neighbors.similar(out, str(file), lambda manifest, data: 3 * vectors[11], top=100)
     assert picture == file.read_bytes() and len(hits) == 59
     assert hits[0].row == 11 and hits[0].similarity == pytest.approx(1)
     with pytest.raises(DataError, match="holds 12 numbers a row, not 5"):
-        similar.similar(out, str(file), lambda manifest, data: np.ones(5))
+        neighbors.similar(out, str(file), lambda manifest, data: np.ones(5))
 
 
 def test_mistakes(tmp_path: Path, vectors: np.ndarray) -> None:
     out = written(tmp_path / "e", vectors)
     with pytest.raises(DataError, match=r"neither a row of .* nor a file"):
-        similar.similar(out, "nothing", never)
+        neighbors.similar(out, "nothing", never)
     with pytest.raises(DataError, match=r"train00004: has no embedding \(truncated: damaged\)"):
-        similar.similar(out, "train00004", never)
+        neighbors.similar(out, "train00004", never)
     with pytest.raises(DataError, match="accepted: what a finished `tlray embed` left"):
-        similar.similar(str(tmp_path), "x", never)
+        neighbors.similar(str(tmp_path), "x", never)
 
 
 def test_a_contact_sheet(tmp_path: Path, vectors: np.ndarray) -> None:
     data = toys.dataset(tmp_path / "d", train=60)
     out = written(tmp_path / "e", vectors, data, Dataset.open(data).fingerprint)
-    hits, picture, manifest = similar.similar(out, "train00000", never, top=7)
+    hits, picture, manifest = neighbors.similar(out, "train00000", never, top=7)
     assert picture == Dataset.open(data).rows("train", [0])["image"][0].as_py()["bytes"]
-    shown: Image.Image = image.decode(similar.sheet(picture, hits, manifest))
-    assert shown.size == (6 * similar.TILE_PX, 2 * (similar.TILE_PX + similar.CAPTION_PX))
+    shown: Image.Image = image.decode(neighbors.sheet(picture, hits, manifest))
+    assert shown.size == (6 * neighbors.TILE_PX, 2 * (neighbors.TILE_PX + neighbors.CAPTION_PX))
     first = np.asarray(shown)[20:170, 20:170]
     assert first.std() > 20  # something is drawn there
-    assert similar.picture({**manifest, "fingerprint": "other"}, hits[0]) is None  # the data was made anew
+    assert neighbors.picture({**manifest, "fingerprint": "other"}, hits[0]) is None  # the data was made anew

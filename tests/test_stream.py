@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from tests.toys import LABELS, damage, dataset
-from tlray import stream, tasks
+from tlray import tasks
+from tlray.data import loader
 from tlray.config import Augmentation
-from tlray.dataset import Dataset
+from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.image import Preprocess
-from tlray.order import Order
+from tlray.data.image import Preprocess
+from tlray.data.sampler import Order
 
 PRE = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -22,7 +23,7 @@ def uri(tmp_path_factory):
 
 def source(uri, split="train", augment=None):
     task = tasks.load({"name": "classification"})
-    return stream.Source(uri, split, task, tuple(LABELS), PRE, augment, seed=3)
+    return loader.Source(uri, split, task, tuple(LABELS), PRE, augment, seed=3)
 
 
 def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
@@ -30,8 +31,8 @@ def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
     told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0), mixup=0.4, cutmix=1.0))
     alone, pair = Order(rows, 16, 3), Order(rows, 16, 3, world=2)
     last = 2 * alone.steps_per_epoch
-    one = list(stream.train_batches(told, alone, 0, 0, last))
-    halves = [list(stream.train_batches(told, pair, rank, 0, last)) for rank in (0, 1)]
+    one = list(loader.train_batches(told, alone, 0, 0, last))
+    halves = [list(loader.train_batches(told, pair, rank, 0, last)) for rank in (0, 1)]
     assert [len(h) for h in halves] == [len(one)] * 2 == [8, 8]
     for step, whole in enumerate(one):
         parts = [h[step] for h in halves if h[step] is not None]
@@ -51,15 +52,15 @@ def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
 def test_a_stream_may_start_at_any_step(ray_local, uri):
     told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0)))
     order = Order(Dataset.open(uri).group_rows("train"), 16, 3)
-    whole = list(stream.train_batches(told, order, 0, 0, 8))
-    late = list(stream.train_batches(told, order, 0, 5, 8))
+    whole = list(loader.train_batches(told, order, 0, 0, 8))
+    late = list(loader.train_batches(told, order, 0, 5, 8))
     assert [torch.equal(a.x_BCHW, b.x_BCHW) for a, b in zip(whole[5:], late, strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_meets_every_row_once(ray_local, uri, world):
     told = source(uri, "validation")
-    held = [stream.Held(told, rank, world, 4) for rank in range(world)]
+    held = [loader.Held(told, rank, world, 4) for rank in range(world)]
     for _ in range(2):  # the second time from memory
         rows = [int(r) for h in held for batch in h for r in batch.rows]
         assert rows == list(range(11))
@@ -69,7 +70,7 @@ def test_a_damaged_picture_is_named(tmp_path):
     uri = dataset(tmp_path / "d", train=4)
     damage(uri, "train", 2)
     with pytest.raises(DataError, match=r"row 2, train/2\.jpg.*truncated"):
-        stream.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
+        loader.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
 
 
 @pytest.mark.parametrize(
@@ -92,18 +93,18 @@ def test_a_null_is_named(tmp_path, column, value, words):
     kind = table.schema.field(at)
     pq.write_table(table.set_column(at, kind, pa.array(values, kind.type)), path)
     with pytest.raises(DataError, match=words):
-        stream.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
+        loader.make_batch(source(uri), Dataset.open(uri).fingerprint, 0, np.array([1, 2]))
 
 
 def test_a_damaged_picture_is_named_through_ray_too(ray_local, tmp_path):
     uri = dataset(tmp_path / "d", validation=11)
     damage(uri, "validation", 9)
     with pytest.raises(DataError, match=r"\(validation, row 9, validation/9\.jpg\): truncated"):
-        list(stream.evaluation_batches(source(uri, "validation"), 0, 1, 4))
+        list(loader.evaluation_batches(source(uri, "validation"), 0, 1, 4))
 
 
 def test_the_row_cache_stays_within_its_budget(uri):
-    reader = stream.RowReader(uri, "train", 1)
+    reader = loader.RowReader(uri, "train", 1)
     reader.budget = 40_000
     for row in range(50):
         _, annotation = reader(row)
@@ -112,8 +113,8 @@ def test_the_row_cache_stays_within_its_budget(uri):
 
 
 def test_a_lonely_row_is_doubled():
-    batch = stream.Batch(
+    batch = loader.Batch(
         torch.zeros(1, 3, 4, 4, dtype=torch.uint8), {"label": torch.tensor([2])}, np.array([7]), [], [""]
     )
-    x, targets = stream.to_device(batch, torch.device("cpu"))
+    x, targets = loader.to_device(batch, torch.device("cpu"))
     assert x.shape[0] == 2 and targets["label"].tolist() == [2, 2]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tlray import storage, track
+from tlray import storage
+from tlray.training import tracking
 from tlray.config import Config
 from tlray.errors import ConfigError
 
@@ -26,30 +27,30 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_numbers_become_tensorboard_scalars(tmp_path: Path) -> None:
-    tracker = track.Tracker(str(tmp_path), settings())
+    tracker = tracking.Tracker(str(tmp_path), settings())
     tracker.log({"train_loss": 0.5, "val_accuracy": 0.25, "best": None, "nan": float("nan"), "x": True}, 10)
     tracker.log({"train_loss": 0.25, "val_accuracy": 0.5}, 20)
     tracker.close()
     tracker.close()
-    assert scalars(tmp_path / track.FOLDER) == {
+    assert scalars(tmp_path / tracking.FOLDER) == {
         "train_loss": [(10, 0.5), (20, 0.25)],
         "validation/accuracy": [(10, 0.25), (20, 0.5)],
     }
 
 
 def test_steps_done_again_are_told_once(tmp_path: Path) -> None:
-    first = track.Tracker(str(tmp_path), settings())
+    first = tracking.Tracker(str(tmp_path), settings())
     first.log({"train_loss": 3.0}, 10)
     first.log({"train_loss": 2.0}, 20)
     first.close()
-    again = track.Tracker(str(tmp_path), settings())  # the run went on from step 10
+    again = tracking.Tracker(str(tmp_path), settings())  # the run went on from step 10
     again.log({"train_loss": 1.0}, 20)
     again.close()
-    assert scalars(tmp_path / track.FOLDER)["train_loss"] == [(10, 3.0), (20, 1.0)]
+    assert scalars(tmp_path / tracking.FOLDER)["train_loss"] == [(10, 3.0), (20, 1.0)]
 
 
 def test_nothing_is_written_when_switched_off(tmp_path: Path) -> None:
-    tracker = track.Tracker(str(tmp_path), settings(tensorboard=False))
+    tracker = tracking.Tracker(str(tmp_path), settings(tensorboard=False))
     tracker.log({"train_loss": 0.5}, 1)
     tracker.close()
     assert list(tmp_path.iterdir()) == []
@@ -57,19 +58,19 @@ def test_nothing_is_written_when_switched_off(tmp_path: Path) -> None:
 
 def test_a_run_on_s3_has_its_events_there(s3_uri: str, tmp_path: Path) -> None:
     run = storage.join(s3_uri, "runs", "a")
-    tracker = track.Tracker(run, settings())
+    tracker = tracking.Tracker(run, settings())
     tracker.log({"train_loss": 0.5}, 1)
-    assert len(storage.listdir(storage.join(run, track.FOLDER))) == 1  # before the end: a killed run has them
+    assert len(storage.listdir(storage.join(run, tracking.FOLDER))) == 1  # before the end: a killed run has them
     tracker.close()
-    storage.download(storage.join(run, track.FOLDER), tmp_path)
+    storage.download(storage.join(run, tracking.FOLDER), tmp_path)
     assert scalars(tmp_path) == {"train_loss": [(1, 0.5)]}
 
 
 def test_mlflow_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError, match=r"track.mlflow = 'file:x': the package mlflow is not installed"):
-        track.check(settings(mlflow="file:x"))
-    track.check(settings())
+        tracking.check(settings(mlflow="file:x"))
+    tracking.check(settings())
 
 
 def test_mlflow_gets_settings_and_metrics_and_one_run_for_a_name(
@@ -107,11 +108,11 @@ def test_mlflow_gets_settings_and_metrics_and_one_run_for_a_name(
     fake.MlflowClient = Client  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     made = settings(mlflow="http://tracking", tensorboard=False)
-    tracker = track.Tracker(str(tmp_path), made)
+    tracker = tracking.Tracker(str(tmp_path), made)
     tracker.log({"val_accuracy": 0.5}, 3)
     tracker.close()
     assert ("param", "abc", "optim.weight_decay", "0.05") in calls
     assert calls[-2:] == [("metric", "abc", "val_accuracy", 0.5, 3), ("end", "abc")]
-    track.Tracker(str(tmp_path), made).close()
+    tracking.Tracker(str(tmp_path), made).close()
     assert ("again", "abc", "RUNNING") in calls
     assert len([c for c in calls if c[0] == "run"]) == 1

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.toys import LABELS, dataset, scenes_dataset
-from tlray import checkpoint, config, loop, report, resume, train
-from tlray.candidate import schedule
-from tlray.dataset import Dataset
-from tlray.defaults import settle
+from tlray import config, report
+from tlray.training import checkpoint, fit, loop, resume
+from tlray.training.candidate import schedule
+from tlray.data.dataset import Dataset
+from tlray.training.defaults import settle
 from tlray.errors import ConfigError, DataError, RunError, StorageError
-from tlray.predict import Predictor
+from tlray.bundle.predictor import Predictor
 from tlray.tasks import classification
 
 
@@ -49,7 +50,7 @@ def weights(folder):
 @pytest.mark.parametrize("depth", [2, "all"])
 def test_frozen_stages_stay_bit_for_bit(ray_local, uri, tmp_path, depth):
     settings = make(uri, tmp_path, **{"model.freeze": depth, "train.epochs": 1})
-    model = train.check(settings)
+    model = fit.check(settings)
     frozen = {n for n, p in model.module.backbone.named_parameters() if not p.requires_grad}
     before = {k: v.clone() for k, v in model.module.backbone.state_dict().items()}
     run(settings)
@@ -112,7 +113,7 @@ def test_mistakes_are_found_before_training(uri, tmp_path):
         ({"data.uri": str(tmp_path / "nowhere")}, StorageError, "nowhere: not found"),
     ]:
         with pytest.raises(error, match=words) as caught:
-            train.check(make(uri, tmp_path, **changes))
+            fit.check(make(uri, tmp_path, **changes))
         assert "\n" not in str(caught.value)
 
 
@@ -137,7 +138,7 @@ def test_rows_without_labels_are_found_before_training(tmp_path, split, labels, 
             pq.write_table(rest.set_column(at, "label", rest["label"].cast("float64")), place)
     pq.write_table(table.set_column(at, "label", pa.array(labels)), path)
     with pytest.raises(DataError, match=words):
-        train.check(make(foreign, tmp_path))
+        fit.check(make(foreign, tmp_path))
 
 
 def test_labels_that_are_hidden_in_another_split_are_in_nobodys_way(tmp_path):
@@ -146,7 +147,7 @@ def test_labels_that_are_hidden_in_another_split_are_in_nobodys_way(tmp_path):
     table = pq.read_table(path)
     at = table.schema.get_field_index("label")
     pq.write_table(table.set_column(at, "label", pa.array([-1] * 4)), path)
-    assert train.check(make(foreign, tmp_path)).labels == LABELS
+    assert fit.check(make(foreign, tmp_path)).labels == LABELS
 
 
 def test_the_schedule_warms_up_and_comes_down():
@@ -159,12 +160,12 @@ def test_a_validation_split_that_cannot_verify_is_refused_before_training(tmp_pa
     single = scenes_dataset(tmp_path / "d", {"label": "identity"}, train=6, validation=2)
     settings = make(single, tmp_path, task={"name": "face_recognition"})
     with pytest.raises(DataError, match=r"validation.*no pair.*verification_accuracy.*has no value"):
-        train.check(settings)
+        fit.check(settings)
     empty = dataset(tmp_path / "e", train=20, validation=0)
     with pytest.raises(DataError, match=r"data\.validation_split = 'validation'.*no rows"):
-        train.check(make(empty, tmp_path))
+        fit.check(make(empty, tmp_path))
     with pytest.raises(DataError, match=r"data\.train_split = 'train'.*no rows"):
-        train.check(make(dataset(tmp_path / "f", train=0, validation=20), tmp_path))
+        fit.check(make(dataset(tmp_path / "f", train=0, validation=20), tmp_path))
 
 
 @pytest.mark.parametrize("early", [None, 1])
@@ -176,7 +177,7 @@ def test_a_goal_that_never_has_a_value_leaves_the_last_weights(ray_local, uri, t
     settings = make(uri, tmp_path, **{"train.early_stop_epochs": early})
     records = run(settings)
     assert [math.isnan(r["goal"]) for r in records] == [True] * (early or 2)
-    found = train.result(settings)
+    found = fit.result(settings)
     assert found["epochs"] == (early or 2) and found["note"].startswith("no epoch had a value of accuracy")
     newest = checkpoint.listing(settings.run_uri)[-1]
     last = weights(tmp_path / "run" / "checkpoints" / newest)
@@ -195,9 +196,9 @@ def test_the_same_name_goes_on_and_what_the_story_lost_is_written_again(ray_loca
         resume.check_training(settings.override({"optim.lr": 0.5}), fingerprint)
     (tmp_path / "run/metrics.json").unlink()
     more = settings.override({"train.epochs": 3})
-    assert run(settings) == [] and train.result(settings)["epochs"] == 2
+    assert run(settings) == [] and fit.result(settings)["epochs"] == 2
     assert [r["epoch"] for r in run(more)] == [3]
-    assert train.result(more)["steps"] == 12
+    assert fit.result(more)["steps"] == 12
 
 
 def test_what_workers_died_of_is_kept_whole(tmp_path):
@@ -210,10 +211,10 @@ def test_what_workers_died_of_is_kept_whole(tmp_path):
     except ValueError as error:
         wrapped.__cause__ = error
     settings = make("", tmp_path, name="a")
-    told = train._explain(settings, wrapped)
+    told = fit._explain(settings, wrapped)
     place = tmp_path / "a" / "error.txt"
     assert isinstance(told, RunError) and "\n" not in str(told)
     assert str(told).endswith(f": no such layer; the whole traceback is in {place}")
     assert "in died" in place.read_text() and "a worker died" in place.read_text()
     wrapped.__cause__ = DataError("train row 3: no picture")
-    assert train._explain(settings, wrapped) is wrapped.__cause__
+    assert fit._explain(settings, wrapped) is wrapped.__cause__

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tlray import schema
+from tlray.data import schema
 
 LABELS = ["blob", "stripes", "waves"]
 

@@ -24,10 +24,11 @@ import torchvision.transforms.v2 as T
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 
-from tlray import config, loop, runtime, storage
-from tlray.backbone import Backbone
-from tlray.evaluate import evaluate
-from tlray.report.run import contenders
+from tlray import config, runtime, storage
+from tlray.training import loop
+from tlray.models.backbone import Backbone
+from tlray.inference.evaluate import evaluate
+from tlray.report.run_files import contenders
 
 RATES = (3e-4, 1e-3, 3e-3)
 Scores = dict[str, float]  # of the metric that decides, by split; seconds of training

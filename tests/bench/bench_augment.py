@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tlray import schema, stream, tasks
+from tlray import tasks
+from tlray.data import loader, schema
 from tlray.config import Augmentation
-from tlray.dataset import Dataset
-from tlray.image import Preprocess
+from tlray.data.dataset import Dataset
+from tlray.data.image import Preprocess
 
 SIDE = 256
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> task, settings
@@ -66,11 +67,11 @@ def dataset(folder: Path, count: int) -> str:
     return str(folder)
 
 
-def seconds(source: stream.Source, rows: np.ndarray) -> float:
+def seconds(source: loader.Source, rows: np.ndarray) -> float:
     """Of one pass over the rows, in batches of 32."""
     fingerprint, began = Dataset.open(source.uri).fingerprint, time.thread_time()
     for start in range(0, len(rows), 32):
-        stream.make_batch(source, fingerprint, 0, rows[start : start + 32])
+        loader.make_batch(source, fingerprint, 0, rows[start : start + 32])
     return time.thread_time() - began
 
 
@@ -93,7 +94,7 @@ def main() -> None:
                 for name, (task, changes) in SETTINGS.items():
                     augment = Augmentation(**{**plain, **changes})
                     known = tasks.load({"name": task})
-                    source = stream.Source(uri, "train", known, ("a", "b"), pre, augment)
+                    source = loader.Source(uri, "train", known, ("a", "b"), pre, augment)
                     taken = seconds(source, rows)
                     if turn:  # the first turn fills the caches
                         told[name][str(size)].append(1000 * taken / args.pictures)

@@ -32,8 +32,10 @@ import pyarrow as pa
 from PIL import Image
 
 import tlray
-from tlray import cli, image, ingest, runtime
-from tlray.dataset import Dataset
+from tlray import cli, runtime
+from tlray.data import image
+from tlray.ingestion import ingest
+from tlray.data.dataset import Dataset
 
 ROOT = Path(tlray.__file__).resolve().parents[1]  # whichever tlray is imported is the one that is tried
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"

@@ -24,7 +24,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tlray import config, runtime, storage, stream
+from tlray import config, runtime, storage
+from tlray.data import loader
 from tlray.search.group import Group
 
 
@@ -57,11 +58,11 @@ def once(number: int, data: str, backbone: str, weights: str) -> dict[str, float
         return {"epoch": epoch, "beside": time.perf_counter() - began - epoch}
 
 
-def here(source: stream.Source, plan: Any) -> Iterator[stream.Batch]:
+def here(source: loader.Source, plan: Any) -> Iterator[loader.Batch]:
     """Batches made in this process."""
-    fingerprint = stream.Dataset.open(source.uri).fingerprint
+    fingerprint = loader.Dataset.open(source.uri).fingerprint
     for epoch, rows in plan:
-        yield stream.make_batch(source, fingerprint, epoch, rows)
+        yield loader.make_batch(source, fingerprint, epoch, rows)
 
 
 def main() -> None:
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.here:
-        stream.pipeline = here
+        loader.pipeline = here
     told: dict[str, list[float]] = {"one_s": [], "many_s": [], "ratio": [], "overhead_s": []}
     with contextlib.nullcontext() if args.here else runtime.session():
         given = (storage.absolute(args.data), args.backbone, args.weights)

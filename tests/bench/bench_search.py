@@ -52,13 +52,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tlray import config, loop, runtime, search, storage, stream, tasks
+from tlray import config, runtime, search, storage, tasks
+from tlray.data import loader
+from tlray.training import loop
 from tlray.config import Config
-from tlray.dataset import Dataset
-from tlray.evaluate import evaluate
-from tlray.image import Preprocess
-from tlray.ingest import ingest
-from tlray.search import driver, group, prefix, trial
+from tlray.data.dataset import Dataset
+from tlray.inference.evaluate import evaluate
+from tlray.data.image import Preprocess
+from tlray.ingestion.ingest import ingest
+from tlray.search import features, group, trial, tuner
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "clothing.yaml"
 FULL = "time_to_accuracy"
@@ -117,7 +119,7 @@ class Watched:
     def __init__(self, threads: int, emit: Any) -> None:
         self.group, self.emit = group.Group(threads, emit), emit
         self.laps: dict[str, float] = {}
-        for place, name, lap in ((group, "measure", "plan"), (prefix.Shared, "_fill", "tables")):
+        for place, name, lap in ((group, "measure", "plan"), (features.Shared, "_fill", "tables")):
             setattr(place, name, self.timed(getattr(place, name), lap))
 
     def timed(self, work: Callable[..., Any], lap: str) -> Callable[..., Any]:
@@ -215,20 +217,20 @@ def settings(arm: str, data: str, runs: str, kind: str, epochs: int | None) -> C
 @contextmanager
 def side(kind: str) -> Iterator[None]:
     """Have the search run as this side does."""
-    before = driver.Trial, driver.REUSE, group.Group
-    driver.Trial, driver.REUSE, group.Group = Peer, kind != "template", Watched  # type: ignore[misc]
+    before = tuner.Trial, tuner.REUSE, group.Group
+    tuner.Trial, tuner.REUSE, group.Group = Peer, kind != "template", Watched  # type: ignore[misc]
     try:
         yield
     finally:
-        driver.Trial, driver.REUSE, group.Group = before  # type: ignore[misc]
+        tuner.Trial, tuner.REUSE, group.Group = before  # type: ignore[misc]
 
 
 def warm(chosen: Config) -> None:
     """Have rendering processes load their code: those that a trial of Tune's had end with it."""
     data, task = Dataset.open(chosen.data.uri), tasks.load(chosen.task)
     pre = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
-    source = stream.Source(chosen.data.uri, "train", task, tuple(tasks.labels_of(task, data)), pre)
-    for _ in stream.pipeline(source, [(0, np.arange(8))] * 4):
+    source = loader.Source(chosen.data.uri, "train", task, tuple(tasks.labels_of(task, data)), pre)
+    for _ in loader.pipeline(source, [(0, np.arange(8))] * 4):
         pass
 
 

@@ -17,7 +17,7 @@ import camvid_quarters
 from bench_accuracy import arms
 
 from tlray import config, runtime, search, storage
-from tlray.ingest import ingest
+from tlray.ingestion.ingest import ingest
 
 RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 COLUMNS = ("task", "data", "backbone", "metric", "frozen", "tuned", "from scratch", "minutes")

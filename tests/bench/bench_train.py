@@ -23,10 +23,11 @@ import torch
 import torchvision.transforms.v2 as T
 from torchvision.datasets import ImageFolder
 
-from tlray import config, runtime, stream, tasks
-from tlray.candidate import Candidate, build_model
-from tlray.dataset import Dataset
-from tlray.order import Order
+from tlray import config, runtime, tasks
+from tlray.data import loader as stream
+from tlray.training.candidate import Candidate, build_model
+from tlray.data.dataset import Dataset
+from tlray.data.sampler import Order
 
 
 def make(args: Any) -> tuple[config.Config, Candidate, Dataset]:

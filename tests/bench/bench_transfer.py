@@ -40,7 +40,7 @@ from transfer.plain import plain, probe
 from transfer.references import reference
 
 from tlray import storage
-from tlray.dataset import Dataset
+from tlray.data.dataset import Dataset
 
 
 class Bench(NamedTuple):

@@ -15,7 +15,7 @@ from tests.bench.transfer import copies, summary
 from tests.bench.transfer.cases import CASES, RECIPES
 from tests.bench.transfer.references import WAYS
 from tlray import config, tasks
-from tlray.image import encode_mask
+from tlray.data.image import encode_mask
 
 
 def test_an_interval_is_students_over_paired_seeds() -> None:

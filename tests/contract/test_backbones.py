@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from tlray.backbone import Backbone
+from tlray.models.backbone import Backbone
 
 # family: (timm name, input px, number of stages)
 FAMILIES = {

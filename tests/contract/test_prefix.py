@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 
 from tests.contract.test_backbones import FAMILIES
 from tests.toys import dataset, scenes_dataset
-from tlray import config, loop, stream, tasks
-from tlray.backbone import Backbone, Boundary, Features
+from tlray import config, tasks
+from tlray.data import loader
+from tlray.training import loop
+from tlray.models.backbone import Backbone, Boundary, Features
 from tlray.config import Config
-from tlray.defaults import settle
-from tlray.loop import Loop, Solo
-from tlray.search.prefix import Shared, from_arrays, to_arrays
-from tlray.search.store import Store
+from tlray.training.defaults import settle
+from tlray.training.loop import Loop, Solo
+from tlray.search.features import Shared, from_arrays, to_arrays
+from tlray.search.feature_cache import Store
 
 TRIALS = ((0, 1e-3), (2, 1e-3), (2, 4e-3), (0.6, 1e-3), ("all", 1e-3), ("all", 4e-3))  # depth, rate
 
@@ -27,12 +29,12 @@ TRIALS = ((0, 1e-3), (2, 1e-3), (2, 4e-3), (0.6, 1e-3), ("all", 1e-3), ("all", 4
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches are made in this process: tests/test_stream.py shows that Ray Data makes the same ones."""
 
-    def pipeline(source: stream.Source, plan: Any) -> Iterator[stream.Batch]:
-        fingerprint = stream.Dataset.open(source.uri).fingerprint
+    def pipeline(source: loader.Source, plan: Any) -> Iterator[loader.Batch]:
+        fingerprint = loader.Dataset.open(source.uri).fingerprint
         for epoch, rows in plan:
-            yield stream.make_batch(source, fingerprint, epoch, rows)
+            yield loader.make_batch(source, fingerprint, epoch, rows)
 
-    monkeypatch.setattr(stream, "pipeline", pipeline)
+    monkeypatch.setattr(loader, "pipeline", pipeline)
 
 
 def settings(uri: str, folder: Path, task: str, name: str, freeze: Any, lr: float, **more: Any) -> Config:
@@ -189,8 +191,8 @@ def test_pixels_are_not_read_behind_tables(tmp_path: Path, monkeypatch: pytest.M
     configs = [settings(uri, tmp_path, "classification", "t", "all", 1e-3, **{"augment.views": 1})]
     train(configs, "store")
     rendered: list[Any] = []
-    plain = stream.render
-    monkeypatch.setattr(stream, "render", lambda *args: rendered.append(args) or plain(*args))
+    plain = loader.render
+    monkeypatch.setattr(loader, "render", lambda *args: rendered.append(args) or plain(*args))
     again = [c.override({"name": "again"}) for c in configs]
     train(again, "store")
     assert len(rendered) == 9  # the validation split, once

@@ -9,9 +9,10 @@ import pytest
 
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import scenes_dataset
-from tlray import loop, storage, tasks
-from tlray.evaluate import evaluate
-from tlray.loop import Solo
+from tlray import storage, tasks
+from tlray.training import loop
+from tlray.inference.evaluate import evaluate
+from tlray.training.loop import Solo
 
 POLICIES = ("none", "colour", "mild", "wide", "rand", "photometric")
 MIXED: dict[str, dict[str, Any]] = {
@@ -33,7 +34,7 @@ def test_the_bundle_says_what_was_reported(
     task: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Averages are kept here whatever the noise says."""
-    monkeypatch.setattr("tlray.average.worth_it", lambda new, old, goal: True)
+    monkeypatch.setattr("tlray.training.average.worth_it", lambda new, old, goal: True)
     uri = scenes_dataset(tmp_path / "data", tasks.load({"name": task}).columns, train=20, validation=9)
     config = settings(uri, tmp_path, task, "run", 0, 3e-3, **given)
     last = list(loop.epochs(config, Solo(1), lambda event: None))[-1]

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from tests import toys
-from tlray import schema, stream, tasks
-from tlray.backbone import Backbone
+from tlray import tasks
+from tlray.data import loader, schema
+from tlray.models.backbone import Backbone
 from tlray.errors import ConfigError
-from tlray.image import Preprocess, decode, encode_mask, render
+from tlray.data.image import Preprocess, decode, encode_mask, render
 from tlray.tasks.base import Counts
 
 TASKS = tasks.names()
@@ -43,7 +44,7 @@ class Toy:
         found = [
             self.task.encode(row, g, self.labels) for row, g in zip(self.rows, self.geometries, strict=True)
         ]
-        return stream.collate(found)
+        return loader.collate(found)
 
     def learn(self, steps: int, enough: float = 0.95) -> tuple[float, list[float]]:
         """Train until the goal is good enough, at most so many steps: the goal, and the losses."""
@@ -127,7 +128,7 @@ def test_the_loss_is_the_mean_over_rows(name):
             toy.task.encode(row, g, toy.labels)
             for row, g in zip(toy.rows[rows], toy.geometries[rows], strict=True)
         ]
-        toy.module(toy.x[rows], stream.collate(found)).backward()
+        toy.module(toy.x[rows], loader.collate(found)).backward()
         return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in toy.module.parameters()]
 
     parts = zip(gradients(slice(0, 3)), gradients(slice(3, 8)), strict=True)

@@ -12,9 +12,10 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from tests.toys import scenes_dataset
-from tlray import config, loop, storage, tasks, train
+from tlray import config, storage, tasks
+from tlray.training import fit, loop
 from tlray.config import Config
-from tlray.defaults import settle
+from tlray.training.defaults import settle
 
 # Their heads have a batch norm, which sees each worker's rows alone: the metric is compared, not the weights.
 BATCH_NORM = {"face_recognition"}
@@ -41,7 +42,7 @@ def learn(chosen: Config, worker: loop.Worker) -> None:
 def both(trees: dict[str, Any]) -> None:
     """What each of the two workers does."""
     for tree in trees.values():
-        learn(config.parse(tree, "test"), train.Member(1))
+        learn(config.parse(tree, "test"), fit.Member(1))
 
 
 @pytest.mark.slow

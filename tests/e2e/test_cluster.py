@@ -19,7 +19,8 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tests.s3 import s3_environment
-from tlray import sample, storage
+from tlray import storage
+from tlray.data import synthetic
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -115,7 +116,7 @@ def cluster(s3_server: str) -> Iterator[Cluster]:
 def data(cluster: Cluster) -> str:
     """A data set that a job on the cluster made out of drawn pictures, all of it on S3."""
     drawn, made = f"{cluster.bucket}/pictures", f"{cluster.bucket}/data"
-    sample.draw(drawn, 18, 64)
+    synthetic.draw(drawn, 18, 64)
     found = cluster.run("ingest", drawn, made)
     assert found["splits"] == {"train": 120, "validation": 30, "test": 30}
     return made

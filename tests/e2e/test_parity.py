@@ -14,12 +14,14 @@ import torch
 
 from tests.contract.test_tasks import PRE, Toy
 from tests.toys import scenes_dataset
-from tlray import bundle, stream, tasks
+from tlray import tasks
+from tlray.bundle import bundle
+from tlray.data import loader
 from tlray.config import Serving
-from tlray.dataset import Dataset
-from tlray.evaluate import evaluate
-from tlray.serve import deploy
-from tlray.serve.model import Served, load_predictor
+from tlray.data.dataset import Dataset
+from tlray.inference.evaluate import evaluate
+from tlray.serving import deploy
+from tlray.serving.model import Served, load_predictor
 
 ROWS = 8
 
@@ -66,8 +68,8 @@ def test_the_endpoint_sees_and_says_what_evaluation_does(ray_local: Any, tmp_pat
             told = evaluate(one.uri, data[one.name].uri, "test")["metrics"]
             assert told[task.goal.name] > 0, f"{one.name}: the comparison would mean little"
 
-            source = stream.Source(data[one.name].uri, "test", task, tuple(labels), PRE)
-            validated = stream.make_batch(source, data[one.name].fingerprint, 0, np.arange(ROWS)).x_BCHW
+            source = loader.Source(data[one.name].uri, "test", task, tuple(labels), PRE)
+            validated = loader.make_batch(source, data[one.name].fingerprint, 0, np.arange(ROWS)).x_BCHW
             metrics = task.metrics(labels)
             whole = {"min_score": 0.001} if task.finds else {}  # what people are given is cut
             for number, row in enumerate(data[one.name].rows("test", range(ROWS)).to_pylist()):

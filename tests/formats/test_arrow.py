@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tlray import sample, schema
+from tlray.data import schema, synthetic
 from tlray.errors import DataError
-from tlray.formats import arrow
-from tlray.formats.listing import Listing
-from tlray.ingest import shards
+from tlray.ingestion.formats import arrow
+from tlray.ingestion.formats.listing import Listing
+from tlray.ingestion import writer
 
 datasets = pytest.importorskip("datasets")
 
@@ -21,7 +21,7 @@ def pictures(number: int) -> list[dict[str, Any]]:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    return [{"bytes": sample.picture(n % 3, 32, rng), "path": f"{n}.jpg"} for n in range(number)]
+    return [{"bytes": synthetic.picture(n % 3, 32, rng), "path": f"{n}.jpg"} for n in range(number)]
 
 
 def data(number: int = 6, **columns: tuple[Any, list[Any]]) -> Any:
@@ -61,7 +61,7 @@ def test_labels_by_name_and_pictures_by_row(tmp_path: Path, write: Any) -> None:
     ]
     assert index.table["split"].to_pylist().count("validation") == 2
     turned = index.table.take([7, 3, 0, 6])
-    read = shards.read(listing.root, turned["path"].to_pylist(), turned["source"].to_pylist())
+    read = writer.read(listing.root, turned["path"].to_pylist(), turned["source"].to_pylist())
     theirs = [picture["bytes"] for picture in pictures(6)]
     assert list(read) == [theirs[2], theirs[3], theirs[0], theirs[1]]
 
@@ -75,8 +75,8 @@ def test_groups_are_read_once_a_call_whatever_the_order(
     listing = Listing.open(str(tmp_path / "d"))
     table = arrow.index(listing, "label").table
     assert table.num_rows == 40
-    monkeypatch.setattr(shards, "_KEPT_BYTES", 0)
-    groups = shards._Groups(listing.root)
+    monkeypatch.setattr(writer, "_KEPT_BYTES", 0)
+    groups = writer._Groups(listing.root)
     asked: list[int] = []
     read_group = groups._data.read_group
     monkeypatch.setattr(
@@ -160,7 +160,7 @@ def test_one_file_and_numbers_without_names(tmp_path: Path) -> None:
     assert index.names == {"label": ["2", "10"]}
     assert index.table["split"].to_pylist() == ["train"] * 6
     assert index.table["source"][0].as_py() == "row:train:0:all.parquet"
-    read = shards.read(listing.root, ["train/0"], ["row:train:0:all.parquet"])
+    read = writer.read(listing.root, ["train/0"], ["row:train:0:all.parquet"])
     assert list(read) == [pictures(1)[0]["bytes"]]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tlray import formats
+from tlray.ingestion import formats
 from tlray.errors import DataError
-from tlray.formats import boxes_csv
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import boxes_csv
+from tlray.ingestion.formats.listing import Listing
 
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as rle_codec
 
-from tlray import schema
+from tlray.data import schema
 from tlray.errors import DataError
-from tlray.formats import coco
-from tlray.formats.base import Index, Look
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import coco
+from tlray.ingestion.formats.base import Index, Look
+from tlray.ingestion.formats.listing import Listing
 
 TREE: dict[str, Any] = {
     "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tlray.errors import DataError
-from tlray.formats import createml
-from tlray.formats.base import Index
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import createml
+from tlray.ingestion.formats.base import Index
+from tlray.ingestion.formats.listing import Listing
 
 
 def item(name: str, *boxes: tuple[Any, ...], key: str = "image") -> dict[str, Any]:

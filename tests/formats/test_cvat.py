@@ -11,9 +11,9 @@ import pytest
 from faster_coco_eval.core import mask as rle_codec
 
 from tlray.errors import DataError
-from tlray.formats import cvat
-from tlray.formats.base import Index
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import cvat
+from tlray.ingestion.formats.base import Index
+from tlray.ingestion.formats.listing import Listing
 
 META = """<?xml version="1.0" encoding="utf-8"?>
 <annotations>

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tlray import formats
+from tlray.ingestion import formats
 from tlray.errors import ConfigError, DataError
-from tlray.formats import folder
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import folder
+from tlray.ingestion.formats.listing import Listing
 
 CLASSES = ("cat", "dog")
 

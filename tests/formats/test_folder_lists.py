@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tlray.errors import DataError
-from tlray.formats import folder
-from tlray.formats.base import Index
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import folder
+from tlray.ingestion.formats.base import Index
+from tlray.ingestion.formats.listing import Listing
 
 
 def lay(root: Path, lists: dict[str, str], base: str = "images/") -> Path:
@@ -86,6 +86,6 @@ def test_other_texts_are_no_lists(tmp_path: Path) -> None:
         "train.txt": "1\n2\n3\n", "training_log.txt": "epoch 1/20 done\n", "test_notes.txt": "",
         "classes.txt": "pie\nsoup\n",
     })))  # fmt: skip
-    from tlray.formats import folder_lists
+    from tlray.ingestion.formats import folder_lists
 
     assert folder_lists.lists(listing) == {}

@@ -14,9 +14,9 @@ from faster_coco_eval.core import mask as rle_codec
 from PIL import Image
 
 from tlray.errors import DataError
-from tlray.formats import labelme
-from tlray.formats.base import Index
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import labelme
+from tlray.ingestion.formats.base import Index
+from tlray.ingestion.formats.listing import Listing
 
 
 def shape(label: Any, kind: str, *points: list[float], **more: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tlray.errors import DataError
-from tlray.formats import lfw
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import lfw
+from tlray.ingestion.formats.listing import Listing
 
 PEOPLE = [
     *(f"Aaron_Eckhart_{n:04}.jpg" for n in (1,)),

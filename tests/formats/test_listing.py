@@ -10,7 +10,7 @@ import pytest
 
 from tests import toys
 from tlray.errors import DataError, StorageError
-from tlray.formats.listing import Listing, below, counts_by_ending, lines_of, split_in, text_of
+from tlray.ingestion.formats.listing import Listing, below, counts_by_ending, lines_of, split_in, text_of
 
 
 def lay(root: Path, *names: str) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tlray.errors import DataError
-from tlray.formats import markup
-from tlray.formats.listing import start_of_text
+from tlray.ingestion.formats import markup
+from tlray.ingestion.formats.listing import start_of_text
 
 
 @pytest.mark.parametrize(

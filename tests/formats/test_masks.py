@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray import formats
+from tlray.ingestion import formats
 from tlray.errors import DataError
-from tlray.formats import masks
-from tlray.formats.base import Index
-from tlray.formats.listing import Listing
-from tlray.formats.masks import pairs
-from tlray.image import encode_mask
+from tlray.ingestion.formats import masks
+from tlray.ingestion.formats.base import Index
+from tlray.ingestion.formats.listing import Listing
+from tlray.ingestion.formats.masks import pairs
+from tlray.data.image import encode_mask
 
 IDS = encode_mask(np.array([[0, 1], [1, 255]], np.uint8))
 

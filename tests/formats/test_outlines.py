@@ -9,7 +9,7 @@ import pytest
 from faster_coco_eval.core import mask as rle_codec
 
 from tlray.errors import DataError
-from tlray.formats import outlines
+from tlray.ingestion.formats import outlines
 
 
 @pytest.mark.parametrize("seed", range(8))

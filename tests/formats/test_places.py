@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tlray import formats
+from tlray.ingestion import formats
 from tlray.errors import DataError
-from tlray.formats.evidence import folder_split
-from tlray.formats.listing import Listing
-from tlray.formats.pairs import unlabelled
-from tlray.formats.places import Places
+from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.listing import Listing
+from tlray.ingestion.formats.pairs import unlabelled
+from tlray.ingestion.formats.places import Places
 
 LAYOUTS = ["coco", "createml", "cvat", "folder", "labelme", "voc"]
 VOC = "<annotation><object><name>x</name></object></annotation>"

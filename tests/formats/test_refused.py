@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests import toys
-from tlray import formats
+from tlray.ingestion import formats
 from tlray.errors import DataError
-from tlray.formats import refused
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import refused
+from tlray.ingestion.formats.listing import Listing
 
 STUDIO = [
     {

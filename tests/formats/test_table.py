@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tlray import formats
+from tlray.ingestion import formats
 from tlray.errors import DataError
-from tlray.formats import table
-from tlray.formats.base import Index
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import table
+from tlray.ingestion.formats.base import Index
+from tlray.ingestion.formats.listing import Listing
 
 LETTERS = "abcdefgh"
 

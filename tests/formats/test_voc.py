@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tlray import ingest as ingestion
-from tlray import schema
-from tlray.dataset import Dataset
+from tlray.ingestion import ingest as ingestion
+from tlray.data import schema
+from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.formats import voc
-from tlray.formats.base import OBJECTS_TYPE, Index
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import voc
+from tlray.ingestion.formats.base import Index, OBJECTS_TYPE
+from tlray.ingestion.formats.listing import Listing
 
 CAT = ("cat", 1, 1, 40, 30)  # the corner pixel to pixel (40, 30), both included
 DOG = ("dog", 5, 6, 7, 8)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tlray import sample
+from tlray.data import synthetic
 from tlray.errors import DataError, StorageError
-from tlray.formats import webdataset
-from tlray.formats.listing import Listing
-from tlray.ingest import shards
+from tlray.ingestion.formats import webdataset
+from tlray.ingestion.formats.listing import Listing
+from tlray.ingestion import writer
 
 
 def tar(path: Path, **members: bytes | str) -> Path:
@@ -30,7 +30,7 @@ def tar(path: Path, **members: bytes | str) -> Path:
 
 
 def picture(n: int) -> bytes:
-    return sample.picture(n % 3, 64, np.random.default_rng(n))
+    return synthetic.picture(n % 3, 64, np.random.default_rng(n))
 
 
 def shard(path: Path, first: int, number: int = 4) -> Path:
@@ -54,7 +54,7 @@ def test_classes_splits_and_bytes(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["train"] * 8 + ["validation"] * 4
     assert rows[5]["path"] == "animals-train-000001.tar/000000005.jpg"
     assert [row["label"] for row in rows] == ["dog", "cat"] * 6
-    read = shards.read(listing.root, index.table["path"].to_pylist(), index.table["source"].to_pylist())
+    read = writer.read(listing.root, index.table["path"].to_pylist(), index.table["source"].to_pylist())
     assert list(read) == [picture(n) for n in range(12)]
 
 
@@ -129,7 +129,7 @@ def test_damaged_tars_and_bad_labels(tmp_path: Path) -> None:
 
 def test_a_tar_that_has_changed(tmp_path: Path) -> None:
     shard(tmp_path / "x.tar", 0)
-    (data,) = shards.read(str(tmp_path), ["x.tar/0.jpg"], ["tar:x.tar:100:99999999"])
+    (data,) = writer.read(str(tmp_path), ["x.tar/0.jpg"], ["tar:x.tar:100:99999999"])
     assert isinstance(data, StorageError) and "ends before" in str(data)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tlray import formats
+from tlray.ingestion import formats
 from tlray.errors import DataError
-from tlray.formats import yolo
-from tlray.formats.listing import Listing
+from tlray.ingestion.formats import yolo
+from tlray.ingestion.formats.listing import Listing
 
 NAMES = "names: [cat, dog]\n"
 

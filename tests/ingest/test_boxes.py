@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tlray import image, schema
+from tlray.data import image, schema
 from tlray.errors import DataError
-from tlray.formats.base import OBJECTS_TYPE
-from tlray.ingest.boxes import compare, turned
+from tlray.ingestion.formats.base import OBJECTS_TYPE
+from tlray.ingestion.boxes import compare, turned
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests import toys
-from tlray import ingest as module
+from tlray.ingestion import ingest as module
 from tlray.errors import DataError
 
 CSV = "file,label\n"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlray.errors import DataError
-from tlray.ingest.names import clean, likeness, unify
+from tlray.ingestion.names import clean, likeness, unify
 
 BOXES = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
 CAFE, CAFE_DECOMPOSED = "caf\u00e9", "cafe\u0301"

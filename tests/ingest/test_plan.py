@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlray import preflight
-from tlray.ingest import plan
+from tlray.ingestion import preflight
+from tlray.ingestion import plan
 
 BOXES = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests import toys
 from tests.roundtrip.runner import map_here
-from tlray import ingest
+from tlray.ingestion import ingest
 from tlray.cli import main
-from tlray.ingest import preview
+from tlray.ingestion import preview
 
 
 @pytest.fixture(autouse=True)

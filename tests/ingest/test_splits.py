@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlray.ingest.splits import LEAST_PEOPLE, by_person, stratified
+from tlray.ingestion.splits import LEAST_PEOPLE, by_person, stratified
 
 SHARES = {"test": 0.1, "validation": 0.1}
 

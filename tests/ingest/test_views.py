@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tlray.formats.base import MASK_TYPE
-from tlray.ingest.views import place_masks
+from tlray.ingestion.formats.base import MASK_TYPE
+from tlray.ingestion.views import place_masks
 
 Size = tuple[int, int]
 KINDS = pa.schema(

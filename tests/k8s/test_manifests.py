@@ -176,7 +176,7 @@ def test_the_service_names_an_application_that_exists() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from tlray import config
-    from tlray.serve.deploy import BuildArgs
+    from tlray.serving.deploy import BuildArgs
 
     served = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(served)

@@ -20,8 +20,9 @@ import pyarrow as pa
 from tests.roundtrip.habits import Habits, Out
 from tests.roundtrip.layout import Layout
 from tests.roundtrip.truth import Picture, Truth
-from tlray import image, ingest, schema
-from tlray.dataset import Dataset
+from tlray.data import image, schema
+from tlray.ingestion import ingest
+from tlray.data.dataset import Dataset
 from tlray.errors import TlrayError
 
 COLUMNS = {

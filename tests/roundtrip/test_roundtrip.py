@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.roundtrip.layout import Layout
 from tests.roundtrip.runner import Tally, map_here, trip
 from tests.roundtrip.writers import LAYOUTS
-from tlray import ingest
+from tlray.ingestion import ingest
 
 LONG = "TLRAY_ROUNDTRIP_SETS" in os.environ
 SETS = int(os.environ.get("TLRAY_ROUNDTRIP_SETS", "30"))

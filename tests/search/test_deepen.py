@@ -15,15 +15,15 @@ from tests.search.test_sampler import opened, settings
 from tests.search.test_tune import draw
 from tests.search.test_tune import settings as small
 from tlray import search, storage, tasks
-from tlray.candidate import build_model
+from tlray.training.candidate import build_model
 from tlray.config import Config
 from tlray.errors import BundleError, ConfigError, StorageError
-from tlray.loop import HEAD
-from tlray.search import scores
-from tlray.search.deepen import Deepening
-from tlray.search.sampler import SCORE, Sampler
+from tlray.training.loop import HEAD
+from tlray.search import score_trials
+from tlray.search.probe_first import Deepening
+from tlray.search.searcher import SCORE, Sampler
 from tlray.search.space import trial_id
-from tlray.search.trials import RULED_OUT, Table
+from tlray.search.trial_log import RULED_OUT, Table
 
 RESNET = "resnet10t-nano"  # five stages
 LR = {"optim.lr": {"choice": [0.1, 0.01]}}
@@ -166,13 +166,13 @@ def told(*places: tuple[int, float, float | None]) -> list[dict[str, Any]]:
 
 def test_rank_correlation_of_scores_and_results() -> None:
     rising = told((1, 0.1, 0.5), (2, 0.2, 0.6), (3, 0.9, 0.61))
-    assert scores.correlation(rising, "max") == pytest.approx(dict.fromkeys(scores.NAMES, 1.0), abs=1e-4)
-    assert scores.correlation(rising, "min")["linear"] == pytest.approx(-1.0, abs=1e-4)
+    assert score_trials.correlation(rising, "max") == pytest.approx(dict.fromkeys(score_trials.NAMES, 1.0), abs=1e-4)
+    assert score_trials.correlation(rising, "min")["linear"] == pytest.approx(-1.0, abs=1e-4)
     mixed = told((1, 0.1, 0.6), (2, 0.2, 0.5), (3, 0.3, 0.7), (4, 0.4, None))
-    assert scores.correlation(mixed, "max")["linear"] == pytest.approx(0.5, abs=1e-4)
-    assert scores.correlation(rising[:2], "max")["linear"] is None  # two points are always in some order
+    assert score_trials.correlation(mixed, "max")["linear"] == pytest.approx(0.5, abs=1e-4)
+    assert score_trials.correlation(rising[:2], "max")["linear"] is None  # two points are always in some order
     flat = told((1, 0.1, 0.5), (2, 0.2, 0.5), (3, 0.9, 0.5))
-    assert scores.correlation(flat, "max")["linear"] is None
+    assert score_trials.correlation(flat, "max")["linear"] is None
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from ray.tune.search import Searcher
 
 from tests.search.test_sampler import opened, settings
 from tlray.search.extend import beyond
-from tlray.search.sampler import SCORE
+from tlray.search.searcher import SCORE
 from tlray.search.space import Axis
-from tlray.search.trials import Table
+from tlray.search.trial_log import Table
 
 RATES = {"optim.lr": {"choice": [0.001, 0.002, 0.004]}}
 

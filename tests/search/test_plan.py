@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tlray.backbone import Boundary
-from tlray.search.plan import Depth, choose, columns
+from tlray.models.backbone import Boundary
+from tlray.search.cost import Depth, choose, columns
 
 MB = 2**20
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from tlray import tasks
-from tlray.backbone import Backbone, Features
-from tlray.bundle import Model
-from tlray.candidate import build_model
+from tlray.models.backbone import Backbone, Features
+from tlray.bundle.bundle import Model
+from tlray.training.candidate import build_model
 from tlray.config import Config, parse
-from tlray.progress import probe_line
+from tlray.cli.progress import probe_line
 from tlray.search import probe
 from tlray.search.probe import Labels, Linear, drawn, fit, held_out
 
@@ -174,7 +174,7 @@ def test_few_pictures_begin_with_the_probes_head() -> None:
 
 
 def test_features_at_every_stage_come_of_one_pass() -> None:
-    from tlray.search.rank import POOLED, features_by_stage
+    from tlray.search.transferability import POOLED, features_by_stage
 
     backbone = Backbone("resnet10t-nano", "builtin", size=32).eval()
     backbone.freeze("all")

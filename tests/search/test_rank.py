@@ -10,7 +10,7 @@ import pytest
 from tests.toys import dataset, scenes_dataset
 from tlray import config, tasks
 from tlray.errors import ConfigError, DataError
-from tlray.search.rank import judge, logme, rank
+from tlray.search.transferability import judge, logme, rank
 
 RNG = np.random.default_rng(0)
 Y = np.eye(4, dtype=bool)[np.arange(200) % 4]

@@ -6,8 +6,8 @@ import math
 
 from tlray.config import Config, Search
 from tlray.search import space as spaces
-from tlray.search.driver import default_trial
-from tlray.search.rungs import Rungs
+from tlray.search.tuner import default_trial
+from tlray.search.halving import Rungs
 from tlray.search.space import trial_id
 from tlray.tasks.base import Goal
 

@@ -12,9 +12,9 @@ from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import ConfigError
 from tlray.search import space as spaces
-from tlray.search.driver import _scheduler
-from tlray.search.sampler import SCORE, Sampler
-from tlray.search.trials import Table
+from tlray.search.tuner import _scheduler
+from tlray.search.searcher import SCORE, Sampler
+from tlray.search.trial_log import Table
 from tlray.tasks.base import Goal
 
 GOAL = Goal("accuracy", "max")
@@ -200,7 +200,7 @@ def test_the_rungs_of_a_search_that_goes_on_are_filled(tmp_path: Path) -> None:
 
 
 def test_ray_tune_users_find_what_they_know(tmp_path: Path) -> None:
-    from tlray.search.results import result_grid
+    from tlray.search.result_grid import result_grid
 
     sampler, table = opened(settings(tmp_path, sampler="grid"))
     for n in range(6):

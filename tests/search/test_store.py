@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from tlray import cli, storage
 from tlray.errors import StorageError
-from tlray.search import store as module
-from tlray.search.store import Key, Shards, Store
+from tlray.search import feature_cache as module
+from tlray.search.feature_cache import Key, Shards, Store
 
 KEY = Key("data0", "train", '{"size": 32}', "resnet@0123", "3 of 1,2,3", "fp32")
 SHAPES: dict[str, tuple[int, ...]] = {"stage1": (3, 4, 5), "pooled": (8,), "one": ()}

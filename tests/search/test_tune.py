@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tlray import schema
+from tlray.data import schema
 from tlray.config import Config, parse
-from tlray.defaults import settle
+from tlray.training.defaults import settle
 from tlray.errors import ConfigError, RunError
-from tlray.evaluate import evaluate
-from tlray.sample import picture
-from tlray.search import driver, tune
+from tlray.inference.evaluate import evaluate
+from tlray.data.synthetic import picture
+from tlray.search import tune, tuner
 from tlray.search.space import trial_id
 
 NAMES = ["a", "b", "c", "d"]
@@ -192,7 +192,7 @@ def test_a_search_whose_goal_has_no_value_says_so(
             table.epoch(trial_id(params), {"epoch": 1, "goal": float("nan"), "seconds": 0.0})
             table.end(trial_id(params), "finished")
 
-    monkeypatch.setattr(driver, "_search", nothing)
+    monkeypatch.setattr(tuner, "_search", nothing)
     with pytest.raises(RunError, match="no trial came to a value of accuracy, and 0 of 2 failed"):
         tune(config)
 

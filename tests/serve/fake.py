@@ -10,7 +10,7 @@ from typing import Any
 
 from tlray.config import Serving
 from tlray.errors import PictureError
-from tlray.serve.model import Served
+from tlray.serving.model import Served
 
 JPEG = b"\xff\xd8\xff"
 

@@ -22,10 +22,10 @@ from PIL import Image
 from tests.serve import fake
 from tlray.config import Serving
 from tlray.errors import BundleError, ConfigError, RunError
-from tlray.serve import deploy
-from tlray.serve.app import create_app
-from tlray.serve.model import Served
-from tlray.serve.protocol import ModelCard, Refusal, Reply, Size
+from tlray.serving import deploy
+from tlray.serving.app import create_app
+from tlray.serving.model import Served
+from tlray.serving.protocol import ModelCard, Refusal, Reply, Size
 
 SMALL = Serving(max_body_mb=0.01, max_pictures=3, timeout_s=0.3)
 JPEG = {"content-type": "image/jpeg"}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tlray.config import Serving
 from tlray.errors import PictureError
-from tlray.serve import protocol
-from tlray.serve.protocol import Limits, Refusal
+from tlray.serving import protocol
+from tlray.serving.protocol import Limits, Refusal
 
 LIMITS = Limits(max_body=1000, max_pictures=3)
 FORM = "multipart/form-data; boundary=XX"

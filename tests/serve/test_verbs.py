@@ -18,13 +18,15 @@ from PIL import Image
 
 from tests.contract.test_tasks import PRE, Toy
 from tests.toys import scene
-from tlray import bundle, image, storage
+from tlray import storage
+from tlray.bundle import bundle
+from tlray.data import image
 from tlray.config import Serving
-from tlray.predict import Predictor
-from tlray.serve import deploy
-from tlray.serve.app import create_app
-from tlray.serve.model import Model, Served, load_predictor
-from tlray.serve.protocol import ModelCard, Refusal, Reply, prefers_png
+from tlray.bundle.predictor import Predictor
+from tlray.serving import deploy
+from tlray.serving.app import create_app
+from tlray.serving.model import Model, Served, load_predictor
+from tlray.serving.protocol import ModelCard, Refusal, Reply, prefers_png
 from tlray.tasks.segmentation import from_runs
 
 TASKS = {"faces": {"name": "face_recognition", "threshold": 0.9}, "streets": {"name": "segmentation"},

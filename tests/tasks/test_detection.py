@@ -16,13 +16,16 @@ from torchvision.ops import box_iou, generalized_box_iou
 
 from tests import toys
 from tests.contract.test_tasks import PRE, Toy
-from tlray import bundle, schema, stream, tasks, train
-from tlray.augment import Augment
-from tlray.backbone import Backbone
-from tlray.candidate import build_model
+from tlray import tasks
+from tlray.bundle import bundle
+from tlray.data import loader, schema
+from tlray.training import fit as train
+from tlray.data.augment import Augment
+from tlray.models.backbone import Backbone
+from tlray.training.candidate import build_model
 from tlray.config import Augmentation, parse
 from tlray.errors import BundleError, ConfigError
-from tlray.image import Preprocess
+from tlray.data.image import Preprocess
 from tlray.tasks import detection
 from tlray.tasks.detection.anchors import Anchors
 from tlray.tasks.detection.model import _images
@@ -336,13 +339,13 @@ def test_ragged_targets_pass_the_rendering_tasks(ray_local, tmp_path):
     column = table.column_names.index("objects")
     table = table.set_column(column, table.schema.field(column), pa.array(objects, schema.OBJECTS_TYPE))
     pq.write_table(table, f"{uri}/data/train-00000-of-00001.parquet")
-    source = stream.Source(uri, "train", TASK, tuple(LABELS), PRE)
-    batches = list(stream.pipeline(source, [(0, np.arange(6)), (0, np.array([2, 3])), (0, np.array([0, 5]))]))
+    source = loader.Source(uri, "train", TASK, tuple(LABELS), PRE)
+    batches = list(loader.pipeline(source, [(0, np.arange(6)), (0, np.array([2, 3])), (0, np.array([0, 5]))]))
     counts = [[len(boxes) for boxes in batch.targets["boxes"]] for batch in batches]
     assert counts == [[1, 0, 0, 0, 2, 1], [0, 0], [1, 1]]
     module = TASK.build(Backbone("resnet10t-nano", size=64), LABELS)
     for batch in batches:
-        assert torch.isfinite(module(*stream.to_device(batch, torch.device("cpu"))))
+        assert torch.isfinite(module(*loader.to_device(batch, torch.device("cpu"))))
 
 
 @torch.no_grad()

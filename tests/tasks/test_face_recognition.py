@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from tests.contract.test_tasks import PRE, Toy
-from tlray import bundle, config, tasks
-from tlray.candidate import Candidate
-from tlray.predict import Predictor
+from tlray import config, tasks
+from tlray.bundle import bundle
+from tlray.training.candidate import Candidate
+from tlray.bundle.predictor import Predictor
 from tlray.tasks import face_recognition
 
 HEADS = ("arcface", "cosface", "adaface")
@@ -239,7 +240,7 @@ def test_the_report_shows_the_worst_pairs():
 @pytest.mark.slow
 def test_the_road_on_real_faces(ray_local: Any, realdata: Path, tmp_path: Path) -> None:
     from tlray import cli
-    from tlray.dataset import Dataset
+    from tlray.data.dataset import Dataset
 
     data, runs = str(tmp_path / "data"), tmp_path / "runs"
     source = str(realdata / "orl-faces")

@@ -83,7 +83,7 @@ def test_rare_classes_share_a_threshold():
 
 
 def test_the_first_predictions_are_how_often_a_class_occurs():
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
     from tlray.tasks.base import Counts
 
     for weight in ("none", "balanced"):

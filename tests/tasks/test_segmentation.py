@@ -9,9 +9,10 @@ from PIL import Image
 
 from tests import toys
 from tests.contract.test_tasks import Toy
-from tlray import losses, tasks
+from tlray import tasks
+from tlray.tasks import losses
 from tlray.errors import DataError
-from tlray.image import Preprocess, decode_mask, encode_mask
+from tlray.data.image import Preprocess, decode_mask, encode_mask
 from tlray.tasks.segmentation import UNKNOWN, from_runs, to_runs
 
 NAMES = toys.names("mask")
@@ -72,7 +73,7 @@ def test_ignored_pixels_teach_nothing_and_count_nothing(ignore):
     target = task.encode(row, pre.geometry((32, 32)), NAMES)["mask"]
     assert set(np.unique(target)) == {0, UNKNOWN}
 
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
 
     module = task.build(Backbone("resnet10t-nano", "none", size=32), NAMES)
     module.eval()

@@ -11,7 +11,7 @@ import typer
 from tlray.cli.output import Json, output
 
 if TYPE_CHECKING:
-    from tlray.search.store import Entry
+    from tlray.search.feature_cache import Entry
 
 Cache = Annotated[str, typer.Option("--cache", help="The store: a folder or s3:// URI.")]
 MB = 2**20
@@ -28,8 +28,8 @@ def add(app: typer.Typer) -> None:
 def ls(cache: Cache = "cache", json: Json = False) -> None:
     """List the entries, the longest unused first."""
     with output(json) as out:
-        from tlray.progress import table
-        from tlray.search.store import Store
+        from tlray.cli.progress import table
+        from tlray.search.feature_cache import Store
 
         found = Store(cache).ls()
         out.result = {"cache": cache, "entries": [_facts(entry) for entry in found], "bytes": _bytes(found)}
@@ -53,7 +53,7 @@ def rm(
 ) -> None:
     """Remove entries; readers keep what they have open."""
     with output(json) as out:
-        from tlray.search.store import Store
+        from tlray.search.feature_cache import Store
 
         gone = Store(cache).rm(digests)
         out.result = {"cache": cache, "removed": [_facts(entry) for entry in gone], "bytes": _bytes(gone)}
@@ -69,7 +69,7 @@ def gc(
 ) -> None:
     """Remove leftovers; --limit-mb: entries, too."""
     with output(json) as out:
-        from tlray.search.store import Store
+        from tlray.search.feature_cache import Store
 
         store = Store(cache)
         leftovers, gone = store.sweep(), store.gc(limit_mb)

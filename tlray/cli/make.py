@@ -30,7 +30,7 @@ def sample(
     json: Json = False,
 ) -> None:
     """Draw a labelled sample: ten kinds of textured objects over cluttered backgrounds."""
-    from tlray.sample import draw
+    from tlray.data.synthetic import draw
 
     with output(json) as out:
         with out.watch() as show, show.step(f"Draw {target}", quiet_start=True):
@@ -69,7 +69,7 @@ def ingest(
     """Check labelled pictures and make a Parquet data set of them, with a pre-flight report."""
     with output(json) as out:
         if dry_run:
-            from tlray.ingest.survey import survey
+            from tlray.ingestion.survey import survey
 
             seen = survey(source, format, task, merge_classes, one_class)
             out.result = seen.to_dict()
@@ -77,10 +77,10 @@ def ingest(
             return
         if target is None:
             raise ConfigError("DST is missing; accepted: tlray ingest SRC DST, or tlray ingest SRC --dry-run")
-        from tlray import road
+        from tlray import api
 
         with out.watch() as show, show.step(f"Ingest {source}", quiet_start=True):
-            found = road.ingest(
+            found = api.ingest(
                 source, target, show, verbose(context), format=format, task=task, max_side=max_side,
                 validation=validation, test=test, seed=seed, strict=strict, max_bad_share=max_bad_share,
                 merge_classes=merge_classes, one_class=one_class,
@@ -100,11 +100,11 @@ def train(
 ) -> None:
     """Fine-tune one model. The same name again goes on where the run stood, on the same data and settings."""
     with output(json) as out:
-        from tlray import config, road
+        from tlray import api, config
 
         settings = config.load(recipe, overrides or [])
         with out.watch() as show, show.step(f"Train {settings.run_uri}", quiet_start=True):
-            out.result = road.train(settings, show, verbose(context), fresh)
+            out.result = api.train(settings, show, verbose(context), fresh)
         _tell(out, settings.name)
 
 
@@ -120,15 +120,15 @@ def tune(
 ) -> None:
     """Search for the best model over freeze depth, learning rate and whatever the recipe names."""
     with output(json) as out:
-        from tlray import config, road
+        from tlray import api, config
 
         settings = config.load(recipe, overrides or [])
         if explain:
-            out.result = {"plans": road.explain(settings, verbose(context))}
+            out.result = {"plans": api.explain(settings, verbose(context))}
             out.say(plans_table(out.result["plans"]))
             return
         with out.watch() as show, show.step(f"Search {settings.run_uri}", quiet_start=True):
-            out.result = road.tune(settings, show, verbose(context), fresh)
+            out.result = api.tune(settings, show, verbose(context), fresh)
         out.say(trials_table(out.result))
         if out.result.get("plans"):
             out.say(plans_table(out.result["plans"]))
@@ -148,12 +148,12 @@ def rank(
 ) -> None:
     """Compare pretrained backbones, and their depths, on your pictures in minutes; trains nothing."""
     with output(json) as out:
-        from tlray import config, road
-        from tlray.progress import table
+        from tlray import api, config
+        from tlray.cli.progress import table
 
         settings = config.load(recipe, overrides or [])
         with out.watch() as show, show.step(f"Rank on {settings.data.uri}", quiet_start=True):
-            found = road.rank(settings, backbone or [settings.model.backbone], rows, show, verbose(context))
+            found = api.rank(settings, backbone or [settings.model.backbone], rows, show, verbose(context))
         out.result = {"data": settings.data.uri, "scores": found}
         shown = {"linear": ".4f", "knn": ".4f", "logme": ".4f", "ms": ".2f", "million_parameters": ".1f"}
         cells = [
@@ -186,15 +186,15 @@ def quickstart(
 ) -> None:
     """The whole road once: ingest, search, promote, serve, ask. Under 5 minutes on two cores."""
     with output(json) as out:
-        from tlray import quickstart as road
+        from tlray.cli import quickstart as road
 
-        out.result = road.run(data or folder, work, out.watch, out.say, verbose(context))
+        out.result = api.run(data or folder, work, out.watch, out.say, verbose(context))
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Say what this machine and its cluster offer, and what is missing."""
     with output(json) as out:
-        from tlray import doctor as examine
+        from tlray.cli import doctor as examine
 
         found = examine.examine(verbose(context))
         missing = [f.name for f in found if f.ok is False]
@@ -207,8 +207,8 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 def trials_table(found: dict[str, Any]) -> str:
     """All that a search compares, best first; ``*``: the winner, ``≈``: one of its equals."""
-    from tlray.progress import duration, settings, table
-    from tlray.report.run import contenders
+    from tlray.cli.progress import duration, settings, table
+    from tlray.report.run_files import contenders
 
     goal, trials = found.get("goal", {}), contenders(found)
     upside = -1 if goal.get("direction", "max") == "max" else 1
@@ -234,8 +234,8 @@ def trials_table(found: dict[str, Any]) -> str:
 
 def plans_table(plans: list[dict[str, Any]]) -> str:
     """What groups of trials cost by depth, predicted and, afterwards, measured."""
-    from tlray.progress import duration, table
-    from tlray.search.plan import columns
+    from tlray.cli.progress import duration, table
+    from tlray.search.cost import columns
 
     lines = []
     for plan in plans:

@@ -32,16 +32,17 @@ def evaluate(
 ) -> None:
     """Metrics of a model on a split, each row counted once."""
     with output(json) as out:
-        from tlray import road, runtime, storage, targets
-        from tlray.dataset import Dataset
+        from tlray import api, runtime, storage
+        from tlray.storage import targets
+        from tlray.data.dataset import Dataset
 
-        uri = road.bundle_of(bundle, models)
+        uri = api.bundle_of(bundle, models)
         if to is not None:
             targets.check_file(to)
         Dataset.open(data).group_rows(split)  # a wrong place or split is told before anything slow starts
         runtime.prepare(verbose(context))
-        from tlray.evaluate import check
-        from tlray.evaluate import evaluate as run
+        from tlray.inference.evaluate import check
+        from tlray.inference.evaluate import evaluate as run
 
         check(uri, storage.absolute(data), split)
         with (
@@ -81,10 +82,10 @@ def predict(
 ) -> None:
     """Predict pictures. One that is no picture is named, and the exit code is 2; with --out it is a row."""
     with output(json) as out:
-        from tlray import road, runtime, storage
+        from tlray import api, runtime, storage
         from tlray.errors import ConfigError, PictureError
 
-        uri = road.bundle_of(bundle, models)
+        uri = api.bundle_of(bundle, models)
         if to is not None:
             if min_score is not None:
                 said = "accepted: none, all that the model finds is written"
@@ -95,7 +96,7 @@ def predict(
             raise ConfigError(f"--split {split[0]}: without --out; accepted: --out URI for a data set's rows")
         places = list(_pictures(files))
         runtime.prepare(verbose(context))
-        from tlray.predict import Predictor
+        from tlray.bundle.predictor import Predictor
 
         predictor, answers, bad = Predictor(uri), [], []
         task = predictor.task
@@ -125,13 +126,14 @@ def _predict_all(
     context: typer.Context, uri: str, files: list[str], splits: list[str], to: str, out: Output
 ) -> None:
     """Predictions of a data set, or of many pictures, as Parquet."""
-    from tlray import runtime, targets
+    from tlray import runtime
+    from tlray.storage import targets
 
     targets.check_folder(to)
     runtime.prepare(verbose(context))
-    from tlray import batch, pictures
+    from tlray.inference import batch, inputs
 
-    source = pictures.find(files, splits)
+    source = inputs.find(files, splits)
     with (
         out.watch() as show,
         show.step(f"Predict {', '.join(files)}", quiet_start=True),
@@ -168,9 +170,10 @@ def promote(
 ) -> None:
     """Copy a model into the registry as NAME@n and make it live."""
     with output(json) as out:
-        from tlray import registry, road
+        from tlray import api
+        from tlray.bundle import registry
 
-        uri = road.bundle_of(source, models)
+        uri = api.bundle_of(source, models)
         version = registry.promote(uri, models, name)
         kept = registry.resolve(models, name)[0]
         out.result = {"name": name, "version": version, "bundle": kept, "from": uri}
@@ -185,7 +188,7 @@ def rollback(
 ) -> None:
     """Make the version live that was live before."""
     with output(json) as out:
-        from tlray import registry
+        from tlray.bundle import registry
 
         version = registry.rollback(models, name)
         out.result = {"name": name, "version": version}
@@ -195,9 +198,9 @@ def rollback(
 def models(models: Models = "models", json: Json = False) -> None:
     """List the registry."""
     with output(json) as out:
-        from tlray import registry
+        from tlray.bundle import registry
         from tlray.errors import misspelt
-        from tlray.progress import table
+        from tlray.cli.progress import table
 
         found = registry.list_models(models)
         out.result = {
@@ -245,7 +248,7 @@ def serve(
         changes = {f"serve.{key}": value for key, value in given.items() if value is not None}
         serving = recipe.override(changes, "command line").serve
         runtime.prepare(verbose(context))
-        from tlray.serve import deploy
+        from tlray.serving import deploy
 
         served = deploy.resolve(refs, models)
         deploy.check_gallery(served, serving)
@@ -270,7 +273,7 @@ def _pictures(files: list[str]) -> Iterator[str]:
     """Files as they are, folders as the pictures below them. Raises DataError for what is not there."""
     from tlray import storage
     from tlray.errors import DataError, misspelt
-    from tlray.image import EXTENSIONS
+    from tlray.data.image import EXTENSIONS
 
     for file in files:
         if not storage.exists(file):

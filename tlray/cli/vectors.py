@@ -36,15 +36,16 @@ def embed(
 ) -> None:
     """Embeddings of every picture, as Parquet. The same again goes on where a killed job stood."""
     with output(json) as out:
-        from tlray import runtime, targets
+        from tlray import runtime
+        from tlray.storage import targets
 
         targets.check_folder(to)
         runtime.prepare(verbose(context))
-        from tlray import embed as embedding
-        from tlray import pictures
+        from tlray.inference import embed as embedding
+        from tlray.inference import inputs
 
         embedder = _embedder(model, weights, size, models)
-        source = pictures.find([data], split or [])
+        source = inputs.find([data], split or [])
         with (
             out.watch() as show,
             show.step(f"Embed {data}", quiet_start=True),
@@ -67,14 +68,16 @@ def similar(
 ) -> None:
     """The pictures most like one: by cosine, over all embeddings."""
     with output(json) as out:
-        from tlray import road, similar, storage, targets
+        from tlray import api, storage
+        from tlray.inference import neighbors as similar
+        from tlray.storage import targets
 
         if sheet is not None:
             targets.check_file(sheet)
-        other = road.bundle_of(model, models) if model is not None else None
+        other = api.bundle_of(model, models) if model is not None else None
 
         def vector(manifest: dict[str, Any], picture: bytes) -> Any:
-            from tlray import embed  # torch, which neighbours of a row do without
+            from tlray.inference import embed  # torch, which neighbours of a row do without
 
             return embed.vector(manifest, picture, other)
 
@@ -95,12 +98,13 @@ def similar(
 
 def _embedder(ref: str, weights: str | None, size: int | None, models: str) -> Any:
     """What MODEL means: a backbone where weights are named or built in, else a bundle."""
-    from tlray import embed, road, storage
+    from tlray import api, storage
+    from tlray.inference import embed
     from tlray.errors import ConfigError
-    from tlray.weights import BUILTIN
+    from tlray.models.weights import BUILTIN
 
     if weights is not None or ref in BUILTIN:
         return embed.Embedder.backbone(ref, weights, size)
     if size is not None:
         raise ConfigError(f"--size {size}: {ref} is a bundle, which has its own; accepted: a backbone's name")
-    return embed.Embedder(storage.absolute(road.bundle_of(ref, models)))
+    return embed.Embedder(storage.absolute(api.bundle_of(ref, models)))

@@ -21,11 +21,12 @@ import PIL.Image
 import yaml
 from markupsafe import Markup
 
-from tlray import plots, storage
+from tlray import storage
+from tlray.figures import charts
 from tlray.errors import RunError, TlrayError, misspelt
-from tlray.redact import redact, redact_tree
-from tlray.report import view, words
-from tlray.report.run import Goal, Run
+from tlray.report.redact import redact, redact_tree
+from tlray.report import formatting, view
+from tlray.report.run_files import Goal, Run
 
 if TYPE_CHECKING:
     from tlray.tasks.base import Task
@@ -122,20 +123,20 @@ def _task(run: Run, notes: list[str]) -> Task | None:
         return None
 
 
-def _evaluated(run: Run, notes: list[str]) -> Sequence[plots.Section]:
+def _evaluated(run: Run, notes: list[str]) -> Sequence[charts.Section]:
     """What the task shows of its evaluation."""
     task = _task(run, notes) if run.evaluation.get("rows") else None
     return [] if task is None else task.figures(run.evaluation)
 
 
-def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> dict[int, str]:
+def _pictures(run: Run, sections: Sequence[charts.Section], notes: list[str]) -> dict[int, str]:
     """``data:`` URIs of the pictures that the sections want, by position in the evaluation's rows."""
     wanted = sorted({row for section in sections for shot in section.shots for row in shot.rows})
     task = _task(run, notes)
     if not wanted or not run.data_uri or task is None:
         return {}
-    from tlray.dataset import Dataset
-    from tlray.schema import ID, IMAGE
+    from tlray.data.dataset import Dataset
+    from tlray.data.schema import ID, IMAGE
 
     split, rows = run.evaluation["split"], run.evaluation["rows"]
     found: dict[int, str] = {}
@@ -164,7 +165,7 @@ def _pictures(run: Run, sections: Sequence[plots.Section], notes: list[str]) -> 
 def _thumbnail(data: bytes, draw: Callable[[PIL.Image.Image], PIL.Image.Image], notes: list[str]) -> str:
     """A picture of any format, upright and drawn upon, as a small JPEG in a ``data:`` URI; "" where it
     cannot be decoded."""
-    from tlray import image
+    from tlray.data import image
 
     try:
         picture = draw(image.decode(data))
@@ -191,10 +192,10 @@ def _render(**values: Any) -> str:
     environment.filters["svg"] = lambda svg: Markup(
         svg.decode().replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
     )
-    environment.filters["slug"] = words.slug
-    environment.filters["cell"] = words.cell
-    environment.filters["key"] = words.sort_key
-    environment.filters["duration"] = plots.duration
+    environment.filters["slug"] = formatting.slug
+    environment.filters["cell"] = formatting.cell
+    environment.filters["key"] = formatting.sort_key
+    environment.filters["duration"] = charts.duration
     script = (here / "report.js").read_text(encoding="utf-8")
     style = (here / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

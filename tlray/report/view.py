@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from tlray import plots
+from tlray.figures import charts
 from tlray.config import Config
-from tlray.plots import Column, Line, Point, Section, Table
-from tlray.redact import redact_tree
-from tlray.report.run import Goal, Json, Run, equal, finite
-from tlray.report.words import leaves, plain, short
+from tlray.figures.charts import Column, Line, Point, Section, Table
+from tlray.report.redact import redact_tree
+from tlray.report.run_files import Goal, Json, Run, equal, finite
+from tlray.report.formatting import leaves, plain, short
 
 FREEZE, RATE = "model.freeze", "optim.lr"
 MOST_FILES = 100  # shown of those that were left out
@@ -104,7 +104,7 @@ def headline(run: Run) -> Head:
         longest = "most of it " + max(stages_s, key=lambda item: item[1])[0] if stages_s else ""
         tiles.append(
             Tile(
-                "time", plots.duration(seconds), f"{epochs} epochs" if epochs and not run.trials else longest
+                "time", charts.duration(seconds), f"{epochs} epochs" if epochs and not run.trials else longest
             )
         )
     if all_trials := run.trials.get("trials"):
@@ -147,7 +147,7 @@ def curves(run: Run) -> list[Section]:
         behind = {"Loss": "val_loss", "Learning rate": ""}.get(title, decides)
         lines += [line for t in run.trials.get("trials", []) if (line := _behind(t, run, behind)) is not None]
         if lines:
-            found.append(Section(title.replace("_", " ").capitalize(), svgs=[plots.curves(lines, "")]))
+            found.append(Section(title.replace("_", " ").capitalize(), svgs=[charts.curves(lines, "")]))
     return found
 
 
@@ -184,8 +184,8 @@ def trials(run: Run) -> Trials | None:
     ]
     total = sum(row.seconds for row in rows)
     lost = sum(row.seconds for row in rows if row.status == "stopped")
-    caption = f"{len(rows)} trials cost {plots.duration(total)} of training together"
-    caption += f", {plots.duration(lost)} of it in those stopped early." if lost else "."
+    caption = f"{len(rows)} trials cost {charts.duration(total)} of training together"
+    caption += f", {charts.duration(lost)} of it in those stopped early." if lost else "."
     goal = run.goal.name if run.goal else "best"
     if level:
         caption += (
@@ -220,7 +220,7 @@ def baseline(run: Run) -> list[Section]:
     seconds, pictures = sum(p["seconds"] for p in probes), max(p["pictures"] for p in probes)
     caption = (
         f"Logistic regressions over the frozen features of {pictures} training pictures, fitted before the "
-        f"trials in {plots.duration(seconds)}; what fine-tuning adds is what it has above them. A held-out "
+        f"trials in {charts.duration(seconds)}; what fine-tuning adds is what it has above them. A held-out "
         "fifth of these pictures chose the strength of L2."
     )
     return [Section("Probe of frozen features", caption, tables=[Table(columns, rows)])]
@@ -249,9 +249,9 @@ def cost(run: Run) -> list[Section]:
         sum(plan.get(k, 0.0) for plan in plans) for k in ("naive_s", "planned_s", "took_s")
     )
     caption = (
-        f"Each trial for itself and to its end would take {plots.duration(naive)}, side by side "
-        f"{plots.duration(planned)}; with early stopping, validation and bundles it took "
-        f"{plots.duration(took)}. Prefix and step: a picture's, measured before the search began."
+        f"Each trial for itself and to its end would take {charts.duration(naive)}, side by side "
+        f"{charts.duration(planned)}; with early stopping, validation and bundles it took "
+        f"{charts.duration(took)}. Prefix and step: a picture's, measured before the search began."
     )
     return [Section("Cost by freeze depth", caption, tables=[Table(columns, rows)])]
 
@@ -277,7 +277,7 @@ def evidence(run: Run) -> list[Section]:
     )
     name = next(iter(rho))
     points = [(s[name], s["best"], f"{s['backbone']}, {s['stage']}") for s in known]
-    svgs = [plots.scatter(points, f"{name} score", goal)] if len(points) > 1 else []
+    svgs = [charts.scatter(points, f"{name} score", goal)] if len(points) > 1 else []
     return [Section("Scores beside results", caption, svgs=svgs, tables=[Table(columns, rows)])]
 
 
@@ -325,8 +325,8 @@ def time(run: Run) -> Section | None:
     stages = run.stages
     if not stages:
         return None
-    total = plots.duration(sum(seconds for _, seconds in stages))
-    return Section("Time", f"{total} in all.", svgs=[plots.stage_bar(stages)])
+    total = charts.duration(sum(seconds for _, seconds in stages))
+    return Section("Time", f"{total} in all.", svgs=[charts.stage_bar(stages)])
 
 
 def changed(config: Json) -> Table | None:
@@ -373,7 +373,7 @@ def _heatmap(run: Run, all_trials: Sequence[Json]) -> bytes | None:
     points.sort(key=lambda p: freeze_order(p.y, stages if isinstance(stages, int) else None))
     goal = run.goal or Goal("best", "max")
     name = goal.name.replace("_", " ")
-    return plots.heatmap(points, "learning rate", "frozen", name, goal.direction == "max")
+    return charts.heatmap(points, "learning rate", "frozen", name, goal.direction == "max")
 
 
 def _curve_name(key: str, run: Run) -> str:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlray.config import Config
-    from tlray.search.driver import SearchResult
+    from tlray.search.tuner import SearchResult
 
 __all__ = ["explain", "tune"]
 
 
 def explain(config: Config) -> list[dict[str, Any]]:
-    """What a search would cost, by depth; see `tlray.search.driver.explain`."""
-    from tlray.search.driver import explain
+    """What a search would cost, by depth; see `tlray.search.tuner.explain`."""
+    from tlray.search.tuner import explain
 
     return explain(config)
 
@@ -22,7 +22,7 @@ def explain(config: Config) -> list[dict[str, Any]]:
 def tune(
     config: Config, emit: Callable[[dict[str, Any]], None] | None = None, fresh: bool = False
 ) -> SearchResult:
-    """Run or go on with the search of this name; see `tlray.search.driver.run`."""
-    from tlray.search.driver import run
+    """Run or go on with the search of this name; see `tlray.search.tuner.run`."""
+    from tlray.search.tuner import run
 
     return run(config, emit, fresh)

@@ -19,15 +19,15 @@ import ray
 from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import RunError, TlrayError
-from tlray.loop import Loop, Record, Solo, Worker
-from tlray.resume import flat
-from tlray.search.plan import Plan, measure
-from tlray.search.prefix import Shared
-from tlray.search.rungs import Rungs
-from tlray.search.sampler import Sampler
+from tlray.training.loop import Loop, Record, Solo, Worker
+from tlray.training.resume import flat
+from tlray.search.cost import Plan, measure
+from tlray.search.features import Shared
+from tlray.search.halving import Rungs
+from tlray.search.searcher import Sampler
 from tlray.search.space import lineage
 from tlray.search.trial import free_memory, one_line
-from tlray.search.trials import Table
+from tlray.search.trial_log import Table
 
 log = logging.getLogger(__name__)
 

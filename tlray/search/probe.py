@@ -23,16 +23,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlray import bundle, storage, stream
-from tlray.backbone import Features
-from tlray.bundle import Model
-from tlray.candidate import begin, is_head
+from tlray import storage
+from tlray.bundle import bundle
+from tlray.data import loader
+from tlray.models.backbone import Features
+from tlray.bundle.bundle import Model
+from tlray.training.candidate import begin, is_head
 from tlray.config import Config
-from tlray.dataset import Dataset
-from tlray.image import Geometry
-from tlray.loop import HEAD
-from tlray.search.leave import leave
-from tlray.search.rank import BATCH, POOLED, features_by_stage
+from tlray.data.dataset import Dataset
+from tlray.data.image import Geometry
+from tlray.training.loop import HEAD
+from tlray.search.extra_bundle import leave
+from tlray.search.transferability import BATCH, POOLED, features_by_stage
 from tlray.tasks.base import TIE, Metrics, Row
 
 ROWS = 20_000  # of the training split at most, drawn by class
@@ -282,13 +284,13 @@ def _features(
     What is pooled comes from the last stage's map, which is therefore left out of those together.
     """
     backbone: Any = model.module.backbone
-    source = stream.Source(
+    source = loader.Source(
         config.data.uri, split, model.task, tuple(model.labels), model.preprocess,
         cache_mb=config.data.cache_mb,
     )  # fmt: skip
     parts: dict[str, list[Tensor]] = {}
     geometries: list[Geometry] = []
-    for batch in stream.pipeline(source, [(0, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]):
+    for batch in loader.pipeline(source, [(0, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]):
         for stage, x_BD in features_by_stage(backbone, batch.x_BCHW.to(device)).items():
             parts.setdefault(stage, []).append(x_BD.float())
         geometries += batch.geometries

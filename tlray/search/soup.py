@@ -23,15 +23,18 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tlray import bundle, storage, stream, tasks, weights
-from tlray.average import NO_AVERAGE, Weights, greedy, outcome
-from tlray.bundle import Manifest
-from tlray.candidate import begin
+from tlray import storage, tasks
+from tlray.bundle import bundle
+from tlray.data import loader
+from tlray.models import weights
+from tlray.training.average import NO_AVERAGE, Weights, greedy, outcome
+from tlray.bundle.bundle import Manifest
+from tlray.training.candidate import begin
 from tlray.config import Config, parse
-from tlray.dataset import Dataset
-from tlray.judging import Judged, Parts
-from tlray.loop import METRICS
-from tlray.search.leave import leave
+from tlray.data.dataset import Dataset
+from tlray.inference.judging import Judged, Parts
+from tlray.training.loop import METRICS
+from tlray.search.extra_bundle import leave
 from tlray.tasks.base import TIE, Goal
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the winner, between it and the probe
@@ -142,23 +145,23 @@ class _Judge:
             for name, norm in self._module.named_modules()
             if isinstance(norm, _BatchNorm) and any(_differ(self.initial, one, name) for one in trained)
         ]
-        source = stream.Source(
+        source = loader.Source(
             config.data.uri, split, task, tuple(self.model.labels), self.model.preprocess,
             config.augment, config.seed, config.data.cache_mb,
         )  # fmt: skip
         self._shown = list(self._training(source, data.num_rows(split))) if self._norms else []
         validation = config.data.validation_split
-        plain = stream.plain(source, validation)
-        self._held = stream.Held(plain, 0, 1, config.train.batch_size)
+        plain = loader.plain(source, validation)
+        self._held = loader.Held(plain, 0, 1, config.train.batch_size)
         self._rows = data.read(validation, list(task.columns)).to_pylist()
 
-    def _training(self, source: stream.Source, num_rows: int) -> Iterator[Tensor]:
+    def _training(self, source: loader.Source, num_rows: int) -> Iterator[Tensor]:
         """Some pictures as training shows them, in batches of its size."""
         rng = np.random.default_rng(self.config.seed)
         rows = np.sort(rng.permutation(num_rows)[:PICTURES])
         size = max(1, len(rows) // self.config.train.batch_size)
         batches = [rows[i::size] for i in range(size)]
-        for batch in stream.pipeline(source, [(0, rows) for rows in batches]):
+        for batch in loader.pipeline(source, [(0, rows) for rows in batches]):
             if batch.num_rows > 1:
                 yield batch.x_BCHW
 

@@ -22,11 +22,12 @@ import ray
 import torch
 from ray import tune
 
-from tlray import checkpoint, loop, runtime, storage, train
+from tlray import runtime, storage
+from tlray.training import checkpoint, fit, loop
 from tlray.config import Config, parse
 from tlray.errors import StorageError, TlrayError
-from tlray.search.leader import Leader
-from tlray.search.sampler import SCORE
+from tlray.search.controller import Leader
+from tlray.search.searcher import SCORE
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class Team:
         end: BaseException | None = None
         try:
             with runtime.events(self._hear) as tell:
-                train.fit(self._config, tell, [Leader(tell)])
+                fit.fit(self._config, tell, [Leader(tell)])
         except BaseException as error:
             end = error
         self._inbox.put(end)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tlray.config import MOVED, Augmentation, validate
-from tlray.dataset import Dataset
+from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, nearest
-from tlray.order import Together
-from tlray.schema import Kind
+from tlray.data.sampler import Together
+from tlray.data.schema import Kind
 from tlray.tasks.base import Counts, Task, TrainingRows
 
 

@@ -19,12 +19,12 @@ from PIL import Image
 from pydantic_core import core_schema
 from torch import nn
 
-from tlray.image import Geometry, Preprocess
-from tlray.plots import Section
-from tlray.schema import Kind
+from tlray.data.image import Geometry, Preprocess
+from tlray.figures.charts import Section
+from tlray.data.schema import Kind
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
 
 Row = dict[str, Any]  # one row of a data set: its label columns, id and path
 Prediction = dict[str, Any]  # JSON-able, in source pixels
@@ -75,7 +75,7 @@ class OneOf:
 
 
 class Defaults(NamedTuple):
-    """How a task trains where the configuration says ``auto``; see `tlray.defaults`."""
+    """How a task trains where the configuration says ``auto``; see `tlray.training.defaults`."""
 
     policy: Literal["colour", "mild", "photometric"] = "mild"  # of augmentation
     scale: tuple[float, float] = (1.0, 1.0)  # of crops

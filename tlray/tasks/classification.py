@@ -12,15 +12,16 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import losses, plots
+from tlray.figures import charts
+from tlray.tasks import losses
 from tlray.config import Share, Strict
-from tlray.image import Geometry, Preprocess
-from tlray.schema import LABEL, Kind
+from tlray.data.image import Geometry, Preprocess
+from tlray.data.schema import Kind, LABEL
 from tlray.tasks import base
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
 
 
 class Task(Strict):
@@ -103,11 +104,11 @@ class Task(Strict):
     def summary(self, prediction: Prediction, top: int) -> str:
         return "  ".join(f"{item['label']} {item['probability']:.4f}" for item in prediction["labels"][:top])
 
-    def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
+    def figures(self, evaluation: dict[str, Any]) -> list[charts.Section]:
         """Confusion matrix, per-class figures, calibration."""
         rows, labels = evaluation["rows"], evaluation["labels"]
         truth, predicted = [r["truth"] for r in rows], [r["prediction"] for r in rows]
-        return plots.classification(truth, predicted, [r["probability"] for r in rows], labels)
+        return charts.classification(truth, predicted, [r["probability"] for r in rows], labels)
 
 
 class Classifier(nn.Module):

@@ -17,17 +17,17 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import losses
+from tlray.tasks import losses
 from tlray.config import Count, NonNegative, Positive, Share, Strict
-from tlray.image import Geometry, Preprocess
-from tlray.plots import Column, Section, Shot, Table
-from tlray.schema import LABEL, Kind
-from tlray.svg import BLUE, GRID, RED, SOFT, Plot, to_svg
+from tlray.data.image import Geometry, Preprocess
+from tlray.figures.charts import Column, Section, Shot, Table
+from tlray.data.schema import Kind, LABEL
+from tlray.figures.svg import BLUE, GRID, Plot, RED, SOFT, to_svg
 from tlray.tasks import base
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
 
 MARGINS = {"arcface": 0.5, "cosface": 0.35, "adaface": 0.4}  # of the papers; arcface's is an angle (rad)
 MAX_PICTURES = 3000  # that are paired; of more, the people of a fixed random choice are

@@ -14,16 +14,17 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import losses, plots
+from tlray.figures import charts
+from tlray.tasks import losses
 from tlray.config import Share, Strict
 from tlray.errors import ConfigError
-from tlray.image import Geometry, Preprocess
-from tlray.schema import LABELS, Kind
+from tlray.data.image import Geometry, Preprocess
+from tlray.data.schema import Kind, LABELS
 from tlray.tasks import base
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
 
 FEW = 10  # positives in validation, below which classes share one threshold
 MOST_WEIGHT = 100.0  # of a class's positives in the loss: a handful of pictures must not rule it
@@ -143,7 +144,7 @@ class Task(Strict):
             for item in ranked[: max(top, len(there))]
         )
 
-    def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
+    def figures(self, evaluation: dict[str, Any]) -> list[charts.Section]:
         """Per-class figures, calibration, and the pictures that the model is most wrong about."""
         rows, labels = evaluation["rows"], evaluation["labels"]
         if not rows:
@@ -168,31 +169,31 @@ class Task(Strict):
             )
         cells.sort(key=lambda row: math.inf if row[1] is None else row[1])
         names = ("average precision", "precision", "recall", "f1")
-        columns = [plots.Column("class"), *(plots.Column(name, 3, most=1) for name in names)]
-        columns += [plots.Column("threshold", 3), plots.Column("pictures")]
-        svg, ece = plots.reliability(scores_NC.ravel().tolist(), truth_NC.ravel().tolist())
+        columns = [charts.Column("class"), *(charts.Column(name, 3, most=1) for name in names)]
+        columns += [charts.Column("threshold", 3), charts.Column("pictures")]
+        svg, ece = charts.reliability(scores_NC.ravel().tolist(), truth_NC.ravel().tolist())
         p_NC = np.clip(scores_NC, 1e-6, 1 - 1e-6)
         loss_N = -np.where(truth_NC, np.log(p_NC), np.log(1 - p_NC)).sum(axis=1)
         wrong = np.flatnonzero((truth_NC != said_NC).any(axis=1))
         worst = wrong[np.argsort(-loss_N[wrong], kind="stable")][:24].tolist()
         return [
-            plots.Section(
+            charts.Section(
                 "Classes",
                 "Average precision is over all thresholds; precision, recall and F1 are at the class's own. "
                 "Weakest first; a dash where a class was never predicted or never occurs.",
-                tables=[plots.Table(columns, cells)],
+                tables=[charts.Table(columns, cells)],
             ),
-            plots.Section(
+            charts.Section(
                 "Calibration",
                 f"How often a class is there when the model says how sure it is. Expected calibration error "
                 f"{ece:.3f} over ten bins, all classes together (arXiv 1706.04599).",
                 [svg],
             ),
-            plots.Section(
+            charts.Section(
                 "Worst pictures",
                 f"{len(rows) - len(wrong)} of {len(rows)} with every class right; those of the largest loss "
                 "first. Sometimes it is the labels.",
-                shots=[plots.Shot(i, _told(truth_NC[i], said_NC[i], scores_NC[i], labels)) for i in worst],
+                shots=[charts.Shot(i, _told(truth_NC[i], said_NC[i], scores_NC[i], labels)) for i in worst],
             ),
         ]
 

@@ -14,16 +14,18 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from tlray import losses, masks, plots
+from tlray.data import masks
+from tlray.figures import charts
+from tlray.tasks import losses
 from tlray.config import Count, Share, Strict
 from tlray.errors import DataError
-from tlray.image import Geometry, Pixels, Preprocess, decode_mask, encode_mask, render_mask
-from tlray.schema import MASK, Kind
+from tlray.data.image import Geometry, Pixels, Preprocess, decode_mask, encode_mask, render_mask
+from tlray.data.schema import Kind, MASK
 from tlray.tasks import base
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
 
 UNKNOWN = masks.UNKNOWN  # in a mask: no class; in a prediction: outside of what the model was shown
 MOST_LOGITS = 1 << 27  # beyond it classes, not logits, are brought to the source's size
@@ -178,7 +180,7 @@ class Task(Strict):
         ranked = sorted(prediction["shares"].items(), key=lambda item: -item[1])
         return "  ".join(f"{name} {share:.1%}" for name, share in ranked[:top]) or "no class"
 
-    def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
+    def figures(self, evaluation: dict[str, Any]) -> list[charts.Section]:
         """IoU of each class, and the pictures that went worst."""
         rows, labels = evaluation["rows"], evaluation["labels"]
         both, either = np.zeros(256, np.int64), np.zeros(256, np.int64)
@@ -188,19 +190,19 @@ class Task(Strict):
         found = [(name, both[i] / either[i], either[i]) for i, name in enumerate(labels) if either[i]]
         found.sort(key=lambda item: item[1])
         most = int(either.max()) or 1
-        classes = plots.Table(
-            [plots.Column("class"), plots.Column("iou", 3, 1.0), plots.Column("pixels", 0, most)],
+        classes = charts.Table(
+            [charts.Column("class"), charts.Column("iou", 3, 1.0), charts.Column("pixels", 0, most)],
             [[name, float(iou), int(pixels)] for name, iou, pixels in found],
         )
         worst = sorted((row["iou"], i) for i, row in enumerate(rows) if row["iou"] is not None)[:NUM_SHOTS]
         return [
-            plots.Section(
+            charts.Section(
                 "Classes", "Intersection over union of all pixels, weakest first; pixels of either.",
                 tables=[classes],
             ),
-            plots.Section(
+            charts.Section(
                 "Worst pictures", "Colours are what the model says, white lines the borders of the truth.",
-                shots=[plots.Shot(i, [("mean iou", f"{iou:.3f}")]) for iou, i in worst],
+                shots=[charts.Shot(i, [("mean iou", f"{iou:.3f}")]) for iou, i in worst],
             ),
         ]  # fmt: skip
 

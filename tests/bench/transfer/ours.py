@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tlray import tasks
-from tlray.evaluate import check
-from tlray.predict import Predictor
-from tlray.stream import RowReader
+from tlray.inference.evaluate import check
+from tlray.bundle.predictor import Predictor
+from tlray.data.loader import RowReader
 
 from .cases import RECIPES, SPLITS, Case, weights
 

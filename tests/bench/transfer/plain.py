@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from tlray import stream, tasks
-from tlray.backbone import Backbone
-from tlray.dataset import Dataset
-from tlray.image import Preprocess
+from tlray import tasks
+from tlray.data import loader
+from tlray.models.backbone import Backbone
+from tlray.data.dataset import Dataset
+from tlray.data.image import Preprocess
 
 from .cases import SPLITS, Case, weights
 
@@ -42,9 +43,9 @@ def decoded(data: Path, size: int) -> Pictures:
     task = tasks.load({"name": "classification"})
     for split in ("train", *SPLITS):
         rows = np.arange(opened.num_rows(split))
-        source = stream.Source(str(data), split, task, tuple(opened.labels()), pre)
+        source = loader.Source(str(data), split, task, tuple(opened.labels()), pre)
         x = torch.cat(
-            [stream.pixels(source, opened.fingerprint, rows[i : i + 256]) for i in range(0, len(rows), 256)]
+            [loader.pixels(source, opened.fingerprint, rows[i : i + 256]) for i in range(0, len(rows), 256)]
         )
         found[split] = x, torch.from_numpy(opened.read(split, ["label"])["label"].to_numpy().copy())
     return found

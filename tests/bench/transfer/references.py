@@ -28,12 +28,13 @@ from torchvision import tv_tensors
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from tlray import config, defaults, tasks
-from tlray.backbone import Backbone
-from tlray.dataset import Dataset
-from tlray.image import decode_mask
-from tlray.schema import CROWD, LABEL, MASK, OBJECTS, flagged
-from tlray.stream import RowReader
+from tlray import config, tasks
+from tlray.training import defaults
+from tlray.models.backbone import Backbone
+from tlray.data.dataset import Dataset
+from tlray.data.image import decode_mask
+from tlray.data.schema import CROWD, LABEL, MASK, OBJECTS, flagged
+from tlray.data.loader import RowReader
 from tlray.tasks import detection, face_recognition, segmentation
 from tlray.tasks.base import Prediction, Row
 from tlray.tasks.detection.boxes import corners

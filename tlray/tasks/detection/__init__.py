@@ -21,10 +21,10 @@ from PIL import Image
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import nn
 
-from tlray import plots
+from tlray.figures import charts
 from tlray.config import Count, Positive, Share, Strict
-from tlray.image import Geometry, Preprocess
-from tlray.schema import CROWD, DIFFICULT, HEIGHT, OBJECTS, WIDTH, Kind, flagged, flags_of, with_flags
+from tlray.data.image import Geometry, Preprocess
+from tlray.data.schema import CROWD, DIFFICULT, HEIGHT, Kind, OBJECTS, WIDTH, flagged, flags_of, with_flags
 from tlray.tasks import base
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
 from tlray.tasks.detection.anchors import ENOUGH, FITS, Anchors, Shape, shapes_of
@@ -34,7 +34,7 @@ from tlray.tasks.detection.metrics import COCO_OBJECTS, Metrics, hits, is_aside,
 from tlray.tasks.detection.model import OneStage, TwoStage, levels
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
 
 LEAST_SHARE = 0.2  # of a box that a crop must keep, else it is no object of that crop
 CANDIDATES = 1000  # scores a picture that suppression looks at
@@ -291,14 +291,14 @@ class Task(Strict):
         )
         return "  ".join([f"{len(found)} objects", *places])
 
-    def figures(self, evaluation: dict[str, Any]) -> list[plots.Section]:
+    def figures(self, evaluation: dict[str, Any]) -> list[charts.Section]:
         """Average precision and curves by class; the pictures with most mistakes; how anchors fit."""
         shown = figures(evaluation["rows"], evaluation["labels"])
         if self.anchor_recall is None:
             return shown
         kind = "standard ones" if self.shapes is None else "their shapes are made of the boxes"
         said = f"{self.anchor_recall:.1%} of the training boxes have an anchor of IoU {FITS} or more"
-        return [*shown, plots.Section("Anchors", f"{said} ({kind}).")]
+        return [*shown, charts.Section("Anchors", f"{said} ({kind}).")]
 
     @property
     def shapes(self) -> Sequence[Shape] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tlray import plots
+from tlray.figures import charts
 from tlray.tasks.detection.metrics import coco, hits
 
 BOX_COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a0488b", "#806b00", "#444444", "#5b2a91", "#b3261e")
@@ -16,7 +16,7 @@ BOX_COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a0488b", "#806b00", "#444444",
 
 def figures(
     rows: Sequence[dict[str, Any]], labels: Sequence[str], num_shots: int = 24
-) -> list[plots.Section]:
+) -> list[charts.Section]:
     if not rows:
         return []
     threshold = rows[0]["threshold"]
@@ -47,29 +47,29 @@ def figures(
         for c in order
     ]
     lines = [
-        plots.Line(labels[c], curve_RC[:, c].tolist(), recall_R)
+        charts.Line(labels[c], curve_RC[:, c].tolist(), recall_R)
         if i < 4
-        else plots.Line("others", curve_RC[:, c].tolist(), recall_R, "faded")
+        else charts.Line("others", curve_RC[:, c].tolist(), recall_R, "faded")
         for i, c in enumerate(shown[:40])
     ]
     numbers = ("AP", "AP at IoU 0.5", "precision", "recall")
-    columns = [plots.Column("class"), *(plots.Column(n, 3, most=1) for n in numbers), plots.Column("objects")]
+    columns = [charts.Column("class"), *(charts.Column(n, 3, most=1) for n in numbers), charts.Column("objects")]
     worst.sort(key=lambda w: (-w[0] - w[1], w[3]))
     wrong = [w for w in worst if w[0] + w[1]]
     return [
-        plots.Section(
+        charts.Section(
             "Classes",
             "AP: average precision over IoU 0.5 to 0.95, as COCO counts it. Curves, precision and recall: at "
             f"IoU 0.5, the latter two of finds with a score of {threshold:.2f} or more. Weakest first.",
-            [plots.curves(lines, "precision", "recall")] if lines else [],
-            [plots.Table(columns, cells)],
+            [charts.curves(lines, "precision", "recall")] if lines else [],
+            [charts.Table(columns, cells)],
         ),
-        plots.Section(
+        charts.Section(
             "Most mistakes",
             f"{len(wrong)} of {len(rows)} pictures with an object missed or a find that is none, most of "
             "both first. Full lines: what was found, with its score. Dashed: what is there.",
             shots=[
-                plots.Shot(n, [("missed", str(missed)), ("false", str(false)), ("found", str(found))])
+                charts.Shot(n, [("missed", str(missed)), ("false", str(false)), ("found", str(found))])
                 for missed, false, found, n in wrong[:num_shots]
             ],
         ),

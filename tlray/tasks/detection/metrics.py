@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlray.schema import CROWD, DIFFICULT, OBJECTS, flagged
+from tlray.data.schema import CROWD, DIFFICULT, OBJECTS, flagged
 from tlray.tasks.base import Prediction, Row
 from tlray.tasks.detection.boxes import areas, corners
 

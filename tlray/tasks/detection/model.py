@@ -16,7 +16,7 @@ from tlray.errors import ConfigError
 from tlray.tasks.detection.anchors import Anchors
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
-    from tlray.backbone import Backbone
+    from tlray.models.backbone import Backbone
     from tlray.tasks.detection import Task
 
 

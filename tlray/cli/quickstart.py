@@ -1,0 +1,165 @@
+"""The whole road once, on a drawn sample or on the user's own pictures: `tlray quickstart`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tlray import api, runtime, storage
+from tlray.storage import targets
+from tlray.config import Config, parse
+from tlray.errors import DataError, RunError, misspelt
+from tlray.cli.progress import Display, duration
+from tlray.data.schema import IMAGE, LABEL
+
+STEPS = ("Sample", "Ingest", "Search", "Evaluate", "Promote", "Serve")
+NAME = "quickstart"
+MAX_SIDE = 256  # px; pictures are decoded faster near the size that the model sees
+REQUEST_TIMEOUT_S = 60.0
+
+
+def recipe(work: str, data: str, name: str) -> Config:
+    """A search that is small enough for two cores: three freeze depths x two learning rates."""
+    return parse(
+        {
+            "name": name,
+            "runs": storage.join(work, "runs"),
+            "models": storage.join(work, "models"),
+            "data": {"uri": data},
+            "input": {"size": 64},  # what the built-in backbone was pretrained at
+            "model": {"backbone": "resnet10t-nano", "weights": "builtin"},
+            "train": {"epochs": 4, "batch_size": 64},
+            "search": {
+                "sampler": "grid",
+                "space": {
+                    "model.freeze": {"choice": ["all", 0.6, 0]},
+                    "optim.lr": {"choice": [0.006, 0.003]},
+                },
+                "grace_epochs": 2,
+                "extend": False,  # as many trials as were announced
+            },
+            "serve": {"port": 0},
+        },
+        "quickstart",
+    )
+
+
+def run(
+    source: str | None,
+    work: str,
+    watch: Callable[[int], Any],
+    say: Callable[[str], None],
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Ingest, search, evaluate, promote, serve, ask once; everything is shut down at the end.
+
+    ``source`` None: a sample is drawn. ``watch(num_steps)`` makes the `Display`. What is written lies
+    below ``work``; running again makes another run and another version beside the older ones.
+    """
+    began = time.monotonic()
+    if source is not None and not storage.exists(source):
+        raise DataError(
+            f"{source}: not found; accepted: a folder or table of labelled pictures{misspelt(source)}"
+        )
+    targets.check_folder(work)
+    work = storage.absolute(work)
+    config = recipe(work, storage.join(work, "data"), time.strftime("run-%Y%m%d-%H%M%S"))
+    with watch(len(STEPS) - (source is not None)) as show, contextlib.ExitStack() as session:
+        found = _walk(source, work, config, show, verbose, session)
+    found["seconds"] = round(time.monotonic() - began, 1)
+    _tell(found, config, say)
+    return found
+
+
+def _walk(
+    source: str | None,
+    work: str,
+    config: Config,
+    show: Display,
+    verbose: bool,
+    session: contextlib.ExitStack,
+) -> dict[str, Any]:
+    runtime.prepare(verbose)
+    if source is None:
+        source = storage.join(work, "sample")
+        with show.step("Sample: draw labelled pictures"):
+            from tlray.data.synthetic import draw
+
+            draw(source, progress=show.progress)
+    # Mistakes in the pictures show before Ray is started, and Ray is started once for all that follows.
+    with show.step("Ingest: check the pictures, make a data set"):
+        made = api.ingest(source, config.data.uri, show, verbose, session, max_side=MAX_SIDE)
+    splits = ", ".join(f"{split} {rows}" for split, rows in made.splits.items())
+    show.line(f"      {splits}; findings: {storage.join(config.data.uri, 'preflight.txt')}")
+    with show.step("Search: freeze depth x learning rate"):
+        search = api.tune(config, show, verbose)
+    with show.step("Evaluate: the winner on pictures it has never seen"):
+        from tlray.inference.evaluate import evaluate
+
+        split = next(s for s in ("test", "validation") if made.splits.get(s))
+        scores = evaluate(search["bundle"], config.data.uri, split, show.progress)
+    with show.step("Promote: give it a name and a version"):
+        from tlray.bundle import registry
+
+        version = registry.promote(search["bundle"], config.models, NAME)
+    with show.step("Serve: start the endpoint and ask it"):
+        answer = _ask(config, split, verbose)
+    return {
+        "run": search["run"],
+        "bundle": search["bundle"],
+        "trials": search["trials"],
+        "split": split,
+        "metrics": scores["metrics"],
+        "model": f"{NAME}@{version}",
+        "models": config.models,
+        "report": search["report"],
+        **answer,
+        "steps": dict(show.seconds),
+    }
+
+
+def _ask(config: Config, split: str, verbose: bool) -> dict[str, Any]:
+    """Serve the model and send one picture of a split as a real client would."""
+    import httpx
+
+    from tlray.data.dataset import Dataset
+    from tlray.serving import deploy
+
+    data = Dataset.open(config.data.uri)
+    row = data.rows(split, [0], [IMAGE, LABEL]).to_pylist()[0]
+    names = data.labels()
+    file = storage.join(config.run_uri, "asked.jpg")
+    storage.write_bytes(file, row[IMAGE]["bytes"])
+    with deploy.run([NAME], config.serve, config.models, verbose=verbose) as server:
+        url = f"{server.url}/v1/models/{NAME}/predict"
+        reply = httpx.post(
+            url,
+            content=storage.read_bytes(file),
+            headers={"Content-Type": "application/octet-stream"},
+            timeout=REQUEST_TIMEOUT_S,
+            trust_env=False,
+        )
+    if reply.status_code != 200:
+        raise RunError(f"{url}: answered {reply.status_code}: {reply.text[:200]}")
+    return {"url": url, "asked": file, "truth": names[row[LABEL]], "answer": reply.json()}
+
+
+def _tell(found: dict[str, Any], config: Config, say: Callable[[str], None]) -> None:
+    answer, models = found["answer"], found["models"]
+    best = answer["predictions"][0]
+    ranked = "  ".join(f"{item['label']} {item['probability']:.3f}" for item in best["labels"][:3])
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in found["metrics"].items())
+    say("")
+    say(f"Asked     POST {found['url']}  with {found['asked']} ({found['truth']})")
+    say(f"Answer    {ranked}  ({answer['timing']['total_ms']:.0f} ms, {answer['model']}@{answer['version']})")
+    say(f"Model     {found['model']}: {found['split']} {scores}")
+    say(f"Report    {found['report']}")
+    say(f"Time      {duration(found['seconds'])}")
+    say("")
+    say("Next:")
+    say(f"  tlray serve {NAME} --models {models}")
+    say(f"  tlray predict {NAME} PICTURE.jpg --models {models}")
+    say(f"  tlray evaluate {NAME} {config.data.uri} --models {models}")
+    say("  tlray quickstart FOLDER        (your own pictures: FOLDER/CLASS/*.jpg)")

@@ -1,0 +1,78 @@
+"""Evaluation of a bundle on a split: the same Predictor as serving, rendered by Ray Data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tlray import tasks
+from tlray.bundle import bundle
+from tlray.data import loader, schema
+from tlray.data.dataset import Dataset
+from tlray.errors import DataError
+from tlray.inference.judging import Parts
+from tlray.bundle.predictor import Predictor
+
+BATCH_SIZE = 64
+FEW = 1000  # rows, below which a figure comes with its standard error
+
+
+def check(bundle_uri: str, data_uri: str, split: str) -> None:
+    """Everything that can be wrong before evaluation starts: labels that are not the model's, or no labels.
+
+    Raises BundleError, DataError.
+    """
+    manifest, data = bundle.read_manifest(bundle_uri), Dataset.open(data_uri)
+    task = tasks.load(manifest.task)
+    data.group_rows(split)
+    theirs, labels = tasks.labels_of(task, data), manifest.labels
+    if theirs != labels:
+        odd = sorted(set(theirs) ^ set(labels)) or ["their order"]
+        raise DataError(
+            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(odd[:5])}); "
+            "accepted: a data set with the same labels in the same order"
+        )
+    tasks.check_split(task, data, split)
+
+
+def evaluate(
+    bundle_uri: str,
+    data_uri: str,
+    split: str = "test",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Predict every row of a split once: ``{"split", "metrics", "standard_errors", "labels", "rows", ...}``.
+
+    ``standard_errors`` are those of the metrics, of a split with fewer than `FEW` rows. ``rows`` are in the
+    split's order; what one holds is the task's (`Task.record`), besides id and path.
+    Raises DataError where the data's labels are not the model's, BundleError for an unsound bundle.
+    """
+    began = time.perf_counter()
+    predictor = Predictor(bundle_uri)
+    check(bundle_uri, data_uri, split)
+    data, task, labels = Dataset.open(data_uri), predictor.task, predictor.labels
+    source = loader.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
+    columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]
+    rows = data.read(split, columns).to_pylist()
+    parts, records = Parts(partial(task.metrics, labels), len(rows) < FEW, tasks.identity(task)), []
+    for batch in loader.evaluation_batches(source, 0, 1, BATCH_SIZE):
+        found = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
+        ours = [rows[int(i)] for i in batch.rows]
+        parts.update(found, ours)
+        records += [
+            {"id": row.get(schema.ID, f"{split}-{i}"), "path": path, **task.record(row, prediction)}
+            for i, row, path, prediction in zip(batch.rows, ours, batch.paths, found, strict=True)
+        ]
+        if progress is not None:
+            progress("evaluate", len(records), len(rows))
+    seconds = time.perf_counter() - began
+    return {
+        "split": split,
+        "metrics": parts.metrics[0].compute(),
+        "standard_errors": parts.standard_errors(),
+        "labels": labels,
+        "rows": records,
+        "seconds": seconds,
+    }

@@ -1,0 +1,172 @@
+"""Data sets of Hugging Face with the pictures inside: a ``save_to_disk`` folder, or Parquet files.
+
+`tlray.data.dataset` opens them; here their label columns become an index. A class of type ClassLabel is given by
+its name; -1 and null are no label, and a split of nothing else is left out. Pictures are read again by
+their rows: see `tlray.ingestion.writer.read`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from tlray import storage
+from tlray.data import schema, shards
+from tlray.data.dataset import Dataset, MANIFEST
+from tlray.errors import DataError, StorageError
+from tlray.ingestion.findings import Finding, finding
+from tlray.ingestion.formats.base import Index, Look, table
+from tlray.ingestion.formats.listing import Listing
+from tlray.ingestion.formats.tabular import cells, labels, records, roles
+from tlray.ingestion.formats.tabular.rows import Row, index_rows, with_class_names, without_missing
+from tlray.data.schema import ID, IMAGE, LABEL, LABELS, OBJECTS, SPLIT, SPLITS
+
+GIVES: tuple[str, ...] = (LABEL, LABELS, OBJECTS)
+_STATES = ("dataset_dict.json", "state.json")
+_NO_LABEL = -1  # what Hugging Face writes where the labels are hidden
+
+
+def look(listing: Listing) -> Look | None:
+    """Arrow files with their state, or Parquet files that hold pictures."""
+    if not listing.named and MANIFEST in listing:
+        files = listing.labels(".parquet", ".json")
+        here = storage.absolute(listing.root)
+        return Look(
+            f"{MANIFEST} of tlray ingest", files, files,
+            f"it is a data set already; accepted: data.uri={here} in a training, or another SRC",
+        )  # fmt: skip
+    arrow = listing.labels(".arrow")
+    states = [path for path in listing.files if path.rpartition("/")[2] in (*_STATES, "dataset_info.json")]
+    if arrow and (listing.named or any(state in listing for state in _STATES)):
+        return Look(f"{len(arrow)} .arrow of save_to_disk", arrow, [*arrow, *states])
+    if arrow and not listing.pictures:
+        lacks = "dataset_dict.json or state.json is not there; accepted: the folder that save_to_disk made"
+        return Look(f"{len(arrow)} .arrow files", arrow, arrow, lacks)
+    parquet = listing.labels(".parquet")
+    if parquet and _holds_pictures(listing, parquet[0]):
+        return Look(f"{len(parquet)} .parquet with pictures inside", parquet, [*parquet, *states])
+    return None
+
+
+def _holds_pictures(listing: Listing, path: str) -> bool:
+    place = listing.where(path)
+    try:
+        with storage.faults(place):
+            return records.embeds_pictures(shards.Parquet(place).schema)
+    except (pa.ArrowException, StorageError):
+        return False
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, source, and what there is of label, labels and objects).
+
+    Raises DataError for numbers beyond the class names, columns of doubtful meaning, no labels at all.
+    """
+    if not listing.named and MANIFEST in listing:
+        here = storage.absolute(listing.root)
+        raise DataError(f"{here}: is a data set already; accepted: data.uri={here}, or another SRC")
+    data = Dataset.open(listing.where(listing.named) if listing.named else listing.root)
+    notes: list[Finding] = []
+    splits = _known_splits(data, notes)
+    columns, places, names = _columns(data, splits)
+    try:
+        chosen = roles.labels(columns)
+    except roles.Unclear as reason:
+        raise DataError(f"{data.uri}: {reason}") from None
+    unused = [name for name in columns if name not in chosen.columns]
+    notes += finding("info", "unused_column", unused, "{n} columns are not used")
+    read = labels.read(listing, chosen, columns, places, notes)
+    rows = []
+    for (split, number), label in zip(places, read, strict=True):
+        if label.missing and chosen.column in names:
+            label = replace(label, text=str(_NO_LABEL))
+        digits = len(str(data.num_rows(split)))
+        own = split if split in SPLITS.values() else None
+        rows.append(Row(f"{split}/{number:0{digits}d}", own, label, split, number))
+    rows = without_missing(listing, rows, notes)
+    if not rows:
+        raise DataError(f"{data.uri} column {chosen.column!r}: holds no label in any row; accepted: labels")
+    numbered, rows = with_class_names(listing, rows, listing.labels(".parquet"), notes)
+    made, given = index_rows(listing, rows, column)
+    for row, where in zip(made, rows, strict=True):
+        row["source"] = source(where.file, where.line, listing.named)
+    order = names.get(chosen.column)
+    every = {name: order for name in given} if order else numbered
+    return Index(table(made, *given), names={n: v for n, v in every.items() if n in given}, findings=notes)
+
+
+def source(split: str, number: int, path: str = "") -> str:
+    """Where a picture's bytes are: a row of the data set at ``path`` below the root."""
+    return f"row:{split}:{number}:{path}"
+
+
+def _known_splits(data: Dataset, notes: list[Finding]) -> list[str]:
+    """The splits that have a meaning here; a single one may be called anything."""
+    known = [split for split in data.splits if split in SPLITS.values()]
+    others = [f"{split}: {data.num_rows(split)} rows" for split in data.splits if split not in known]
+    if not known and len(others) > 1:
+        raise DataError(f"{data.uri}: splits {', '.join(data.splits)}; accepted: train, validation, test")
+    notes += finding(
+        "warning", "other_split", others if known else [],
+        "{n} splits are neither train nor validation nor test (left out)",
+    )  # fmt: skip
+    return known or data.splits
+
+
+def _columns(
+    data: Dataset, splits: Sequence[str]
+) -> tuple[dict[str, list[Any]], list[labels.Place], dict[str, list[str]]]:
+    """The columns that may hold labels, their classes as text; where each row is; class names by column."""
+    features = schema.features(data.schema)
+    plain = [
+        field.name
+        for field in data.schema
+        if field.name not in (IMAGE, ID, SPLIT, schema.WIDTH, schema.HEIGHT) and records.is_plain(field.type)
+    ]
+    if not plain:
+        raise DataError(f"{data.uri}: no column beside {IMAGE}; accepted: {roles.LABELS_ACCEPTED}")
+    columns: dict[str, list[Any]] = {name: [] for name in plain}
+    places: list[labels.Place] = []
+    names = {name: found for name in plain if (found := _class_names(features.get(name)))}
+    for split in splits:
+        read = data.read(split, plain)
+        for name in plain:
+            values = read[name].to_pylist()
+            if name in names:
+                values = [
+                    _named(value, names[name], f"{data.uri} {split} row {row} column {name!r}")
+                    for row, value in enumerate(values)
+                ]
+            columns[name] += values
+        places += [(split, row) for row in range(read.num_rows)]
+    return columns, places, names
+
+
+def _class_names(feature: Any) -> list[str]:
+    """Names of the classes that a column, or the lists in it, hold; empty where it has none."""
+    if isinstance(feature, list):
+        return _class_names(feature[0]) if feature else []
+    if not isinstance(feature, Mapping):
+        return []
+    names = feature.get("names")
+    if isinstance(names, list):
+        return [str(name) for name in names]
+    inner = [feature.get(key) for key in ("feature", "category", "categories", "label", "labels")]
+    return next((found for part in inner if (found := _class_names(part))), [])
+
+
+def _named(value: Any, names: Sequence[str], where: str) -> Any:
+    """A value with class names for numbers, at any depth; nothing for -1."""
+    if isinstance(value, list):
+        return [_named(part, names, where) for part in value]
+    if isinstance(value, dict):
+        kinds = [key for key in ("category", "categories", "label", "labels") if key in value]
+        return {**value, **{key: _named(value[key], names, where) for key in kinds[:1]}}
+    if not isinstance(value, int) or isinstance(value, bool) or value == _NO_LABEL:
+        return None if value == _NO_LABEL else value
+    if not 0 <= value < len(names):
+        raise DataError(f"{where}: {value}; accepted: 0 to {len(names) - 1}, or -1 for no label")
+    return cells.text(names[value])

@@ -1,0 +1,199 @@
+"""COCO: JSON of ``images``, ``annotations`` and ``categories``, as annotations/instances_train2017.json or
+Roboflow's train/_annotations.coco.json.
+
+The split stands in the file's name, else in its folder's, else in the picture's folder. Where there are
+instances_*.json other JSON files are passed over. Boxes of crowds keep their ``iscrowd``; an object without
+``bbox`` has the box around its ``segmentation``. For masks outlines are painted in the file's order, those
+of crowds and boxes without an outline as unknown pixels.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tlray.errors import DataError, StorageError
+from tlray.ingestion.formats import coco_file, outlines
+from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.listing import Listing, split_in
+from tlray.ingestion.formats.markup import names_in_head
+from tlray.ingestion.formats.pairs import unlabelled
+from tlray.ingestion.formats.places import Places, near
+from tlray.data.schema import MASK, OBJECTS
+
+GIVES: tuple[str, ...] = (OBJECTS, MASK)
+_KEYS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
+_SIGNS = ('"file_name"', '"image_id"', '"category_id"', '"supercategory"', '"coco_url"', '"bbox"')
+_LOOKED_INTO = 50  # JSON files whose first bytes are read, those with COCO's names first
+
+
+def look(listing: Listing) -> Look | None:
+    """JSON files with COCO's keys, and the pictures of the folders that they name."""
+    chosen, others = _chosen(listing)
+    if not chosen:
+        if not others:
+            return None
+        file, kind = others[0]
+        lacks = f"{file} is {kind}; accepted: {coco_file.ACCEPTED}"
+        return Look(f"{len(others)} .json of COCO", [], [file for file, _ in others], lacks)
+    names = [name for file in chosen for name in names_in_head(listing.head_text(file), "file_name")]
+    # The first bytes of a file may be annotations or licences.
+    pictures = near(listing, names) if names else listing.pictures
+    lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
+    return Look(f"{len(chosen)} .json of COCO", pictures, chosen, lacks)
+
+
+def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
+    """(files to read, files of COCO's other kinds with what they are)."""
+    files = listing.labels(".json")
+
+    def rank(file: str) -> tuple[bool, int, str]:
+        name = posixpath.basename(file).lower()
+        return not ("coco" in name or name.startswith("instances")), file.count("/"), file
+
+    instances = [f for f in files if posixpath.basename(f).lower().startswith("instances_")]
+    some = instances or sorted(files, key=rank)[:_LOOKED_INTO]
+    kinds = {file: _kind(listing, file) for file in some}
+    full = [file for file in some if kinds[file] == ""]
+    # Keypoints beside instances are of the same pictures; alone they have boxes, too.
+    no_keypoints = [file for file in full if "keypoints" not in posixpath.basename(file).lower()]
+    others = [(file, kind) for file, kind in kinds.items() if kind]
+    return sorted(no_keypoints or full), others
+
+
+def _kind(listing: Listing, file: str) -> str | None:
+    """ "" for instances, what it is for COCO's other kinds, None for JSON of something else."""
+    try:
+        head = listing.head_text(file).lstrip()
+    except StorageError:
+        return None
+    if head.startswith("["):
+        if '"image_id"' in head and '"score"' in head:
+            return "a list of COCO results, which has no names of pictures"
+        return None
+    if not head.startswith("{") or not _KEYS.search(head) or not any(sign in head for sign in _SIGNS):
+        return None
+    if '"items"' in head and '"images"' not in head:  # Datumaro's own
+        return None
+    if '"segments_info"' in head or posixpath.basename(file).lower().startswith("panoptic"):
+        return "COCO panoptic, whose objects are in PNG files"
+    if '"caption"' in head or posixpath.basename(file).lower().startswith("captions"):
+        return "COCO captions, which have no objects"
+    if posixpath.basename(file).lower().startswith("image_info"):
+        return "COCO image info, which has no objects"
+    return ""
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, objects or mask) and stated sizes; boxes are (x, y, width, height) in px.
+
+    Raises DataError for JSON that cannot be read or lacks something, ids that stand for two pictures or two
+    categories, unknown categories, pictures that stand in two places, and files of no split among others.
+    """
+    chosen, others = _chosen(listing)
+    if not chosen:
+        if others:
+            raise DataError(
+                f"{listing.where(others[0][0])}: is {others[0][1]}; accepted: {coco_file.ACCEPTED}"
+            )
+        raise DataError(
+            f"{listing.root}: no COCO file; accepted: annotations/instances_*.json beside pictures"
+        )
+    splits = [split_in(posixpath.basename(f)) or folder_split(f) for f in chosen]
+    if None in splits and any(splits):
+        raise DataError(
+            f"{listing.where(chosen[splits.index(None)])}: one of {len(chosen)} files, and of no split"
+            "; accepted: names with train, val or test"
+        )
+    notes, places = coco_file.Notes(), Places(listing)
+    trees = {
+        f: coco_file.read(listing.where(f), data)
+        for f, data in zip(chosen, listing.read_all(chosen), strict=True)
+    }
+    classes = [
+        name
+        for file, tree in trees.items()
+        for name in coco_file.classes_of(listing.where(file), tree).values()
+    ]
+    names, ids = outlines.numbered(listing.root, classes) if column == MASK else ([], {})
+    rows: list[dict[str, Any]] = []
+    homes: dict[str, str] = {}  # picture -> where it is named
+    for (file, tree), split in zip(trees.items(), splits, strict=True):
+        where = listing.where(file)
+        stated = [coco_file.file_name(where, number, item) for number, item in enumerate(tree["images"])]
+        find = places.lookup(where, posixpath.dirname(file), stated, split)
+        by_image = coco_file.annotations_of(where, tree, notes)
+        for number, item in enumerate(tree["images"]):
+            here = f"{where}: images[{number}]"
+            path = find(stated[number], here)
+            if path in homes:
+                raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
+            homes[path] = f"{file}: images[{number}]"
+            width, height = coco_file.side(item.get("width")), coco_file.side(item.get("height"))
+            found = by_image[coco_file.plain_id(item["id"])]
+            value = _mask(found, ids, notes) if column == MASK else _objects(found, notes)
+            rows.append({"path": path, "split": split or folder_split(path), column: value,
+                         "stated_width": width, "stated_height": height})  # fmt: skip
+    places.check(len(rows))
+    if column == MASK and notes.no_outlines and not notes.num_outlines:
+        raise DataError(
+            f"{notes.no_outlines[0]}: no segmentation, as no object; accepted: outlines for masks"
+        )
+    without, masks = unlabelled(listing, homes, "entry in a COCO file")
+    findings = [*notes.findings(), *places.findings(), *without]
+    ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
+    given = {MASK: names} if column == MASK else {}
+    return Index(table(rows, column), names=given, ignored=ignored, findings=findings)
+
+
+# ---- labels
+
+
+def _objects(found: Sequence[coco_file.Object], notes: coco_file.Notes) -> dict[str, Any]:
+    boxes, crowds = [], []
+    for item in found:
+        box = item.box
+        if item.outline is not None and (box is None or min(box[2:]) == 0):
+            box = _around(item)
+            notes.from_outlines.append(f"{item.here}: {item.name}")
+        if box is None:
+            notes.ignored["objects of no pixel"] += 1
+            continue
+        boxes.append((item.name, box))
+        crowds.append(item.crowd)
+    return objects(boxes, iscrowd=crowds)
+
+
+def _around(item: coco_file.Object) -> list[float] | None:
+    if isinstance(item.outline, dict):
+        try:
+            return outlines.around_runs(item.outline["size"], item.outline["counts"])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{item.here}: segmentation: {error}; accepted: COCO's RLE") from None
+    return outlines.around(*(item.outline or []))
+
+
+def _mask(
+    found: Sequence[coco_file.Object], ids: Mapping[str, int], notes: coco_file.Notes
+) -> dict[str, Any]:
+    shapes: list[dict[str, Any]] = []
+    for item in found:
+        id_, outline = ids[item.name], item.outline
+        if item.crowd:
+            id_ = outlines.UNKNOWN
+            notes.ignored["outlines of crowds (unknown pixels)"] += 1
+        if outline is None and item.box is not None:
+            id_, outline = outlines.UNKNOWN, [outlines.rectangle(*item.box)]
+            notes.no_outlines.append(f"{item.here}: {item.name}")
+        elif outline is not None:
+            notes.num_outlines += 1
+        if isinstance(outline, dict):
+            shapes.append({"id": id_, "rle": {"size": outline["size"], "counts": outline["counts"]}})
+        elif outline:
+            shares = all(0 <= value <= 1 for polygon in outline for value in polygon)
+            shapes.append({"id": id_, "polygons": outline} | ({"relative": True} if shares else {}))
+    return outlines.mask(shapes)

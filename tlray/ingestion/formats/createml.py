@@ -1,0 +1,124 @@
+"""Apple's CreateML: a JSON list of ``{"image": name, "annotations": [{"label", "coordinates"}]}``.
+
+Coordinates are the centre x and y, width and height in px. The file lies beside the pictures, in the root or
+in the folder of each split, as Roboflow's train/_annotations.createml.json.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tlray.errors import DataError, StorageError
+from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.listing import Listing, split_in
+from tlray.ingestion.formats.markup import names_in_head
+from tlray.ingestion.formats.pairs import unlabelled
+from tlray.ingestion.formats.places import Places, near
+from tlray.data.schema import OBJECTS
+
+GIVES: tuple[str, ...] = (OBJECTS,)
+_IMAGE = ("image", "imagefilename", "filename")
+_ANNOTATIONS = ("annotations", "annotation")
+_SIDES = ("x", "y", "width", "height")
+_LOOKED_INTO = 50
+_ACCEPTED = 'CreateML, a list of {"image": ..., "annotations": [...]}'
+_NAME = re.compile(rf'"(?:{"|".join(_IMAGE)})"\s*:')
+
+
+def look(listing: Listing) -> Look | None:
+    """JSON lists with CreateML's keys, and the pictures of the folders that they name."""
+    chosen = _chosen(listing)
+    if not chosen:
+        return None
+    names = [name for file in chosen for name in names_in_head(listing.head_text(file), "|".join(_IMAGE))]
+    pictures = near(listing, names)
+    lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
+    return Look(f"{len(chosen)} .json of CreateML", pictures, chosen, lacks)
+
+
+def _chosen(listing: Listing) -> list[str]:
+    def rank(file: str) -> tuple[bool, int, str]:
+        return "createml" not in file.lower(), file.count("/"), file
+
+    return sorted(f for f in sorted(listing.labels(".json"), key=rank)[:_LOOKED_INTO] if _is_list(listing, f))
+
+
+def _is_list(listing: Listing, file: str) -> bool:
+    try:
+        head = listing.head_text(file).lstrip()
+    except StorageError:
+        return False
+    # Label Studio has lists with "annotations", too, but no such coordinates.
+    listed = (
+        head.startswith("[") and bool(_NAME.search(head)) and bool(re.search(r'"annotations?"\s*:', head))
+    )
+    return listed and ('"coordinates"' in head or not re.search(r'"annotations?"\s*:\s*\[\s*\{', head))
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, objects); boxes are (x, y, width, height) in px, x and y the left upper corner.
+
+    Raises DataError for JSON that cannot be read or lacks something, and for pictures that stand twice.
+    """
+    chosen = _chosen(listing)
+    if not chosen:
+        raise DataError(f"{listing.root}: no JSON of CreateML; accepted: {_ACCEPTED}")
+    places = Places(listing)
+    rows: list[dict[str, Any]] = []
+    homes: dict[str, str] = {}
+    splits = [split_in(posixpath.basename(file)) or folder_split(file) for file in chosen]
+    for file, split, data in zip(chosen, splits, listing.read_all(chosen), strict=True):
+        where = listing.where(file)
+        items = _read(where, data)
+        names = [_value(f"{where}: [{number}]", item, _IMAGE, str) for number, item in enumerate(items)]
+        find = places.lookup(where, posixpath.dirname(file), names, split)
+        for number, (name, item) in enumerate(zip(names, items, strict=True)):
+            here = f"{where}: [{number}]"
+            path = find(name, here)
+            if path in homes:
+                raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
+            homes[path] = f"{file}: [{number}]"
+            annotations = _value(here, item, _ANNOTATIONS, list)
+            boxes = [_box(f"{here}.annotations[{n}]", value) for n, value in enumerate(annotations)]
+            rows.append({"path": path, "split": split or folder_split(path), OBJECTS: objects(boxes)})
+    places.check(len(rows))
+    without, masks = unlabelled(listing, homes, "entry in a CreateML file")
+    return Index(table(rows, OBJECTS), ignored=masks, findings=[*places.findings(), *without])
+
+
+def _read(where: str, data: bytes) -> list[dict[str, Any]]:
+    try:
+        items = json.loads(data)
+    except ValueError as error:
+        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{where}: {place}no valid JSON; accepted: {_ACCEPTED}") from None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise DataError(f"{where}: no list of objects; accepted: {_ACCEPTED}")
+    return items
+
+
+def _value(here: str, item: Mapping[str, Any], keys: tuple[str, ...], kind: type) -> Any:
+    for key in keys:
+        if isinstance(value := item.get(key), kind) and (value or kind is list):
+            return value
+    key = next((key for key in keys if key in item), keys[0])
+    what = f"{key} = {str(item[key])[:60]!r}" if key in item else f"no {key!r}"
+    raise DataError(f"{here}: {what}; accepted: {_ACCEPTED}")
+
+
+def _box(here: str, item: Any) -> tuple[str, list[float]]:
+    label = item.get("label") if isinstance(item, dict) else None
+    if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
+        raise DataError(f"{here}: label = {label!r}; accepted: the name of a class")
+    sides = item.get("coordinates")
+    values: list[Any] = [sides.get(side) if isinstance(sides, dict) else None for side in _SIDES]
+    for side, value in zip(_SIDES, values, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError(f"{here}: coordinates.{side} = {value!r}; accepted: {', '.join(_SIDES)} in px")
+    x, y, width, height = values
+    return str(label), [x - width / 2, y - height / 2, float(width), float(height)]

@@ -1,0 +1,178 @@
+"""What speaks for and against a reading of files by their names: words of layouts, label files, pairs."""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+
+from tlray.data import image
+from tlray.errors import PictureError, StorageError
+from tlray.ingestion.formats.listing import LABEL_ENDINGS, Listing, lines_of, stem
+from tlray.data.schema import SPLITS
+
+IMAGE_WORDS = frozenset({
+    "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos",
+    "jpegimages", "jpegs", "jpgs", "input", "inputs", "original", "originals", "raw", "rgb", "data",
+    "obj_train_data", "obj_valid_data", "obj_test_data",
+})  # fmt: skip
+LABEL_WORDS = frozenset({
+    "label", "labels", "mask", "masks", "annotation", "annotations", "annot", "annots", "ann",
+    "anns", "anno", "annos", "xml", "xmls", "json", "jsons", "gt", "gts", "groundtruth",
+    "ground_truth", "ground-truth", "segmentation", "segmentations", "segmentationclass",
+    "segmentationobject", "seg", "segs", "labelled", "bbox", "bboxes", "boxes", "target", "targets",
+    "labeltxt", "imagesets", "matte", "mattes", "class_mask", "pixel_labels",
+    "labels_my-project-name", "trimap", "trimaps",
+})  # fmt: skip
+_FILLERS = IMAGE_WORDS | LABEL_WORDS | {"obj", "set", "dataset", "split", "yolo", "coco"}
+_WORDS_ALONE = IMAGE_WORDS | LABEL_WORDS
+_LOOKED_INTO = 50  # label files of one ending: on object storage each costs a request
+_SAMPLE = 6  # pictures whose headers are read to tell a mask from a photograph
+
+
+def is_layout_word(name: str) -> bool:
+    """Whether a folder's name is a word of layouts (images, masks, JPEGImages), not of a class."""
+    return name.strip().lower() in _WORDS_ALONE
+
+
+def _split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The split that one of a name's words means (None: no word, or several do), and the other words."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.findall(r"[^\W\d_]+", spaced.lower())
+    named = [word for word in words if word in SPLITS]
+    rest = tuple(word for word in words if word not in SPLITS)
+    return (SPLITS[named[0]] if len(named) == 1 else None), rest
+
+
+def split_word(name: str) -> str | None:
+    """The split that a folder's whole name means, if any: train, val2017, Test_images, obj_train_data."""
+    split, rest = _split_and_rest(name)
+    return split if set(rest) <= _FILLERS else None
+
+
+def folder_split(path: str) -> str | None:
+    """The split that a folder above is called by, the nearest first."""
+    return next((split for part in reversed(path.split("/")[:-1]) if (split := split_word(part))), None)
+
+
+def splits_among(names: Collection[str]) -> dict[str, str]:
+    """Which of these names, of folders or files side by side, are those of splits, and of which.
+
+    Words of splits are, and names that differ in nothing else: asl_train, asl_test.
+    """
+    families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for name in sorted(names):
+        split, rest = _split_and_rest(name)
+        if split is not None:
+            families[() if set(rest) <= _FILLERS else rest][name] = split
+    return {
+        name: split
+        for rest, family in families.items()
+        if not rest or ("train" in family.values() and len(set(family.values())) > 1)
+        for name, split in family.items()
+    }
+
+
+def label_files(listing: Listing) -> list[str]:
+    """Files that are labels rather than notes: XML, JSON, tables that name pictures, numbers as text.
+
+    Of each ending that has to be looked into the first few are: one file of a kind speaks for all.
+    """
+    left = Counter[str]()
+    found = []
+    for path in listing.labels(*LABEL_ENDINGS):
+        ending = posixpath.splitext(path)[1].lower()
+        left[ending] += 1
+        if left[ending] <= _LOOKED_INTO and _is_label_file(listing, path):
+            found.append(path)
+    return found
+
+
+def _is_label_file(listing: Listing, path: str) -> bool:
+    ending = posixpath.splitext(path)[1].lower()
+    if ending in (".xml", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".data", ".names"):
+        return True
+    if ending in (".yaml", ".yml"):
+        return "names" in listing.head_text(path)
+    if ending in (".csv", ".tsv"):
+        return names_pictures(listing, path)
+    return ending == ".txt" and (names_pictures(listing, path) or _is_numbers(listing, path))
+
+
+def names_pictures(listing: Listing, path: str) -> bool:
+    """Whether a text's first lines hold names of pictures that are there, with or without ending."""
+    stems = _stems(listing)
+    for line in _first_lines(listing, path)[:20]:
+        for cell in line.replace("\t", ",").replace(";", ",").replace(" ", ",").split(","):
+            name = cell.strip().strip("\"'").replace("\\", "/").rpartition("/")[2].lower()
+            if name and (name in stems or (stem(name) in stems and "." in name)):
+                return True
+    return False
+
+
+def _is_numbers(listing: Listing, path: str) -> bool:
+    """Whether a text holds rows of four numbers or more, as label files of boxes do."""
+    lines = [line.split() for line in _first_lines(listing, path)[:20] if line.strip()]
+    return bool(lines) and all(len(line) >= 4 and all(map(_is_number, line[1:5])) for line in lines)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _first_lines(listing: Listing, path: str) -> list[str]:
+    try:
+        return lines_of(listing.head_text(path))
+    except StorageError:
+        return []
+
+
+@functools.lru_cache(maxsize=2)
+def _stems(listing: Listing) -> frozenset[str]:
+    """Names of all pictures without folder and ending, in lower case; whole numbers below 1000 are no names
+    (a column of counts would seem to name 7.jpg)."""
+    stems = (stem(path).rpartition("/")[2].lower() for path in listing.pictures)
+    return frozenset(s for s in stems if not (s.isdigit() and len(s) < 4))
+
+
+def parallel_folders(listing: Listing) -> tuple[str, str] | None:
+    """Two folders of pictures that hold the same names where those of the second look like masks of the
+    first: single-channel or palette beside colour, of equal size. None where there are no such two."""
+    by_folder: dict[str, dict[str, str]] = defaultdict(dict)
+    for path in listing.pictures:
+        folder, _, name = path.rpartition("/")
+        by_folder[folder][stem(name).lower()] = path
+    folders = [folder for folder in sorted(by_folder) if folder]
+    for i, first in enumerate(folders):
+        for second in folders[i + 1 : i + 200]:
+            one, two = by_folder[first], by_folder[second]
+            both = sorted(one.keys() & two.keys())
+            if len(both) < 2 or len(both) < 0.9 * min(len(one), len(two)):
+                continue
+            some = both[:: max(1, len(both) // _SAMPLE)][:_SAMPLE]
+            if _masks(listing, [one[s] for s in some], [two[s] for s in some]):
+                return first, second
+            if _masks(listing, [two[s] for s in some], [one[s] for s in some]):
+                return second, first
+    return None
+
+
+def _masks(listing: Listing, pictures: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether ``others`` look like masks of ``pictures``: headers alone are read."""
+    for picture, other in zip(pictures, others, strict=True):
+        try:
+            a, b = (image.header(listing.head(path)) for path in (picture, other))
+        except (PictureError, StorageError):
+            return False
+        if (a.width, a.height) != (b.width, b.height) or a.mode in _FLAT or b.mode not in _FLAT:
+            return False
+    return True
+
+
+_FLAT = ("1", "L", "P", "I", "I;16", "LA")  # modes of masks

@@ -1,0 +1,276 @@
+"""Class folders: ``<class>/**/picture`` or ``<split>/<class>/**/picture``; for faces a folder is a person.
+
+Folders below a class folder belong to the class. Folders that only wrap the others, as archives leave them
+when they are unpacked (``chest_xray/train``, ``images/cat``, ``seg_train/seg_train/sea``), have no meaning;
+``<class>/<split>/picture`` is read, too, and lists of the splits (folder_lists.py). This reading has no label
+files that prove it, so it is taken only where nothing speaks against it: label files, words of layouts or
+splits as classes, folders of pictures beside folders of masks, a single class, a class for nearly every
+picture.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from tlray.errors import DataError
+from tlray.ingestion.findings import finding
+from tlray.ingestion.formats import evidence, folder_lists
+from tlray.ingestion.formats.base import Index, Look, table
+from tlray.ingestion.formats.listing import HEAD, Listing, counts_by_ending, lines_of
+from tlray.data.schema import LABEL
+
+GIVES: tuple[str, ...] = (LABEL,)
+_NO_CLASS = "in no class folder"
+_MANY = 0.8  # classes per picture above which folders are rather records than classes
+_FEW = 12  # pictures below which that means nothing
+_LOOSE = 0.5  # share of the pictures that may be in no class folder: more is another layout
+
+Parts = tuple[str, ...]
+
+
+def look(listing: Listing) -> Look | None:
+    """Pictures in folders below the root."""
+    if listing.named:
+        return None
+    read = _read(_candidates(listing))
+    if not read.rows:
+        return None
+    classes = Counter(row.label for row in read.rows)
+    summary = f"{len(read.rows)} pictures in {len(classes)} folders"
+    return Look(summary, ["/".join(row.parts) for row in read.rows], [], _against(listing, read, classes))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A picture in a class folder."""
+
+    parts: Parts
+    split: str | None
+    label: str
+    depth: int  # folders above the picture that have a meaning
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Pictures by what the folders above them mean."""
+
+    rows: list[_Row]
+    loose: list[Parts]  # in no class folder
+    beside: list[str]  # folders beside those of the splits
+    splits: Mapping[str, str]  # folder of a split -> its split; none where splits are in the classes' folders
+    classes_in: Collection[Parts]  # folders whose folders are the classes
+    depth: int  # of the folder below which all this is
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether folders say the splits."""
+        return any(row.split for row in self.rows)
+
+
+def _read(files: list[Parts]) -> _Read:
+    base = _below_wrappers(files)
+    inside = [parts for parts in files if parts[: len(base)] == base]
+    loose = [parts for parts in files if parts[: len(base)] != base]
+    splits = _split_folders(inside, len(base))
+    if not splits:
+        rows = [_Row(p, None, p[len(base)], len(base) + 1) for p in inside if len(p) > len(base) + 1]
+        loose += [parts for parts in inside if len(parts) <= len(base) + 1]
+        return _Read(_with_splits_below(rows), loose, [], {}, [base], len(base))
+    found: list[_Row] = []
+    starts: dict[str, Parts] = {}
+    for top in splits:
+        starts[top] = _start(top, [parts for parts in inside if parts[len(base)] == top], len(base) + 1)
+    beside: list[str] = []
+    for parts in inside:
+        top = parts[len(base)] if len(parts) > len(base) + 1 else ""
+        start = starts.get(top, ())
+        if top in splits and len(parts) > len(start) + 1 and parts[: len(start)] == start:
+            found.append(_Row(parts, splits[top], parts[len(start)], len(start) + 1))
+        elif top in splits or not top:
+            loose.append(parts)
+        else:
+            beside.append("/".join((*base, top)))
+    named = {"/".join((*base, top)): split for top, split in splits.items()}
+    return _Read(found, loose, beside, named, starts.values(), len(base))
+
+
+def _below_wrappers(files: list[Parts]) -> Parts:
+    """The folder that holds all others: below a chain of folders that hold one folder each.
+
+    Such folders wrap splits or several classes, or are called by a word of layouts: any other single folder
+    is a class.
+    """
+    deep = [parts for parts in files if len(parts) > 1]
+    chain: Parts = ()
+    while deep and len({parts[: len(chain) + 1] for parts in deep}) == 1:
+        top = deep[0][len(chain)]
+        if evidence.split_word(top) or any(len(parts) == len(chain) + 2 for parts in deep):
+            break
+        chain += (top,)
+    below = {parts[len(chain)] for parts in deep if len(parts) > len(chain) + 1}
+    if len(below) > 1 or "train" in evidence.splits_among(below).values():
+        return chain
+    words = 0
+    while words < len(chain) and evidence.is_layout_word(chain[words]):
+        words += 1
+    return chain[:words]
+
+
+def _split_folders(files: list[Parts], depth: int) -> dict[str, str]:
+    """Folder at a depth -> split's name; empty where those folders are the classes."""
+    tops = {parts[depth] for parts in files if len(parts) > depth + 1}
+    # A class may well be called "train": a split holds class folders, not pictures.
+    deep = {parts[depth] for parts in files if len(parts) > depth + 2}
+    named = evidence.splits_among(tops)
+    if {named[top] for top in deep if top in named} & {"train"}:
+        return named
+    return named if named and set(named) == tops and set(named) <= deep else {}
+
+
+def _start(top: str, files: list[Parts], depth: int) -> Parts:
+    """The folder whose folders are the classes of a split: below folders that only repeat its name, or are
+    called by a word of layouts."""
+    start = files[0][:depth]
+    while len({parts[: len(start) + 1] for parts in files if len(parts) > len(start) + 1}) == 1:
+        name = next(parts[len(start)] for parts in files if len(parts) > len(start) + 1)
+        deeper = all(len(parts) > len(start) + 2 for parts in files)
+        again = name == top or evidence.split_word(name) == evidence.split_word(top) is not None
+        if not (again or (deeper and evidence.is_layout_word(name))):
+            break
+        start += (name,)
+    return start
+
+
+def _with_splits_below(rows: list[_Row]) -> list[_Row]:
+    """Splits of ``<class>/<split>/picture``, where all pictures are so."""
+    below = {row.parts[row.depth] if len(row.parts) > row.depth + 1 else "" for row in rows}
+    splits = evidence.splits_among(below)
+    if set(splits) != below or "train" not in splits.values() or len(set(splits.values())) < 2:
+        return rows
+    return [_Row(row.parts, splits[row.parts[row.depth]], row.label, row.depth + 1) for row in rows]
+
+
+def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
+    """What speaks against folders being classes, "" where nothing does."""
+    layout = [name for name in classes if evidence.is_layout_word(name)]
+    if layout:
+        return f"{_listed(layout)} {_is(layout)} a name of layouts, not of a class"
+    as_split = sorted(evidence.splits_among(classes))
+    # A train is a vehicle, too; a test among other classes may be one. Two of them are splits.
+    if as_split and (len(as_split) == len(classes) or len(as_split) > 1):
+        return f"{_listed(as_split)} {_is(as_split)} a name of splits, not of a class"
+    lists = {} if read.has_splits else folder_lists.lists(listing)
+    labels = [path for path in evidence.label_files(listing) if path not in lists]
+    labels = [path for path in labels if not _lists_classes(listing, path, classes)]
+    if labels:
+        return (
+            f"{counts_by_ending(labels)} ({labels[0]}) may hold the labels, which no format could read; "
+            "if they are none, take them away"
+        )
+    masks = evidence.parallel_folders(listing)
+    if masks:
+        return f"pictures in {masks[1]} look like masks of those in {masks[0]}"
+    again = [name for start in read.classes_in for name in start[-1:] if name in classes]
+    if again:
+        return f"the folder {again[0]!r} lies in one of the same name, as a second copy may"
+    number = len(read.rows)
+    if len(classes) >= _MANY * number and number >= _FEW:
+        return f"{len(classes)} classes for {number} pictures is one for nearly every picture"
+    loose = [parts for parts in read.loose if "/".join(parts[: read.depth + 1]) not in read.splits]
+    if len(loose) > _LOOSE * (number + len(loose)):
+        return f"{len(loose)} pictures are {_NO_CLASS}, as {'/'.join(loose[0])}"
+    return ""
+
+
+def _lists_classes(listing: Listing, path: str, classes: Counter[str]) -> bool:
+    """Whether a text file only lists the classes, as classes.txt beside class folders may."""
+    if not path.lower().endswith((".txt", ".names", ".json", ".csv")) or len(listing.head(path)) >= HEAD:
+        return False
+    text = listing.head_text(path)
+    return all(name in text for name in classes) and len(lines_of(text)) <= 4 * len(classes) + 4
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(repr(name) for name in sorted(names)[:3])
+
+
+def _is(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are each"
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, label).
+
+    Raises DataError for a folder without pictures, an empty class folder, and folders beside the splits.
+    """
+    files = _candidates(listing)
+    read = _read(files)
+    _check_splits(listing, read)
+    if not read.rows:
+        raise DataError(
+            f"{listing.root}: no pictures in class folders; accepted: <class>/*.jpg or <split>/<class>/*.jpg"
+        )
+    rows = {"/".join(row.parts): row for row in read.rows}
+    given = folder_lists.Given({}, [], []) if read.has_splits else folder_lists.read(listing, rows)
+    made = [
+        {"path": path, "split": given.splits.get(path, row.split), LABEL: row.label}
+        for path, row in rows.items()
+        if path in given.splits or not given.files
+    ]
+    full = {row.parts[:depth] for row in read.rows for depth in range(1, row.depth + 1)}
+    for folder in listing.folders:
+        parts = tuple(folder.split("/"))
+        holds_lists = any(path.startswith(f"{folder}/") for path in given.files)
+        if parts[:-1] in read.classes_in and parts not in full and not holds_lists:
+            raise DataError(
+                f"{listing.where(folder)}: class folder without pictures; accepted: at least one "
+                "picture, or no such folder"
+            )
+    loose = ["/".join(parts) for parts in read.loose]
+    nested = sorted({"/".join(r.parts[:-1]) for r in read.rows if len(r.parts) > r.depth + 1})
+    wrapping = [
+        "/".join(start)
+        for start in read.classes_in
+        if not read.splits and not all(evidence.is_layout_word(name) for name in start)
+    ]
+    taken = {*files, *(tuple(path.split("/")) for path in given.files)}
+    endings = Counter(
+        posixpath.splitext(path)[1].lower() for path in listing.files if tuple(path.split("/")) not in taken
+    )
+    return Index(
+        table(made, LABEL),
+        ignored=endings,
+        findings=[
+            *given.findings,
+            *finding("warning", "no_class_folder", loose, f"{{n}} pictures are {_NO_CLASS} (left out)"),
+            *finding(
+                "info", "wrapping_folder", wrapping,
+                "{n} folder holds all others: the folders in it are the classes",
+            ),
+            *finding(
+                "warning", "nested_folder", nested,
+                "{n} folders lie in class folders: the upper one is the class of their pictures",
+            ),
+        ],
+        lists=given.files,
+    )  # fmt: skip
+
+
+def _candidates(listing: Listing) -> list[Parts]:
+    """Files that are pictures by their ending, or may be since they have none; as parts of the path."""
+    bare = [path for path in listing.files if not posixpath.splitext(path)[1] and "/" in path]
+    return [tuple(path.split("/")) for path in sorted({*listing.pictures, *bare})]
+
+
+def _check_splits(listing: Listing, read: _Read) -> None:
+    names = ", ".join(read.splits)
+    if read.beside:
+        raise DataError(
+            f"{listing.where(read.beside[0])}: a folder of pictures beside the splits {names}; accepted "
+            "there: train, validation (val, valid), test"
+        )
+    if len(set(read.splits.values())) < len(read.splits):
+        raise DataError(f"{listing.root}: two folders for one split among {names}; accepted: one each")

@@ -1,0 +1,75 @@
+"""Text files that say which pictures of class folders are of which split.
+
+As ``meta/train.txt`` and ``meta/test.txt`` with a line for each picture, ``pie/1011328`` or
+``pie/1011328.jpg``: the name of the file says the split.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection
+from typing import NamedTuple
+
+from tlray.errors import DataError, StorageError
+from tlray.ingestion.findings import Finding, finding
+from tlray.ingestion.formats.listing import HEAD, Listing, lines_of, split_in, stem
+from tlray.ingestion.formats.places import Places, plain
+
+_LOOKED_AT = 20  # lines by which a list is known
+
+
+class Given(NamedTuple):
+    """What lists say: the split of each picture, the lists, and what is to be said of them."""
+
+    splits: dict[str, str]
+    files: list[str]
+    findings: list[Finding]
+
+
+def lists(listing: Listing) -> dict[str, str]:
+    """Text files that are lists of a split, and the split of each; told by the first lines."""
+    found = {}
+    for path in listing.labels(".txt"):
+        split = split_in(stem(path).rpartition("/")[2])
+        if split is None:
+            continue
+        try:
+            head = listing.head_text(path)
+        except StorageError:
+            continue
+        whole = lines_of(head) if len(listing.head(path)) < HEAD else lines_of(head)[:-1]
+        names = [line for line in whole if line.strip()][:_LOOKED_AT]
+        # The last folder is the class: without it a number might be anything.
+        if not names or not all("/" in plain(name).strip("/") for name in names):
+            continue
+        lookup = Places(listing).lookup(path, posixpath.dirname(path), names)
+        if all(map(lookup.several, names)):
+            found[path] = split
+    return found
+
+
+def read(listing: Listing, pictures: Collection[str]) -> Given:
+    """The splits of pictures by the lists. Raises DataError for a line that names no picture, or several, and
+    for a picture in lists of two splits."""
+    found, splits, places, by = lists(listing), dict[str, str](), Places(listing), dict[str, str]()
+    for path, split in found.items():
+        names = lines_of(listing.text(path))
+        lookup = places.lookup(path, posixpath.dirname(path), [name for name in names if name.strip()])
+        for number, name in enumerate(names, 1):
+            if not name.strip():
+                continue
+            where = f"{listing.where(path)} line {number}"
+            picture = lookup(name, where)
+            if splits.setdefault(picture, split) != split:
+                raise DataError(f"{where}: {name.strip()} stands in {by[picture]} too; accepted: one split")
+            by[picture] = path
+    places.check(len(by))
+    missing = [where if not name else f"{where}: {name}" for where, name in places.missing]
+    notes = finding("warning", "missing_picture", missing, "{n} pictures that lists name are not there")
+    if not found:
+        return Given({}, [], [])
+    if "train" not in found.values():
+        splits = {picture: splits.get(picture, "train") for picture in pictures}
+    outside = sorted(set(pictures) - splits.keys())
+    notes += finding("warning", "in_no_list", outside, "{n} pictures are in no list of a split (left out)")
+    return Given({p: splits[p] for p in pictures if p in splits}, list(found), [*places.findings(), *notes])

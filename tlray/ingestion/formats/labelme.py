@@ -1,0 +1,230 @@
+"""LabelMe's JSON (also X-AnyLabeling's): one file for each picture, with ``shapes`` of a label and points.
+
+A picture is found by the name of its JSON, else by ``imagePath``. Splits come from the folders' names. A box
+is the box around a shape, or around the shapes of one ``group_id`` and label; masks are painted in the file's
+order. ``imageData`` is passed over. Points and lines have no box. The label __ignore__ is unknown pixels,
+_background_ the background.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tlray.data import image
+from tlray.errors import DataError, PictureError, StorageError
+from tlray.ingestion.findings import Finding, finding
+from tlray.ingestion.formats import outlines, pairs
+from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.listing import Listing, stem
+from tlray.ingestion.formats.places import Places
+from tlray.data.schema import MASK, OBJECTS
+
+GIVES: tuple[str, ...] = (OBJECTS, MASK)
+_SAMPLE = 24  # files whose first bytes are read to know what the .json are
+_AT_ONCE = 32  # files read at once: each may hold its picture
+_ACCEPTED = "LabelMe's JSON"
+_IGNORE = "__ignore__"
+_BACKGROUND = "_background_"
+_SHAPES = re.compile(r'"shapes"\s*:\s*\[')
+_LINES = ("point", "points", "line", "linestrip")
+
+
+def look(listing: Listing) -> Look | None:
+    """The .json of which a sample have shapes, and the pictures of their names."""
+    files = listing.labels(".json")
+    # Of many .json those of a picture's name are LabelMe's, if any are.
+    named = [file for file, pair in pairs.paired(listing, files).items() if pair.pictures] or files
+    sample = named[:: max(1, len(named) // _SAMPLE)]
+    true = [file for file in sample if _has_shapes(listing, file)]
+    if not true:
+        return None
+    labels = [file for file in named if file in true or file not in sample]
+    pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
+    lacks = "" if pictures else f"no picture is there of its name, as {stem(labels[0])}.jpg"
+    if lacks and re.search(r'"imageData"\s*:\s*"', listing.head_text(labels[0])):
+        lacks += " (imageData holds a copy; accepted: the pictures as files, see labelme_export_json)"
+    return Look(f"{len(labels)} .json of LabelMe", pictures, labels, lacks)
+
+
+def _has_shapes(listing: Listing, file: str) -> bool:
+    try:
+        head = listing.head_text(file).lstrip()
+    except StorageError:
+        return False
+    keys = ('"imagePath"', '"points"', '"imageData"', '"flags"')
+    return head.startswith("{") and bool(_SHAPES.search(head)) and any(key in head for key in keys)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """One shape as polygon; ``mask`` is its pixels where it is painted (bool, at the polygon's corner)."""
+
+    label: str
+    group: Any
+    polygon: list[float]
+    mask: Any = None
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str  # of the picture
+    size: tuple[int | None, int | None]
+    shapes: list[_Shape]
+
+
+@dataclass
+class _Notes:
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, objects or mask) and stated sizes; boxes are (x, y, width, height) in px.
+
+    Raises DataError for JSON that cannot be read or lacks something, two for one picture, and where most
+    pictures are not there.
+    """
+    files = listing.labels(".json")
+    notes = _Notes()
+    read = {file: item for file, item in _read_all(listing, files, notes) if item is not None}
+    if not read:
+        raise DataError(f"{listing.root}: no .json with shapes; accepted: {_ACCEPTED}, one for each picture")
+    places = Places(listing)
+    stated = {file: item.name for file, item in read.items()}
+    pictures, of_names = pairs.pictures_of(listing, places, stated, ".json")
+    places.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
+    labels = sorted({shape.label for item in read.values() for shape in item.shapes} - {_IGNORE})
+    names, ids = outlines.numbered(listing.root, labels) if column == MASK else ([], {})
+    ids[_IGNORE] = outlines.UNKNOWN
+    rows: list[dict[str, Any]] = []
+    for file, picture in pictures.items():
+        item = read[file]
+        value = _mask(listing.where(file), item, ids) if column == MASK else _objects(item.shapes, notes)
+        rows.append({"path": picture, "split": folder_split(file) or folder_split(picture), column: value,
+                     "stated_width": item.size[0], "stated_height": item.size[1]})  # fmt: skip
+    without, masks = pairs.unlabelled(listing, pictures.values(), ".json")
+    findings: list[Finding] = [*of_names, *places.findings(), *without]
+    lines = [f"{kind}: {number}" for kind, number in notes.ignored.items() if kind.startswith("shapes")]
+    findings += finding("warning", "shapes_left_out", lines, "{n} kinds of shapes have no area (left out)")
+    ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
+    return Index(
+        table(rows, column), names={MASK: names} if column == MASK else {}, ignored=ignored, findings=findings
+    )
+
+
+# ---- the files
+
+
+def _read_all(listing: Listing, files: Sequence[str], notes: _Notes) -> Iterator[tuple[str, _File | None]]:
+    """(file, what it holds; None for JSON of another kind)."""
+    for start in range(0, len(files), _AT_ONCE):
+        some = files[start : start + _AT_ONCE]
+        for file, data in zip(some, listing.read_all(some), strict=True):
+            yield file, _read(listing.where(file), data, notes)
+
+
+def _read(where: str, data: bytes, notes: _Notes) -> _File | None:
+    try:
+        tree = json.loads(data)
+    except ValueError as error:
+        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{where}: {place}no valid JSON; accepted: {_ACCEPTED}") from None
+    if not isinstance(tree, dict) or "shapes" not in tree:
+        notes.ignored[".json of another kind"] += 1
+        return None
+    if not isinstance(tree["shapes"], list):
+        raise DataError(f"{where}: shapes is no list; accepted: {_ACCEPTED}")
+    name = tree.get("imagePath")
+    shapes = [_shape(f"{where}: shapes[{n}]", item, notes) for n, item in enumerate(tree["shapes"])]
+    size = (_side(tree.get("imageWidth")), _side(tree.get("imageHeight")))
+    return _File(name if isinstance(name, str) else "", size, [shape for shape in shapes if shape])
+
+
+def _side(value: Any) -> int | None:
+    """A stated side of the picture, px; None where it is no number, or 0 (not known)."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
+    return round(value) if known else None
+
+
+def _shape(here: str, item: Any, notes: _Notes) -> _Shape | None:
+    """None for what has no area."""
+    label = item.get("label") if isinstance(item, dict) else None
+    if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
+        raise DataError(f"{here}: label = {label!r}; accepted: the name of a class")
+    points = _points(f"{here} ({label})", item.get("points"))
+    kind = item.get("shape_type") or "polygon"
+    mask = None
+    if kind in ("rectangle", "mask") and len(points) >= 2:
+        x, y, width, height = outlines.around([value for point in points for value in point])
+        if kind == "mask":
+            mask = _pixels(f"{here} ({label})", item.get("mask"))
+            width, height = mask.shape[1], mask.shape[0]
+        polygon = outlines.rectangle(x, y, width, height)
+    elif kind == "circle" and len(points) >= 2:
+        (cx, cy), (x, y) = points[:2]
+        radius = math.hypot(x - cx, y - cy)
+        polygon = outlines.ellipse(cx, cy, radius, radius)
+    elif kind in ("polygon", "rotation", "quadrilateral") and len(points) >= 3:
+        polygon = [value for point in points for value in point]
+    elif kind in (*_LINES, "polygon", "rectangle", "circle", "rotation", "mask", "quadrilateral"):
+        notes.ignored[f"shapes without area ({kind})"] += 1
+        return None
+    else:
+        raise DataError(
+            f"{here} ({label}): shape_type = {kind!r}; accepted: rectangle, polygon, circle, mask"
+        )
+    return _Shape(str(label), item.get("group_id"), polygon, mask)
+
+
+def _points(here: str, points: Any) -> list[list[float]]:
+    listed = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
+    if not listed or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for p in points for v in p
+    ):
+        raise DataError(f"{here}: points = {str(points)[:60]}; accepted: a list of [x, y] in px")
+    return points  # type: ignore[no-any-return]
+
+
+def _pixels(here: str, text: Any) -> Any:
+    """The mask of a shape, (H, W) bool."""
+    try:
+        return image.decode_mask(base64.b64decode(text if isinstance(text, str) else "", validate=True)) > 0
+    except (ValueError, PictureError):
+        raise DataError(f"{here}: mask that cannot be read; accepted: a PNG in base64") from None
+
+
+# ---- labels
+
+
+def _objects(shapes: Sequence[_Shape], notes: _Notes) -> dict[str, Any]:
+    grouped: dict[tuple[str, Any], list[list[float]]] = {}
+    for number, shape in enumerate(shapes):
+        if shape.label in (_IGNORE, _BACKGROUND):
+            notes.ignored[f"objects of {shape.label}"] += 1
+            continue
+        # LabelMe's own converters join the shapes of one group.
+        group = ("group", str(shape.group)) if shape.group is not None else ("shape", number)
+        grouped.setdefault((shape.label, group), []).append(shape.polygon)
+    return objects([(label, outlines.around(*polygons)) for (label, _), polygons in grouped.items()])
+
+
+def _mask(where: str, item: _File, ids: Mapping[str, int]) -> dict[str, Any]:
+    shapes: list[dict[str, Any]] = []
+    for shape in item.shapes:
+        if shape.mask is None:
+            shapes.append({"id": ids[shape.label], "polygons": [shape.polygon]})
+            continue
+        width, height = item.size
+        if width is None or height is None:
+            raise DataError(f"{where}: a mask, but no imageWidth and imageHeight; accepted: both, in px")
+        corner = (round(shape.polygon[0]), round(shape.polygon[1]))
+        shapes.append({"id": ids[shape.label], "rle": outlines.runs_of(shape.mask, *corner, width, height)})
+    return outlines.mask(shapes)

@@ -1,0 +1,293 @@
+"""Which file is the mask of which picture: by words in folders, affixes of names, or what they look like."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats.listing import Listing, stem
+from tlray.data.schema import SPLITS
+
+_MASK_WORDS = frozenset((
+    "mask", "masks", "msk", "msks", "label", "labels", "labeled", "labelled", "lbl", "lbls",
+    "annotation", "annotations", "annot", "annots", "ann", "anns", "anno", "annos", "gt", "gts",
+    "groundtruth", "segmentation", "segmentations", "seg", "segs", "segm", "semantic", "trimap",
+    "trimaps", "target", "targets", "matte", "mattes", "labelids", "labeltrainids", "manual", "lab",
+    "labs",
+))  # fmt: skip
+_IMAGE_WORDS = frozenset((
+    "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos", "input",
+    "inputs", "original", "originals", "org", "orig", "frame", "frames", "rgb", "raw", "jpegimages",
+))  # fmt: skip
+# Words that say nothing of which pictures a folder holds.
+_FILLERS = frozenset((
+    "png", "jpg", "jpeg", "tif", "tiff", "bmp", "class", "raw", "aug", "binary", "bin", "fine",
+    "coarse", "files", "all", "ground", "truth", "left", "bit", "full", "stills", "approved", "my",
+    "project", "name", "fold", "data", "dataset", "output", "outputs", "out",
+))  # fmt: skip
+_OBJECTS = frozenset(("segmentationobject", "instances", "instance_masks", "panoptic"))  # not a class a pixel
+_AFFIX = (
+    "masks?|msk|gt|lab|ground_?truth|label(?:train)?ids|labels?|lbl|segmentations?|segm?|annotations?|annot|trimap|"
+    "matte|manual"
+)
+_SUFFIX = re.compile(
+    rf"(?:[_\-. ]+(?:gtfine|gtcoarse|bin|binary))?[_\-. ]+(?:{_AFFIX}|l)(?P<number>[_\-. ]*\d{{0,3}})$"
+)
+_PREFIX = re.compile(rf"^(?:{_AFFIX})(?:[_\-. ]+|(?=\d))")
+_PICTURE_SUFFIX = re.compile(r"[_\-. ]+(?:image|img|im|rgb|sat|orig|original|raw|leftimg8bit|0000)$")
+_PICTURE_PREFIX = re.compile(r"^(?:images?|img|im|pic|picture|photo|frame)(?:[_\-. ]+|(?=\d))")
+_OTHER_VIEWS = re.compile(r"(?:colou?rs?|instanceids?|instances?|overlay|vis|viz|polygons?)$")
+_TRAIN_IDS = re.compile(r"labeltrainids$")
+_SHOWN_ROUTES = 20  # folders up to which pairs of folders are compared by their pictures' headers
+
+Key = tuple[str, tuple[str, ...], str]  # split ("" = none), what is left of the folders, stem
+
+
+@dataclass
+class _File:
+    """A picture file: where it stands in the layout, apart from words for masks, pictures and splits."""
+
+    path: str
+    role: str  # mask, picture, other (a view of masks that is not read), "" = not said by its folder
+    split: str
+    rest: tuple[str, ...]
+    name: str  # stem in lower case
+
+    @property
+    def key(self) -> Key:
+        return self.split, self.rest, self.name
+
+
+@dataclass
+class Pairs:
+    """What belongs together, and what is left over."""
+
+    masks_of: dict[str, list[str]] = field(default_factory=dict)  # picture -> its masks
+    split_of: dict[str, str] = field(default_factory=dict)
+    pictures_alone: list[str] = field(default_factory=list)
+    masks_alone: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    objects: bool = False
+    by_words: bool = False  # folders are called by a word for masks
+    doubts: list[str] = field(default_factory=list)  # which of two files is meant
+
+
+@functools.lru_cache(maxsize=2)
+def find(listing: Listing) -> Pairs:
+    """Pictures and their masks: by names, else by folders whose pictures look like masks of another's."""
+    pairs = _matched(_placed(listing, frozenset(), frozenset()))
+    if pairs.masks_of:
+        return pairs
+    beside = _same_stem(listing)
+    if beside.masks_of:
+        return beside
+    if len({path.rpartition("/")[0] for path in listing.pictures}) <= _SHOWN_ROUTES:
+        folders = evidence.parallel_folders(listing)
+        if folders is not None:
+            differ = [
+                (a, b) for a, b in zip(*(f.lower().split("/") for f in folders), strict=False) if a != b
+            ]
+            words = [frozenset(side) for side in zip(*differ, strict=True)] if differ else []
+            if words:
+                return _matched(_placed(listing, words[0], words[1]))
+    return pairs
+
+
+def _same_stem(listing: Listing) -> Pairs:
+    """a.jpg and its mask a.png in one folder."""
+    pairs = Pairs()
+    for paths in listing.by_stem.values():
+        photos = [path for path in paths if path.lower().endswith((".jpg", ".jpeg"))]
+        flat = [path for path in paths if path.lower().endswith(".png")]
+        if len(paths) == 2 and len(photos) == len(flat) == 1:
+            pairs.masks_of[photos[0]] = flat
+            pairs.split_of[photos[0]] = SPLITS.get(next(iter(_split_words(photos[0])), ""), "")
+    if len(pairs.masks_of) < 0.9 * len(listing.by_stem):
+        return Pairs()
+    return pairs
+
+
+def _split_words(path: str) -> list[str]:
+    return [part.lower() for part in path.split("/")[:-1] if part.lower() in SPLITS]
+
+
+def _placed(listing: Listing, image_words: frozenset[str], mask_words: frozenset[str]) -> list[_File]:
+    names = frozenset(part.lower() for folder in listing.folders for part in folder.split("/"))
+    folder = functools.cache(lambda path: _folders(path, names, image_words, mask_words))
+    files = []
+    for path in listing.pictures:
+        above, _, name = path.rpartition("/")
+        role, split, rest = folder(above)
+        files.append(_File(path, role, split, rest, stem(name).lower()))
+    return files
+
+
+def _folders(
+    path: str, names: frozenset[str], image_words: frozenset[str], mask_words: frozenset[str]
+) -> tuple[str, str, tuple[str, ...]]:
+    """(role, split, what is left) of the folders above a file."""
+    role, split, rest = "", "", []
+    for part in path.split("/") if path else []:
+        if part.lower() in mask_words or part.lower() in image_words:
+            role = "mask" if part.lower() in mask_words else "picture"
+            continue
+        words, here = _words(part, names)
+        role = here or role
+        left = []
+        for word in words:
+            if word in SPLITS:
+                split = SPLITS[word]
+            elif word in ("tr", "ts") and here:  # imagesTr, labelsTs
+                split = "train" if word == "tr" else "test"
+            else:
+                left.append(word)
+        if left:
+            rest.append("_".join(left))
+    return role, split, tuple(rest)
+
+
+def _words(name: str, names: frozenset[str]) -> tuple[list[str], str]:
+    """A folder's name in words, those for masks and pictures taken out, and the role that those say."""
+    lower = name.lower()
+    if lower in _OBJECTS:
+        return [], "other"
+    if lower in SPLITS:
+        return [lower], ""
+    # trainannot, defaultannot beside default
+    joined = re.fullmatch(
+        rf"(.+?)({'|'.join(sorted(_MASK_WORDS | _IMAGE_WORDS, key=len, reverse=True))})", lower
+    )
+    if joined and (joined[1] in SPLITS or joined[1] in names) and joined[1].isalnum():
+        return [joined[1]], "mask" if joined[2] in _MASK_WORDS else "picture"
+    words = [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+", name)]
+    if {"ground", "truth"} <= set(words):
+        words.append("groundtruth")
+    if {"8", "bit"} <= set(words):  # leftImg8bit; frame-8 is a number like others
+        words.remove("8")
+    role = "mask" if _MASK_WORDS & set(words) else "picture" if _IMAGE_WORDS & set(words) else ""
+    if not role:
+        return [lower], ""
+    return [w for w in words if w not in _MASK_WORDS | _IMAGE_WORDS | _FILLERS | {"jpeg", "jpg"}], role
+
+
+def _matched(files: Sequence[_File]) -> Pairs:
+    """Masks to pictures: the same folders and stem, then affixes taken off, then the stem alone."""
+    by_role: dict[str, list[_File]] = defaultdict(list)
+    for file in files:
+        by_role[file.role].append(file)
+    pairs = Pairs(by_words=bool(by_role["mask"]))
+    marked = by_role["mask"]
+    # Beside pictures, in a folder of pictures or of no role: a mask by its affix, if it has a picture.
+    plain = [*by_role["picture"], *by_role[""]]
+    stems = {file.key for file in plain} | {(f.split, f.rest, _picture_core(f.name)) for f in plain}
+    affixed = [
+        file for file in plain
+        if any((file.split, file.rest, core) in stems for core in _cores(file.name))
+    ]  # fmt: skip
+    if affixed and not marked:
+        marked, gone = affixed, {file.path for file in affixed}
+        plain = [file for file in plain if file.path not in gone]
+    for view in [*by_role["other"], *(file for file in marked if _OTHER_VIEWS.search(file.name))]:
+        pairs.others.append(view.path)
+    other = set(pairs.others)
+    marked = [file for file in marked if file.path not in other]
+    found = _Finder(plain)
+    single: dict[str, list[_File]] = defaultdict(list)
+    several: dict[str, list[str]] = defaultdict(list)
+    for mask in marked:
+        picture, is_part = found.picture(mask)
+        if picture is None:
+            pairs.masks_alone.append(mask.path)
+            continue
+        if is_part:
+            several[picture.path].append(mask.path)
+        else:
+            single[picture.path].append(mask)
+        pairs.split_of[picture.path] = picture.split or mask.split
+    pairs.doubts += found.doubts
+    for path, there in single.items():
+        pairs.masks_of[path] = [_one(there).path]
+        doubt = [mask.path for mask in there if not _TRAIN_IDS.search(mask.name)]
+        if len(doubt) > 1:
+            both = " and ".join(sorted(doubt)[:2])
+            pairs.doubts.append(f"{both}: two masks of one picture; accepted: one for each, of all classes")
+        pairs.others += [mask.path for mask in there if mask.path != pairs.masks_of[path][0]]
+    # BUSI keeps a_mask.png and a_mask_1.png: as soon as one picture has several, all are of objects.
+    for path, parts in several.items():
+        pairs.masks_of.setdefault(path, []).extend(parts)
+    pairs.objects = any(len(paths) > 1 for paths in pairs.masks_of.values())
+    with_mask = pairs.masks_of.keys()
+    pairs.pictures_alone = [file.path for file in plain if file.path not in with_mask]
+    pairs.split_of |= {file.path: file.split for file in plain if file.path not in with_mask}
+    return pairs
+
+
+def _one(there: Sequence[_File]) -> _File:
+    """Of several masks of one picture the one that is meant; the first where that cannot be known."""
+    if len(there) == 1:
+        return there[0]
+    ids = [mask for mask in there if not _TRAIN_IDS.search(mask.name)]  # Cityscapes: all ids before a choice
+    if len(ids) == 1:
+        return ids[0]
+    return min(there, key=lambda mask: mask.path)
+
+
+def _cores(name: str) -> list[str]:
+    """A mask's stem without what says that it is a mask."""
+    found = [_SUFFIX.sub("", name), _PREFIX.sub("", name)]
+    return [core for core in found if core and core != name]
+
+
+def _picture_core(name: str) -> str:
+    return _PICTURE_PREFIX.sub("", _PICTURE_SUFFIX.sub("", name)) or name
+
+
+class _Finder:
+    """The picture that a mask is of."""
+
+    def __init__(self, pictures: Sequence[_File]) -> None:
+        self.doubts: list[str] = []
+        self.exact: dict[Key, list[_File]] = defaultdict(list)
+        self.core: dict[Key, list[_File]] = defaultdict(list)
+        self.by_name: dict[str, list[_File]] = defaultdict(list)
+        self.by_folder: dict[tuple[str, tuple[str, ...]], list[_File]] = defaultdict(list)
+        for file in pictures:
+            self.exact[file.key].append(file)
+            self.core[file.split, file.rest, _picture_core(file.name)].append(file)
+            self.by_name[file.name].append(file)
+            self.by_folder[file.split, file.rest].append(file)
+
+    def picture(self, mask: _File) -> tuple[_File | None, bool]:
+        """The picture of a mask, and whether the mask is one of its objects."""
+        cores = [mask.name, *_cores(mask.name)]
+        numbered = re.compile(r".*(?<![a-z0-9])(?:masks?|segm?|label|gt)[_\-. ]*\d{1,3}$")
+        for known in (self.exact, self.core):
+            for core in cores:
+                there = known.get((mask.split, mask.rest, core), [])
+                if there:
+                    is_part = core != mask.name and bool(numbered.fullmatch(mask.name))
+                    return self._only(there), is_part
+        # masks/a/*.png beside images/a.png
+        if mask.rest and (there := self.exact.get((mask.split, mask.rest[:-1], mask.rest[-1]), [])):
+            return self._only(there), True
+        there = self.by_folder.get((mask.split, mask.rest), [])
+        if len(there) == 1 and mask.rest:  # id/images/a.png + id/masks/*.png
+            return there[0], True
+        for core in cores:  # folders that have other names, or splits on one side only
+            there = [
+                file for file in self.by_name.get(core, [])
+                if not (file.split and mask.split and file.split != mask.split)
+            ]  # fmt: skip
+            if len(there) == 1:
+                return there[0], False
+        return None, False
+
+    def _only(self, there: Sequence[_File]) -> _File:
+        if len(there) > 1:
+            one, other = sorted(file.path for file in there)[:2]
+            self.doubts.append(f"{one} and {other}: one stem; accepted: one file of each")
+        return there[0]

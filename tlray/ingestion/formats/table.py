@@ -1,0 +1,227 @@
+"""A table of pictures and labels: csv, tsv, jsonl, JSON, Parquet, or a list of ``path label`` as text.
+
+One table or several, one a split (``train.csv``, ``train/metadata.csv``) or one a folder. Which column is
+the path, the label and the split is known by what the cells hold and by the columns' names
+(`tlray.ingestion.formats.tabular.roles`); paths by the pictures that are there, with or without ending
+(`tlray.ingestion.formats.places`). Labels are one of
+    one class a row          label, class, category, species, ...
+    several classes a row    labels, tags: ``cat|dog``, ``['cat', 'dog']``, a list
+    two or more columns of 0 and 1, one a class; -1 is no where it stands for 0 throughout
+    objects                  metadata.jsonl of Hugging Face: bbox (x, y, width, height in px), categories
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from tlray.errors import DataError
+from tlray.ingestion.findings import Finding, finding
+from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats.base import Index, Look, table
+from tlray.ingestion.formats.listing import HEAD, Listing
+from tlray.ingestion.formats.places import accepted
+from tlray.ingestion.formats.tabular import cells, labels, records, roles, splits, tables
+from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
+from tlray.data.schema import LABEL, LABELS, OBJECTS
+
+GIVES: tuple[str, ...] = (LABEL, LABELS, OBJECTS)
+_MOST_MISSING = 0.5  # share of the rows whose pictures may be missing: more is another layout
+
+
+def look(listing: Listing) -> Look | None:
+    """Tables whose cells name pictures that are there."""
+    there, lost = tables.find(listing, tables.candidates(listing), head=True)
+    groups = tables.grouped(there)
+    labelled = [group for group in groups if group.labels is not None]
+    used = [t for group in labelled or groups for t in group.tables]
+    files = [t.file for t in used]
+    if not used:
+        return _lost(listing, lost)
+    pictures = {path for t in used for path in _spoken_of(listing, t)}
+    summary = f"{', '.join(files[:3])}{', ...' if len(files) > 3 else ''} with names of pictures"
+    if not labelled:
+        if not listing.named and all(file.lower().endswith(records.LISTS) for file in files):
+            return None  # lists of pictures belong to other layouts
+        return Look(summary, pictures, files, f"{files[0]}: {groups[0].why_not}")
+    return Look(summary, pictures, files, gives=_gives(labelled))
+
+
+def _spoken_of(listing: Listing, t: tables.Table) -> set[str]:
+    """Pictures of a table of which the beginning was read: the rest names those of the same folders."""
+    own = {path for path in t.pictures if path is not None}
+    if t.file.lower().endswith(".parquet") or len(listing.head(t.file)) >= HEAD:
+        folder = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in own])
+        own |= {path for path in listing.pictures if f"/{path}".startswith(f"{folder.rstrip('/')}/")}
+    return own
+
+
+def _gives(groups: Sequence[tables.Group]) -> tuple[str, ...]:
+    kinds = {group.labels.kind for group in groups if group.labels is not None}
+    return (OBJECTS,) if kinds == {"objects"} else (LABEL, LABELS)
+
+
+def _lost(listing: Listing, lost: Sequence[tables.Lost]) -> Look | None:
+    """A table that names pictures none of which is there; or the table that the user named."""
+    for one in lost:
+        rows, column = one.rows, one.column
+        if one.why:
+            return Look(f"{rows.file} with names of pictures", [], [rows.file], one.why)
+        if not rows.rows and (column or listing.named):
+            return Look(
+                f"{rows.file} with columns {', '.join(rows.columns)}", [], [rows.file],
+                "it has no rows below the header; accepted: one row for each picture",
+            )  # fmt: skip
+        if column:
+            first = cells.text(next(iter(rows.columns[column]), ""))
+            return Look(
+                f"{rows.file} with names of pictures in column {column}", [], [rows.file],
+                f"none of those pictures is there, the first being {first!r}; accepted: "
+                f"{accepted(listing, first)}",
+            )  # fmt: skip
+    if listing.named.lower().endswith(records.ENDINGS) and lost:
+        rows = lost[0].rows
+        return Look(
+            f"{rows.file} with columns {', '.join(rows.columns)}", [], [rows.file],
+            "none of them holds names of pictures that are there; accepted: a column path (file_name, image, "
+            "id, ...), and one of labels",
+        )  # fmt: skip
+    return None
+
+
+def index(listing: Listing, column: str) -> Index:
+    """Table of (path, split, and what there is of label, labels and objects).
+
+    Labels of one class are given as ``labels``, too, where that is the column wanted. Raises DataError for
+    columns that are missing or of doubtful meaning, values that are no labels, pictures with two labels.
+    """
+    candidates = tables.candidates(listing)
+    likely, unlikely = tables.find(listing, candidates, head=True)
+    known = {t.file for t in likely}
+    # A head may be too short or damaged to know a table by: the one that was named is read in any case.
+    there, lost = tables.find(listing, [path for path in candidates if path in known or listing.named])
+    groups = tables.grouped(there)
+    labelled = [group for group in groups if group.labels is not None]
+    if not labelled:
+        raise DataError(_refusal(listing, groups, lost or unlikely))
+    notes: list[Finding] = []
+    rows = [row for group in labelled for row in _rows(listing, group, notes)]
+    kinds = {group.labels.kind for group in labelled if group.labels is not None}
+    if len(kinds) > 1:
+        files = ", ".join(group.tables[0].file for group in labelled)
+        raise DataError(
+            f"{listing.root}: {files} hold labels of different kinds; accepted: one of them as SRC"
+        )
+    rows = splits.without_copies(rows, notes)
+    rows = splits.with_lists(listing, rows, groups, notes)
+    left = _left_over(listing, {row.path for row in rows}, notes)
+    rows = without_missing(listing, rows, notes)
+    rows = unique(listing, rows, column, notes)
+    rows = splits.with_folders(rows, notes)
+    for t in there:
+        notes += t.lookup.places.findings()
+    notes += _unread(listing, {t.file for t in there})
+    names, rows = with_class_names(listing, rows, [t.file for t in there], notes)
+    made, columns = index_rows(listing, rows, column)
+    if columns == [OBJECTS]:
+        names = {}
+    return Index(
+        table(made, *columns),
+        names={name: value for name, value in names.items() if name in columns},
+        ignored=left,
+        findings=notes,
+        lists=[t.file for t in there],
+    )
+
+
+def _refusal(listing: Listing, groups: Sequence[tables.Group], lost: Sequence[tables.Lost]) -> str:
+    if groups:
+        return f"{listing.where(groups[0].tables[0].file)}: {groups[0].why_not}"
+    seen = _lost(listing, lost)
+    if seen is not None:
+        return f"{listing.where(seen.labels[0])}: {seen.lacks}"  # type: ignore[index]
+    return (
+        f"{listing.root}: no table with names of pictures; accepted: {', '.join(records.ENDINGS)} with a "
+        f"column path (file_name, image, id, ...) and {roles.LABELS_ACCEPTED}"
+    )
+
+
+# ---- rows
+
+
+def _rows(listing: Listing, group: tables.Group, notes: list[Finding]) -> list[Row]:
+    """The rows of a group with their labels, as the cells say them."""
+    assert group.labels is not None
+    columns = tables.merged(group.tables)
+    places = [(t.file, row) for t in group.tables for row in t.rows.rows]
+    taken = group.splits.columns | group.labels.columns
+    _say_unused(group, {name: columns[name] for name in columns if name not in taken}, notes)
+    said = labels.read(listing, group.labels, columns, places, notes)
+    split = splits.of_rows(listing, group, columns, places)
+    rows, missing = [], []
+    values = [value for t in group.tables for value in t.rows.columns[t.path]]
+    hits = [(t, picture) for t in group.tables for picture in t.pictures]
+    for n, ((file, line), (t, picture), value) in enumerate(zip(places, hits, values, strict=True)):
+        path = picture
+        text = cells.text(value)
+        if path is None:
+            several = t.lookup.several(text)
+            if len(several) > 1:
+                raise DataError(
+                    f"{listing.where(file)} row {line}: {t.path} = {text!r} names {len(several)} pictures "
+                    f"({several[0]}, {several[1]}); accepted: a path that names one"
+                )
+            missing.append((file, line, t.path, text))
+            path = t.lookup.absent(text)
+        by_tail = path in t.lookup.by_tail
+        rows.append(Row(path, split[n], said[n], file, line, text if by_tail else ""))
+    if len(missing) > _MOST_MISSING * len(rows):
+        file, line, name, text = missing[0]
+        raise DataError(
+            f"{listing.where(file)} row {line}: {name} = {text!r}: no such picture, as for {len(missing)} of "
+            f"{len(rows)} rows; accepted: {accepted(listing, text)}"
+        )
+    notes += finding(
+        "warning", "missing_picture", [f"{file} row {line}: {text}" for file, line, _, text in missing],
+        "{n} rows name pictures that are not there",
+    )  # fmt: skip
+    return rows
+
+
+def _say_unused(group: tables.Group, unused: dict[str, list[Any]], notes: list[Finding]) -> None:
+    assert group.labels is not None
+    file = group.tables[0].file
+    one_hot = group.labels.kind == "one_hot"
+    nearly = [name for name, values in unused.items() if one_hot and roles.is_rather_yes_no(values)]
+    for severity, names in (("warning", nearly), ("info", [name for name in unused if name not in nearly])):
+        shown = [f"{file}: {name}" for name in names]
+        notes += finding(severity, "unused_column", shown, "{n} columns of the table are not used")  # type: ignore[arg-type]
+    if group.labels.guessed:
+        text = f"{group.labels.column} of {file} is taken as the label: {group.labels.guessed}"
+        notes.append(Finding("info", "label_column", 1, text, [group.labels.column]))
+
+
+def _unread(listing: Listing, used: set[str]) -> list[Finding]:
+    """Files that name pictures, too, and could not be read as tables."""
+    others = [
+        path
+        for path in evidence.label_files(listing)
+        if path not in used and path.lower().endswith(records.ENDINGS) and not tables.SUBMISSION.search(path)
+    ]
+    named = [path for path in others if evidence.names_pictures(listing, path)]
+    return finding("warning", "unread_file", named, "{n} other files name pictures and were not read")
+
+
+def _left_over(listing: Listing, named: set[str], notes: list[Finding]) -> Counter[str]:
+    """Pictures that no row names: among those that have labels, and in folders without any."""
+    folders = {posixpath.dirname(path) for path in named}
+    left = [path for path in listing.pictures if path not in named]
+    beside = [path for path in left if posixpath.dirname(path) in folders]
+    apart = [path for path in left if posixpath.dirname(path) not in folders]
+    notes += finding(
+        "warning", "no_label", beside, "{n} pictures beside those of the table are in no row of it (left out)"
+    )
+    notes += finding("info", "no_label", apart, "{n} pictures in other folders have no labels (left out)")
+    return Counter({"pictures in no table": len(left)}) if left else Counter()

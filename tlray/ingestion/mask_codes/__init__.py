@@ -1,0 +1,141 @@
+"""Which class each value of a set of masks is, decided from the values and counts of all of them.
+
+Nothing is guessed in silence: what is plain is read, and said; what may mean two things is refused with
+the values, their shares, and what is accepted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from tlray.errors import DataError
+from tlray.ingestion.findings import Finding
+from tlray.ingestion.mask_codes import colours, smoothing, values
+from tlray.ingestion.mask_codes.seen import Masks, numbers, two_names
+from tlray.data.masks import AS_STORED, MaskCode, UNKNOWN, ids_of
+
+_MUCH_UNKNOWN = 0.3  # share of all pixels above which training suffers
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``names`` by id; ``rows`` as given, their mask_values and mask_counts by id now (255: unknown), and
+    kind and reason set where a mask cannot be used."""
+
+    code: MaskCode
+    names: list[str]
+    rows: pa.Table
+    findings: list[Finding]
+
+
+_SEEN = (
+    "mask_values", "mask_counts", "mask_colours", "mask_distinct", "mask_form", "mask_format", "mask_between",
+    "mask_steps", "mask_reason",
+)  # fmt: skip
+
+
+def decide(source: str, rows: pa.Table, names: Sequence[str] | None, given: MaskCode | None) -> Decision:
+    """The code of a set of masks.
+
+    ``rows``: path, kind, reason and the columns ``mask_*`` as first seen, raw values; ``names``: of the ids,
+    where the layout gives them; ``given``: what the layout says of the values. Raises DataError where the
+    masks cannot be understood, or show fewer than two classes.
+    """
+    columns = ["path", "kind", "reason", *_SEEN]
+    masks = Masks(
+        source, rows.select(columns).to_pylist(), list(names) if names else None,
+        rows["kind"].to_pylist(), rows["reason"].to_pylist(), [],
+    )  # fmt: skip
+    for i in masks.usable():
+        if masks.rows[i]["mask_values"] is None:
+            reason = masks.rows[i]["mask_reason"] or "its mask cannot be read"
+            masks.leave_out(i, "mask_unreadable", f"its mask: {reason}")
+    if not masks.usable():
+        return Decision(given or AS_STORED, masks.names or [], _with(rows, masks, {}), [])
+    code, found_names = _code(masks, given or AS_STORED)
+    ids = _ids(masks, code, found_names)
+    _check_classes(masks, ids, found_names)
+    return Decision(code, found_names, _with(rows, masks, ids), masks.findings)
+
+
+def _code(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
+    if given.objects:
+        return given, two_names(masks)
+    if all(masks.rows[i]["mask_form"] == "outlines" for i in masks.usable()):
+        return given, masks.names or numbers(masks.pixels())
+    if given.colours is not None:
+        by_colour = colours.fits(masks, given.colours)
+        if by_colour:
+            return colours.code_of(masks, replace(given, by_colour=True)), masks.names or []
+    else:
+        colours.without_table(masks)
+    colours.same_palettes(masks)
+    smoothed = smoothing.code_of(masks)
+    if smoothed is not None:
+        return smoothed, two_names(masks)
+    return values.code_of(masks, given)
+
+
+def _ids(masks: Masks, code: MaskCode, names: Sequence[str]) -> dict[int, dict[int, int]]:
+    """Row -> pixels of each id, 255 being unknown; masks with ids above the names are left out."""
+    found: dict[int, dict[int, int]] = {}
+    for i in masks.usable():
+        row = masks.rows[i]
+        if code.objects:
+            there = row["mask_values"]
+        else:
+            stored, rgb = (np.array(row[name], np.int32) for name in ("mask_values", "mask_colours"))
+            there = ids_of(stored, rgb, row["mask_form"], code).tolist()
+        pixels: Counter[int] = Counter()
+        for number, count in zip(there, row["mask_counts"], strict=True):
+            pixels[number] += count
+        odd = sorted(number for number in pixels if number != UNKNOWN and not 0 <= number < len(names))
+        if odd:
+            first = (
+                f"; accepted: 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), 255 for unknown"
+                if names
+                else ""
+            )
+            masks.leave_out(i, "mask_values", f"id {odd[0]} in its mask, of {len(names)} class names{first}")
+        found[i] = dict(sorted(pixels.items()))
+    return found
+
+
+def _check_classes(masks: Masks, ids: Mapping[int, Mapping[int, int]], names: Sequence[str]) -> None:
+    """Share of unknown pixels as a finding. Raises DataError where fewer than two classes occur."""
+    total: Counter[int] = Counter()
+    for i in masks.usable():
+        total.update(ids[i])
+    if not total:
+        return
+    everything = sum(total.values())
+    unknown = total.pop(UNKNOWN, 0) / everything
+    if unknown:
+        paths = [masks.rows[i]["path"] for i in masks.usable() if UNKNOWN in ids[i]]
+        masks.note(
+            "warning" if unknown > _MUCH_UNKNOWN else "info", "unknown_pixels",
+            f"{unknown:.1%} of all mask pixels are unknown (they teach and count nothing)", paths, len(paths),
+        )  # fmt: skip
+    if len(total) < 2:
+        only = ", ".join(f"{number} ({names[number]})" for number in total) or "none"
+        raw = ", ".join(str(value) for value in sorted(masks.pixels())[:4])
+        form = "value" if len(masks.pixels()) == 1 else "values"
+        raise DataError(
+            f"{masks.source}: masks show fewer than two classes: {only} in {len(masks.usable())} masks "
+            f"({form} {raw}); accepted: two classes or more, the background being one"
+        )
+
+
+def _with(rows: pa.Table, masks: Masks, ids: Mapping[int, Mapping[int, int]]) -> pa.Table:
+    values = [list(ids[i]) if i in ids else None for i in range(rows.num_rows)]
+    counts = [list(ids[i].values()) if i in ids else None for i in range(rows.num_rows)]
+    for name, column in (("mask_values", values), ("mask_counts", counts), ("kind", masks.kinds),
+                         ("reason", masks.reasons)):  # fmt: skip
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, name, pa.array(column, rows.schema.field(name).type))
+    return rows

@@ -1,0 +1,62 @@
+"""All masks of a source at once: what was seen of each, what stands out, and the usual names of ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tlray.ingestion.findings import Finding, SHOWN
+from tlray.data.masks import UNKNOWN
+
+TABLES = (
+    "classes.txt (`value name` a line), labelmap.txt, class_dict.csv or label_colors.txt (name and r, g, b)"
+)
+"""Tables beside the masks that say which class a value or a colour is."""
+
+
+@dataclass
+class Masks:
+    """All masks at once: pixels by value, and what stands out."""
+
+    source: str
+    rows: list[dict[str, Any]]
+    names: list[str] | None
+    kinds: list[str | None]
+    reasons: list[str | None]
+    findings: list[Finding]
+
+    def usable(self) -> list[int]:
+        """Rows whose mask is not left out."""
+        return [i for i, kind in enumerate(self.kinds) if kind is None]
+
+    def leave_out(self, row: int, kind: str, reason: str) -> None:
+        """A mask that cannot be used, and why."""
+        self.kinds[row], self.reasons[row] = kind, reason
+
+    def note(
+        self, severity: Any, kind: str, message: str, examples: Sequence[str] = (), count: int = 1
+    ) -> None:
+        """Something to say of the masks."""
+        self.findings.append(Finding(severity, kind, count, message, list(examples)[:SHOWN]))
+
+    def pixels(self, column: str = "mask_values") -> Counter[int]:
+        """Pixels of each value in the usable masks."""
+        total: Counter[int] = Counter()
+        for i in self.usable():
+            for value, count in zip(self.rows[i][column], self.rows[i]["mask_counts"], strict=True):
+                total[value] += count
+        return total
+
+
+def two_names(masks: Masks) -> list[str]:
+    """Names of nothing and of the object."""
+    names = masks.names or ["object"]
+    return ["background", names[0]] if len(names) == 1 else list(names)
+
+
+def numbers(pixels: Iterable[int]) -> list[str]:
+    """Nobody named the ids: their numbers are their names."""
+    most = max((value for value in pixels if 0 <= value < UNKNOWN), default=-1)
+    return [str(number) for number in range(most + 1)]

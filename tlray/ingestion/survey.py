@@ -1,0 +1,155 @@
+"""What a source holds, known from names and label files alone: layout, task, labels. No picture is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from tlray.data import schema
+from tlray.ingestion import formats
+from tlray.errors import DataError, about
+from tlray.ingestion.findings import Finding
+from tlray.ingestion.formats import base
+from tlray.ingestion.formats.base import Index, Look
+from tlray.ingestion.formats.listing import Listing
+from tlray.ingestion import given, plan
+from tlray.ingestion.names import unify
+from tlray.ingestion.preflight import count_table, finding_lines
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A source as one format and one task see it; ``table`` and ``names`` are its index's, class names in one
+    spelling."""
+
+    source: str
+    listing: Listing
+    format: str
+    look: Look
+    index: Index
+    task: Any  # `tlray.tasks.base.Task`
+    table: pa.Table
+    names: dict[str, list[str]]  # class names by label column, where the layout numbers its classes itself
+    findings: list[Finding]
+    splits: set[str]  # those that are given, be it without any picture that can be used
+
+    @property
+    def root(self) -> str:
+        """URI that the paths of the index are relative to."""
+        return self.listing.root
+
+    @property
+    def kinds(self) -> Mapping[str, schema.Kind]:
+        """Label columns and what they mean."""
+        columns: Mapping[str, schema.Kind] = self.task.columns
+        return columns
+
+    @property
+    def about(self) -> str:
+        """Layout and task in one line."""
+        return f"Layout: {self.format} ({self.look.summary}); task: {self.task.name}"
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """Split ("all" where the layout has none) -> class -> how often its labels name it."""
+        by_split: dict[str, Counter[str]] = {split: Counter() for split in self.pictures()}
+        classes = plan.classes(self.table, self.kinds)
+        for row, split in enumerate(self.table["split"].to_pylist()):
+            if classes is not None:
+                by_split[split or "all"].update(classes[row])
+        return by_split
+
+    def pictures(self) -> dict[str, int]:
+        """Split ("all" where the layout has none) -> number of pictures."""
+        counts = Counter(split or "all" for split in self.table["split"].to_pylist())
+        order = (*dict.fromkeys(schema.SPLITS.values()), "all")
+        return {split: counts[split] for split in order if counts[split]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "task": self.task.name,
+            "summary": self.look.summary,
+            "pictures": self.pictures(),
+            "counts": {split: dict(counts) for split, counts in self.counts().items()},
+            "names": self.names,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        lines = [self.about, *count_table(self.counts(), self.pictures()), *finding_lines(self.findings)]
+        for column, names in self.names.items():
+            lines.append(f"Classes of {column} in their order: {', '.join(names[:50])}")
+        return "\n".join(lines)
+
+
+def survey(
+    source: str,
+    format: str = "auto",
+    task: str = "auto",
+    merge_classes: bool = False,
+    one_class: bool = False,
+) -> Survey:
+    """Find layout and task of a source and read its labels; settings as of `tlray.ingestion.ingest.ingest`.
+
+    Raises DataError where no layout explains it, two do, or the layout has no labels for the task;
+    ConfigError for an unknown format or task.
+    """
+    listing = Listing.open(source)
+    with about(lambda: f"{source}; the label file read last: {listing.last or 'none'}"):
+        return _survey(source, listing, format, task, merge_classes, one_class)
+
+
+def _survey(
+    source: str, listing: Listing, format: str, task: str, merge_classes: bool, one_class: bool
+) -> Survey:
+    from tlray import tasks  # here, because Ray's workers import this package and need no models
+
+    wanted = None if task == "auto" else tasks.load({"name": task}, "--task")
+    if format == "auto":
+        name, look = formats.find(listing, tuple(wanted.columns) if wanted is not None else ())
+    else:
+        name = format
+        look = formats.load(name).look(listing) or Look(f"--format {name}", (), ())
+    gives = look.gives or formats.load(name).GIVES
+    if wanted is not None:
+        column = next((c for c in gives if c in wanted.columns), None)
+        if column is None:
+            raise DataError(
+                f"{source}: format {name} gives no labels for --task {task}; "
+                f"accepted: {', '.join(_tasks(gives)) or 'another format'}"
+            )
+    else:
+        column = gives[0]
+    index = formats.load(name).index(listing, column)
+    if index.table.num_rows == 0:
+        raise DataError(f"{source}: format {name} ({look.summary}) names no picture")
+    # A table may hold one kind of labels only, which its format learns when it reads all rows.
+    present = [c for c in gives if c in index.table.column_names]
+    if wanted is None:
+        wanted = tasks.load({"name": tasks.for_columns(present[:1], index.kinds)[0]})
+    elif not set(wanted.columns) <= set(present):
+        raise DataError(
+            f"{source}: format {name} gives {', '.join(present)}, no labels for --task {task}; "
+            f"accepted: {', '.join(_tasks(tuple(present)))}"
+        )
+    unused = {*base.TYPES} - set(wanted.columns)
+    kept = [c for c in index.table.column_names if c not in unused]
+    index = replace(index, table=index.table.select(kept))
+    table, named, respelled = unify(index.table, wanted.columns, index.names, merge_classes)
+    plan.check_classes(source, table, wanted.columns, look.summary, one_class)
+    splits, empty = given.splits(listing, look, index)
+    findings = [*listing.findings, *index.findings, *respelled, *empty]
+    return Survey(source, listing, name, look, index, wanted, table, dict(named), findings, splits)
+
+
+def _tasks(columns: tuple[str, ...]) -> list[str]:
+    from tlray import tasks
+
+    return sorted({name for column in columns for name in tasks.for_columns([column])})

@@ -1,0 +1,474 @@
+"""The search: Ray Tune over trials of one configuration, and what is left when it is over.
+
+A trial is a training run in RUN/trials/ID. A search that was killed and is run again by the same name
+reads RUN/trials.json (see trials.py), goes on with trials that were under way and proposes new ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from tlray import runtime, storage
+from tlray.training import fit, resume
+from tlray.bundle.bundle import Model
+from tlray.training.candidate import copy_model, kind
+from tlray.config import Choice, Config
+from tlray.data.dataset import Dataset
+from tlray.errors import ConfigError, DataError, RunError, TlrayError
+from tlray.training.loop import Solo
+from tlray.search import group, probe, score_trials, soup
+from tlray.search import space as spaces
+from tlray.search.probe_first import Deepening
+from tlray.search.group import Watch
+from tlray.search.probe import head_of
+from tlray.search.halving import Rungs
+from tlray.search.searcher import SCORE, Sampler, trial_settings
+from tlray.search.space import trial_id
+from tlray.search.trial import WORST, Trial, one_line
+from tlray.search.trial_log import Row, Table
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[dict[str, Any]], None]
+REUSE = True  # a trial of one worker begins in the process of the one before
+THREADS = 4  # of a CPU trial where scale.cpus_per_worker is auto: many small trials use cores better
+BUILT = ("model.", "input.", "task.", "train.batch_size")  # choices that show only when a model is built
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard of Tune's own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search and not as if it were finished
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to; ``trials``, ``probes`` and ``averages`` as in trials.json."""
+
+    run: str
+    bundle: str
+    best: str  # the winner's id: of a trial, a probe or an average
+    params: dict[str, Any]
+    goal: str
+    value: float
+    epochs: int  # over all trials
+    seconds: float  # of this start
+    trials: list[Row] = field(default_factory=list)
+    probes: list[Row] = field(default_factory=list)
+    averages: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> SearchResult:
+    """Run the search of this name, or go on with it: trials that are over are never run again.
+
+    ``fresh``: what the run of this name left is deleted first, once everything else was checked.
+
+    ``emit`` gets ``search_start``, ``trial_start``, ``trial_step``, ``trial_epoch``, ``trial_end``,
+    ``search_more`` and ``note`` events. Leaves trials.json, config.json, metrics.json and best (the winner's
+    bundle) in the run's folder, and each trial's story in trials/ID. Raises TlrayError; RunError where every
+    trial failed.
+    """
+    began = time.perf_counter()
+    tell = emit or _silent
+    given: Any = config.search.space
+    each_its_own = given != "auto" and "optim.lr" in given
+    config = fit.settled(config, fresh, None if each_its_own else tell)
+    space = spaces.build(config)
+    model = fit.check(config)
+    task = model.task
+    _check_choices(config, space, model)
+    if fresh or ray.is_initialized():  # whether the cluster has room, before anything is written
+        with runtime.session():
+            fit_in(config)
+    if fresh:
+        resume.clear(config)
+    data = Dataset.open(config.data.uri)
+    table = Table(config, space, task.goal, data.fingerprint, data.num_rows(config.data.validation_split))
+    for note in table.notes:
+        log.warning("%s", note)
+        tell({"kind": "note", "run": config.run_uri, "text": note})
+    for note in model.notes:
+        tell({"kind": "note", "run": config.run_uri, "text": note})
+    if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
+        log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
+    sampler = Sampler(config, space, table, tell)
+    if sampler.num_left or sampler.extend():
+        with runtime.session(), runtime.events(tell) as from_workers:
+            _search(config, sampler, table, head_of(model) is not None, tell, from_workers)
+    _average(config, table, tell)
+    best = table.best
+    if best is None or table.best_of(table.rows.values()) is None:
+        reasons = [row["reason"] for row in table.rows.values() if row["status"] == "failed"]
+        if not reasons or len(reasons) < len(table.rows):
+            raise RunError(
+                f"{config.run_uri}: no trial came to a value of {task.goal.name}, and {len(reasons)} of "
+                f"{len(table.rows)} failed; does the validation split hold labels to compare?"
+            )
+        raise RunError(f"{config.run_uri}: all {len(reasons)} trials failed; the first: {reasons[0]}")
+    bundle = table.publish(best)
+    return SearchResult(
+        run=config.run_uri,
+        bundle=bundle,
+        best=best["id"],
+        params=best["params"],
+        goal=task.goal.name,
+        value=best["best"],
+        epochs=sum(row["epochs"] for row in table.rows.values()),
+        seconds=time.perf_counter() - began,
+        trials=list(table.rows.values()),
+        probes=table.probes,
+        averages=table.averages,
+        notes=table.notes,
+    )
+
+
+def explain(config: Config) -> list[dict[str, Any]]:
+    """Plans of the first groups of trials, measured in this process; trains nothing and leaves nothing.
+
+    Raises TlrayError as `run` does.
+    """
+    if not _fused(config):
+        given = f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}"
+        raise ConfigError(f"{given}: trials train one by one, and nothing is planned; accepted: true and 1")
+    config = fit.settled(config)
+    space, model = spaces.build(config), fit.check(config)
+    _check_choices(config, space, model)
+    with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:
+        config = config.override({"runs": folder, "track.tensorboard": False, "track.mlflow": None})
+        table = Table(config, space, model.task.goal, Dataset.open(config.data.uri).fingerprint)
+        plans = []
+        for step in Sampler(config, space, table).steps():
+            trials = [trial_settings(config, params) for _, params in step]
+            plans += [
+                group.plan(settings, Solo(runtime.cores())).to_dict()
+                for settings in group.together(trials, config.search.side_by_side)
+            ]
+        return plans
+
+
+def _search(
+    config: Config, sampler: Sampler, table: Table, linear: bool, tell: Emit, from_workers: Emit
+) -> None:
+    """Probes where heads are ``linear``; then trials, side by side in groups or one by one through Tune."""
+    room = fit_in(config)
+    sampler.config = config.override(
+        {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
+    )
+    watch = Watch(table, tell, config.train.epochs)
+    over = sum(map(table.over, table.rows))
+    tell({
+        "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
+        "concurrent": room.concurrent, "fused": _fused(config), "epochs": config.train.epochs,
+    })  # fmt: skip
+    sampler.rule_out = watch.rule_out
+    if config.search.probe and linear:
+        _probe(config, table, tell, room)
+    if config.search.scores:
+        try:
+            table.scores += score_trials.measure(config, table, room.cpus, room.gpus)
+        except DataError as error:  # labels tell no picture from another; trials may learn all the same
+            table.notes.append(f"search.scores: {error}")
+    if _fused(config):
+        rungs = Rungs(config.search, table.goal, _longest(config), default_trial(config, table.space))
+        for row in table.rows.values():
+            for point in row["curve"] if table.over(row["id"]) else ():
+                rungs.tell(point["epoch"], {row["id"]: point.get("best")})
+        table.plans += group.search(config, sampler, table, watch, from_workers, room, rungs)
+    else:
+        _by_tune(config, sampler, table, watch, from_workers, room)
+        while sampler.extend():
+            _by_tune(config, sampler, table, watch, from_workers, room)
+    if table.scores:
+        deepening = sampler.deepening or Deepening(config, table)
+        table.scores = score_trials.beside(table, deepening.place)
+        table.correlation = score_trials.correlation(table.scores, table.goal.direction)
+    table.write()
+
+
+def _probe(config: Config, table: Table, tell: Emit, room: Room) -> None:
+    """Probes of the space's backbones that the table lacks, on the cluster."""
+    axis = next((axis for axis in table.space.axes if axis.key == "model.backbone"), None)
+    for name in [None] if axis is None else axis.values or ():
+        params = {"model.freeze": "all", **({} if name is None else {"model.backbone": name})}
+        id_ = "probe" if name is None else f"probe-{trial_id(params)}"
+        if any(row["id"] == id_ for row in table.probes):
+            continue
+        row = _on_cluster("search.probe", probe.measure, config, table, room, id_, params)
+        if row is not None:
+            table.probed(row)
+            tell({"kind": "probe", "run": config.run_uri, "goal_name": table.goal.name, **row})
+
+
+def _on_cluster(
+    key: str, measure: Callable[..., Row], config: Config, table: Table, room: Room, *args: Any
+) -> Row | None:
+    """What a worker measures; None where it failed. The trials stand all the same, and a note has the reason.
+
+    ``key``: of the configuration, that asks for it.
+    """
+    work: Any = ray.remote(measure)
+    work = work.options(num_cpus=room.cpus, num_gpus=room.gpus)
+    try:
+        row: Row = ray.get(work.remote(config, *args, room.cpus))
+    except (TlrayError, ray.exceptions.RayError) as error:
+        table.notes.append(f"{key}: {one_line(getattr(error, 'cause', None) or error, config)}")
+        return None
+    return row
+
+
+def _average(config: Config, table: Table, tell: Emit) -> None:
+    """Averages of the best trials' weights, and of the winner's and the probe's, on the cluster."""
+    trials = [row for row in table.with_bundles() if row["id"] in table.rows]
+    new = [row for row in trials if row["bundle"] != storage.join(config.run_uri, "best")]
+    head = probe.head_beside(config, table.probes, trials[0]["params"]) if new else None
+    row = None
+    if config.search.soup and new and (head is not None or len(trials) > 1):
+        id_ = f"average-{len(table.averages) + 1}"
+        with runtime.session():
+            row = _on_cluster("search.soup", soup.measure, config, table, fit_in(config), id_, trials, head)
+    table.averaged(row)
+    for line in row["told"] if row else ():
+        tell({"kind": "note", "run": config.run_uri, "text": line})
+
+
+def _by_tune(
+    config: Config, sampler: Sampler, table: Table, watch: Watch, from_workers: Emit, room: Room
+) -> None:
+    """Trials one by one: Tune is kept quiet, its own state in a folder that goes when it is over."""
+    workers = config.scale.num_workers
+    bundle = {"CPU": room.cpus, "GPU": room.gpus} if workers == 1 else {"CPU": 0.01}
+    folder = tempfile.mkdtemp(prefix="tlray-search-")
+    try:
+        with _environment():
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(
+                        Trial, emit=from_workers, threads=room.cpus, direction=table.goal.direction
+                    ),
+                    tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v}]),
+                ),
+                tune_config=tune.TuneConfig(
+                    # Metric and mode stand in the sampler and the scheduler, which refuse them twice.
+                    search_alg=sampler,
+                    scheduler=_scheduler(config, table),
+                    num_samples=sampler.num_left,
+                    max_concurrent_trials=room.concurrent,
+                    reuse_actors=workers == 1 and REUSE,
+                    trial_name_creator=lambda trial: trial.config["id"],
+                    trial_dirname_creator=lambda trial: trial.config["id"],
+                ),
+                run_config=tune.RunConfig(
+                    name=config.name,
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[OfTune(watch)],
+                    # A process that dies is started again and resumes; a mistake inside it ends the trial.
+                    failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                ),
+            )
+            tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    left = [row["id"] for row in table.rows.values() if row["status"] == "running"]
+    if left:
+        raise RunError(f"{config.run_uri}: trials {', '.join(left)} did not end; run the same name again")
+
+
+class OfTune(tune.Callback):
+    """What Tune tells, on the driver, handed to a `Watch`."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the Sampler's: nobody restores it
+
+    def __deepcopy__(self, memo: Any) -> OfTune:
+        return self
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watch.start(trial.config["id"], trial.config["params"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "record" in result:
+            self.watch.epoch(trial.config["id"], result["record"], result["again"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        id_, last = trial.config["id"], trial.last_result
+        if "failed" in last:
+            self.watch.over(id_, "failed", last["failed"])
+        else:
+            self.watch.over(id_, "finished" if last.get("ended") else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        died = isinstance(error, ray.exceptions.RayActorError) or not lines
+        lost = "the trial's process died (out of memory, or its machine was lost)"
+        self.watch.over(trial.config["id"], "failed", lost if died else lines[-1][:300])
+
+
+def _scheduler(config: Config, table: Table) -> Any:
+    """ASHA over epochs and best value so far, with the trials from before a restart on its rungs."""
+    search = config.search
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    longest = _longest(config)
+    scheduler: Any = _Halving(
+        default_trial(config, table.space),
+        time_attr="epoch",
+        metric=SCORE,
+        mode=table.goal.direction,
+        max_t=longest,
+        grace_period=min(search.grace_epochs, longest),
+        reduction_factor=search.reduction_factor,
+    )
+    worst = -WORST if table.goal.direction == "max" else WORST
+    for row in table.rows.values():
+        if not table.over(row["id"]):
+            continue
+        trial, best = SimpleNamespace(trial_id=row["id"]), None
+        scheduler.on_trial_add(None, trial)
+        for point in row["curve"]:
+            value = point.get(f"val_{table.goal.name}")
+            if value is not None and table.goal.better(value, best):
+                best = value
+            score = worst if best is None else best
+            scheduler.on_trial_result(None, trial, {"epoch": point["epoch"], SCORE: score})
+        scheduler.on_trial_remove(None, trial)
+    return scheduler
+
+
+class _Halving(ASHAScheduler):
+    """Ray's, but for one trial, ``spared``, that is never stopped."""
+
+    def __init__(self, spared: str | None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._spared = spared
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        decided = super().on_trial_result(tune_controller, trial, result)
+        settings = getattr(trial, "config", {})  # a trial of before a restart has none
+        spared = settings.get("id", trial.trial_id) == self._spared
+        return self.CONTINUE if spared and result["epoch"] < self._max_t else decided
+
+
+def default_trial(config: Config, space: spaces.Space) -> str | None:
+    """The trial that trains as the configuration without a search would, where the space has it.
+
+    It is never stopped early: a search must not end below what `tlray train` gives, and early epochs say
+    little of it. Deep and quick trainings begin behind and end ahead.
+    """
+    settings = resume.flat(config.model_dump(mode="json"))
+    params = {axis.key: settings.get(axis.key) for axis in space.axes}
+    return trial_id(params) if space.encode(params) is not None else None
+
+
+def _fused(config: Config) -> bool:
+    """Whether trials train side by side; those of several workers are Ray Train's."""
+    return config.search.fuse and config.scale.num_workers == 1
+
+
+def _longest(config: Config) -> int:
+    """The most epochs that any trial has."""
+    found = config.search.space.get("train.epochs")
+    if found is None:
+        return config.train.epochs
+    return int(max(found.choice) if isinstance(found, Choice) else found.high)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How the cluster is shared out among trials: what a worker gets, and how many trials at once."""
+
+    cpus: int
+    gpus: float
+    concurrent: int
+
+
+def fit_in(config: Config) -> Room:
+    """Trials at once: as many as the cluster's GPUs, or half of its CPUs, allow; the other half renders.
+
+    Raises ConfigError where not even one trial finds room.
+    """
+    scale, workers = config.scale, config.scale.num_workers
+    need = runtime.resources(scale)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    largest = max(int(node.get("CPU", 0)) for node in nodes)
+    per_gpu = need.gpus_per_worker
+    by_gpu = (
+        max(1, sum(_places(node.get("GPU", 0), per_gpu) for node in nodes) // workers) if per_gpu else None
+    )
+    if scale.cpus_per_worker != "auto":
+        per_cpu = need.cpus_per_worker
+    elif by_gpu:
+        per_cpu = max(1, min(largest, cpus // 2) // max(1, by_gpu * workers // len(nodes)))
+        per_cpu = min(per_cpu, need.cpus_per_worker)
+    else:
+        per_cpu = max(1, min(THREADS, largest // 2, need.cpus_per_worker))
+    by_cpu = max(1, cpus // 2 // (per_cpu * workers))
+    auto = min(by_gpu, by_cpu) if by_gpu else by_cpu
+    wanted = config.search.max_concurrent
+    return Room(per_cpu, per_gpu, auto if wanted == "auto" else min(auto, wanted))
+
+
+def _places(gpus: float, each: float) -> int:
+    """Workers that a node has GPUs for; parts of a GPU are parts of one."""
+    return int(gpus) * int(1 / each) if each < 1 else int(gpus // each)
+
+
+def _check_choices(config: Config, space: spaces.Space, model: Model) -> None:
+    """Each choice that decides how the model is built, tried once, the rest as it stands: as in ``model``."""
+    for axis in space.axes:
+        if axis.values is None or not axis.key.startswith(BUILT):
+            continue
+        for value in axis.values:
+            try:
+                tried = config.override({axis.key: value})
+                if kind(tried) == kind(config):
+                    copy_model(model, tried)
+                else:
+                    fit.check(tried)
+            except ConfigError as error:
+                raise ConfigError(f"search.space.{axis.key}: {value!r}: {error}") from None
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Settings that Tune takes from the environment only, for as long as it runs."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _silent(event: dict[str, Any]) -> None:
+    """Nobody listens."""

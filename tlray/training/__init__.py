@@ -1,0 +1,1 @@
+"""Fine-tuning one configuration: batches, steps, checkpoints, averages of weights."""

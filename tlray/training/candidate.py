@@ -1,0 +1,279 @@
+"""A candidate: the trainable part of a model, its optimiser and its schedule.
+
+The loop trains a list of candidates over one stream of batches; plain training is a list of one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tlray import storage, tasks
+from tlray.bundle import bundle
+from tlray.models import weights
+from tlray.training.average import Snapshots
+from tlray.models.backbone import Backbone, Features
+from tlray.bundle.bundle import Model
+from tlray.config import Config, Optim
+from tlray.data.dataset import Dataset
+from tlray.errors import ConfigError
+from tlray.data.image import Preprocess
+from tlray.tasks.base import Counts, Task, TrainingRows
+
+RGB = tuple[float, float, float]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_model(
+    config: Config,
+    task: Task,
+    labels: list[str],
+    counts: Counts | None,
+    fingerprint: str,
+    rows: TrainingRows | None = None,
+) -> Model:
+    """Pretrained backbone, frozen to its depth, under a new head; preprocessing that fits its weights.
+
+    ``rows``: of the training split, for what the task chooses by them.
+    """
+    chosen = config.input
+    backbone = Backbone(
+        config.model.backbone,
+        config.model.weights,
+        size=chosen.size,
+        mean=chosen.mean,
+        std=chosen.std,
+        drop_rate=config.model.drop_rate,
+        drop_path_rate=config.model.drop_path_rate,
+    )
+    depth = backbone.freeze(config.model.freeze)
+    side = backbone.size
+    preprocess = Preprocess(
+        size=(side, side) if isinstance(side, int) else (side[1], side[0]),
+        fit=chosen.fit,
+        mean=cast(RGB, backbone.mean),
+        std=cast(RGB, backbone.std),
+        interpolation="bicubic" if backbone.interpolation == "bicubic" else "bilinear",
+    )
+    task, note = (task, "") if rows is None else task.fitted(rows, backbone, preprocess)
+    module = task.build(backbone, labels, counts)
+    notes = [note]
+    if config.model.head:
+        notes.append(_start_with(module, task, labels, config.model.head))
+    told = tuple(filter(None, notes))
+    return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint, told)
+
+
+def begin(config: Config, data: Dataset) -> Model:
+    """The model that a training on this data set starts with. Raises TlrayError."""
+    task, split = tasks.load(config.task), config.data.train_split
+    labels, counts = tasks.labels_of(task, data), tasks.counts(task, data, split)
+    return build_model(config, task, labels, counts, data.fingerprint, tasks.training_rows(data, split))
+
+
+def kind(config: Config) -> str:
+    """What an untrained model depends on but for what `copy_model` takes up: those of a kind are copies."""
+    settings = config.model_dump(mode="json", exclude={"name", "runs", "optim"})
+    for group, key in (("model", "freeze"), ("model", "drop_rate"), ("train", "epochs")):
+        del settings[group][key]
+    return json.dumps(settings)
+
+
+def copy_model(built: Model, config: Config) -> Model:
+    """A model's copy for other settings of the same `kind`; of an untrained one, what `build_model` gives.
+
+    The copy shares with ``built`` what is frozen in it, so that must not train there.
+    Raises ConfigError for a depth that the backbone does not have.
+    """
+    held = cast(Backbone, built.module.backbone).held(config.model.freeze)
+    module = copy.deepcopy(built.module, {id(tensor): tensor for tensor in held})
+    backbone = cast(Backbone, module.backbone)
+    depth = backbone.freeze(config.model.freeze)
+    backbone.drop_rate = config.model.drop_rate
+    return replace(built, module=module, backbone=backbone.spec(), freeze_depth=depth)
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of a task's module belongs to its head."""
+    return not name.startswith("backbone.")
+
+
+def _start_with(module: nn.Module, task: Task, labels: list[str], uri: str) -> str:
+    """Put the head of a bundle, or of a file, in place of the random one; what people are told of it.
+
+    Of a bundle of other labels the layers that are made for classes stay random. Raises ConfigError.
+    """
+    random: tuple[str, ...] = ()
+    file, told = uri, ""
+    if storage.exists(storage.join(uri, bundle.MANIFEST)):
+        manifest, file = bundle.read_manifest(uri), storage.join(uri, bundle.WEIGHTS)
+        random = () if manifest.labels == labels else tuple(getattr(module, "class_layers", ()))
+        if manifest.task["name"] != task.name or (manifest.labels != labels and not random):
+            what = f"its task is {manifest.task['name']}"
+            what = "its labels are others" if manifest.task["name"] == task.name else what
+            raise ConfigError(f"model.head = {uri!r}: {what}; accepted: a model of the same task and labels")
+        kept = "all but the layer of the classes, since its labels are others" if random else "all of it"
+        told = f"model.head = {uri}: {kept} is where training starts"
+    found = {name: value for name, value in weights.read(file, "model.head").items() if is_head(name)}
+    found = {name: value for name, value in found.items() if not name.startswith(random)}
+    have = {name: value for name, value in module.state_dict().items() if is_head(name)}
+    # What only training needs (the centres of a margin loss) is not in a bundle.
+    wanted = {name for name in bundle.weights(module) if is_head(name) and not name.startswith(random)}
+    missing = wanted - found.keys()
+    other = {name for name, value in found.items() if name not in have or have[name].shape != value.shape}
+    if wrong := sorted(missing | other):
+        raise ConfigError(
+            f"model.head = {uri!r}: {wrong[0]} {'is missing' if wrong[0] in missing else 'does not fit'}; "
+            "accepted: the head of a model of the same task, labels and backbone"
+        )
+    module.load_state_dict(found, strict=False)
+    return told
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a forward pass has a precision."""
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+class Candidate:
+    """A model in training: one optimiser step per batch, at the schedule's learning rate."""
+
+    def __init__(
+        self, model: Model, config: Config, steps_per_epoch: int, device: torch.device, world: int = 1
+    ) -> None:
+        self.model, self.config, self.device, self.world = model, config, device, world
+        self.optim = config.optim
+        self.num_steps = config.train.epochs * steps_per_epoch
+        self.warmup_steps = round(config.optim.warmup_ratio * self.num_steps)
+        module = model.module.to(device)
+        if config.train.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        self.optimizer = _optimizer(module, config.optim)
+        self.snapshots = Snapshots(module, self.num_steps, config.train.soup, config.train.ema)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.forward: nn.Module = module
+        if config.train.compile:
+            self.forward = torch.compile(module)  # type: ignore[assignment]
+        if world > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.forward, device_ids=ids)
+
+    def train_mode(self) -> None:
+        """Training mode; frozen stages stay in evaluation mode by themselves."""
+        self.forward.train()
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the head at a step."""
+        return self.optim.lr * schedule(step, self.num_steps, self.warmup_steps, self.optim.final_lr_ratio)
+
+    def step(
+        self, x_BCHW: torch.Tensor | Features, targets: dict[str, Any], step: int, weight: float
+    ) -> torch.Tensor:
+        """One update; returns the batch's mean loss (scalar, detached, on the device).
+
+        ``weight`` is this rank's share of the global batch times the number of ranks: gradients are
+        averaged over ranks, and every row shall count the same.
+        """
+        if (trained := getattr(self.model.module, "trained", None)) is not None:
+            trained(step / self.num_steps)
+        factor = self.lr(step) / self.optim.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        with autocast(self.device, self.config.train.precision):
+            loss: torch.Tensor = self.forward(x_BCHW, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss * weight).backward()
+        if self.optim.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trainable, self.optim.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.snapshots.after(self.model.module, step + 1)
+        return loss.detach()
+
+    def share_statistics(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Give all workers the first one's running statistics, those that a bundle would have.
+
+        Each worker's batch norm sees its own rows. ``gather``: everybody's value, by rank.
+        """
+        if self.world == 1:
+            return
+        module = self.model.module
+        stored = module.state_dict().keys()
+        own = {
+            name: value.cpu()
+            for name, value in module.named_buffers()
+            if name in stored and value.is_floating_point()
+        }
+        module.load_state_dict(gather(own)[0], strict=False)
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """The optimiser's state as flat tensors ``<parameter number>.<name>``, for safetensors."""
+        state = self.optimizer.state_dict()["state"]
+        return {
+            f"{i}.{k}": torch.as_tensor(v).contiguous()
+            for i, values in state.items()
+            for k, v in values.items()
+        }
+
+    def load_optimizer_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of `optimizer_tensors`."""
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            number, key = name.split(".", 1)
+            state.setdefault(int(number), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape:
+                    # A fused step goes through memory: all must lie there in one order (channels last, say).
+                    values[key] = torch.empty_like(parameter).copy_(value)
+
+
+def schedule(step: int, num_steps: int, warmup_steps: int, final_ratio: float) -> float:
+    """Linear warm-up, then half a cosine down to ``final_ratio`` (arXiv 1608.03983): a factor in 0..1."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
+    """Groups by learning rate and decay: backbone stages below the head; no decay on norms and biases, nor on
+    what timm's model exempts (position embeddings, tokens)."""
+    backbone: Backbone = module.backbone  # type: ignore[assignment]
+    in_backbone = {id(p) for p in backbone.parameters()}
+    head = [p for p in module.parameters() if id(p) not in in_backbone and p.requires_grad]
+    parts: list[tuple[float, list[nn.Parameter]]] = [(settings.lr, head)]
+    for stage, parameters in backbone.parameter_groups():
+        distance = len(backbone.stages) - 1 - stage
+        lr = settings.lr * settings.backbone_lr_ratio * settings.layer_decay**distance
+        parts.append((lr, list(parameters.values())))
+    exempt = backbone.no_weight_decay()
+    groups = [
+        {"params": chosen, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+        for lr, parameters in parts
+        for decay, chosen in (
+            (settings.weight_decay, [p for p in parameters if p.ndim > 1 and id(p) not in exempt]),
+            (0.0, [p for p in parameters if p.ndim <= 1 or id(p) in exempt]),
+        )
+        if chosen
+    ]
+    if settings.optimizer == "sgd":
+        # Not fused: where the first step of fp16 overflows, that keeps a momentum that nobody has written.
+        return torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
+        )
+    # Fused: one pass over the weights, a third of the time of the default's many; on a CPU, too.
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)

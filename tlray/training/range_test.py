@@ -1,0 +1,111 @@
+"""The range test: a learning rate for a network of which nothing is known, found by a few steps of training.
+
+The rate rises by a constant factor a step, from far too low to too high (Smith, arXiv 1506.01186), and the
+loss says where it is right. Nothing of what is trained here is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from tlray.data import loader
+from tlray.training import resume
+from tlray.bundle.bundle import Model
+from tlray.training.candidate import Candidate
+from tlray.config import Config
+from tlray.data.dataset import Dataset
+from tlray.data.sampler import Order
+from tlray.tasks import together
+
+STEPS = 60
+LOW, HIGH = 1e-5, 1e-1  # of AdamW's rate of the head
+SGD = 10.0  # times as high are the rates of SGD
+SMOOTHING = 0.9  # of the loss: the share of what came before
+AROUND = 3  # steps on either side, between which a fall is measured
+FALLS = 0.99  # of the first loss: a lowest one above it is noise
+DIVERGED = 4.0  # times the lowest loss so far: from there on nothing is learnt
+FILE = "range_test.json"  # in a run's folder; a run begun anew has the same rate, so it stays there
+FREE = ("search", "train.epochs", "optim.lr")  # what may differ besides `resume.FREE`
+
+
+class Point(NamedTuple):
+    """A step of the test: the rate, and the smoothed loss before it."""
+
+    rate: float
+    loss: float
+
+
+def asked(config: Config, fingerprint: str) -> dict[str, Any]:
+    """All that the outcome depends on, the data's fingerprint among it."""
+    tree = resume.flat(config.model_dump(mode="json"))
+    free = (*resume.FREE, *FREE)
+    kept = {k: v for k, v in tree.items() if not any(k == f or k.startswith(f"{f}.") for f in free)}
+    return {**kept, "fingerprint": fingerprint}
+
+
+def choose(points: Sequence[Point]) -> float | None:
+    """The rate at which the loss falls fastest, in two digits; None where it did not fall.
+
+    Since that is hard to say of some noisy steps, it is at least a tenth and at most a third of the rate of
+    the lowest loss, at which training is about to break up.
+    """
+    if not points:
+        return None
+    best = min(range(len(points)), key=lambda i: points[i].loss)
+    if points[best].loss > FALLS * points[0].loss:
+        return None
+    fall = [points[min(i + AROUND, best)].loss - points[max(i - AROUND, 0)].loss for i in range(best + 1)]
+    fastest, most = points[fall.index(min(fall))].rate, points[best].rate
+    return float(f"{min(max(fastest, most / 10), most / 3):.2g}")
+
+
+class _Rising(Candidate):
+    """A candidate whose rate rises with the steps."""
+
+    def lr(self, step: int) -> float:
+        return self.optim.lr * float((HIGH / LOW) ** (step / (STEPS - 1)))
+
+
+def measure(config: Config, model: Model, tell: Callable[[int, int], None]) -> list[Point]:
+    """Train a model, which is spoilt by it, at rising rates; the same points for the same seed.
+
+    ``config``: as training has it but for the rate; ``tell``: is told steps done, and of how many.
+    """
+    torch.set_flush_denormal(True)  # as in training
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lowest = LOW * (SGD if config.optim.optimizer == "sgd" else 1.0)
+    config = config.override({"optim.lr": lowest, "train.soup": 0, "train.ema": None})
+    data, split = Dataset.open(config.data.uri), config.data.train_split
+    source = loader.Source(
+        config.data.uri, split, model.task, tuple(model.labels), model.preprocess,
+        config.augment, config.seed, config.data.cache_mb,
+    )  # fmt: skip
+    order = Order(
+        data.group_rows(split), config.train.batch_size, config.seed, config.scale.num_workers,
+        config.data.shuffle_window, together(model.task, data, split),
+    )  # fmt: skip
+    candidate = _Rising(model, config, order.steps_per_epoch, device)
+    candidate.train_mode()
+    points: list[Point] = []
+    mean, lowest_loss = 0.0, math.inf
+    for step in range(STEPS):
+        # What the first worker will see: a batch of all of them may be more than one device has room for.
+        rows = order.local_batch(step, 0)
+        if not len(rows):
+            rows = order.global_batch(step)[:1]
+        batch = loader.make_batch(source, data.fingerprint, step // order.steps_per_epoch, rows)
+        x_BCHW, targets = loader.to_device(batch, device, config.train.channels_last)
+        loss = float(candidate.step(x_BCHW, targets, step, 1.0))
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        smooth = mean / (1 - SMOOTHING ** (step + 1))
+        lowest_loss = min(lowest_loss, smooth)
+        if not math.isfinite(loss) or smooth > DIVERGED * lowest_loss:
+            break
+        points.append(Point(candidate.lr(step), smooth))
+        tell(step + 1, STEPS)
+    tell(STEPS, STEPS)
+    return points
