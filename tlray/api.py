@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlray import runtime, storage
-from tlray.storage import targets
 from tlray.config import Config
 from tlray.errors import BundleError, ConfigError, DataError, misspelt
-from tlray.cli.progress import Display
+from tlray.observer import Observer
+from tlray.storage import targets
 
 MANIFEST = "manifest.json"
 EVALUATION = "evaluation.json"
@@ -22,7 +22,7 @@ EVALUATION = "evaluation.json"
 def ingest(
     source: str,
     target: str,
-    show: Display,
+    show: Observer,
     verbose: bool = False,
     session: contextlib.ExitStack | None = None,
     **settings: Any,
@@ -45,7 +45,7 @@ def ingest(
         return run(source, target, progress=progress, **settings)
 
 
-def train(config: Config, show: Display, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
+def train(config: Config, show: Observer, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
     """Train, evaluate, report: the result of `train.fit`, and ``evaluation`` (metrics) and ``report``.
 
     Goes on with the run of this name, or refuses where that was another one; ``fresh``: begins anew.
@@ -53,8 +53,8 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
     check(config)
     targets.check_folder(config.run_uri)
     runtime.prepare(verbose)
-    from tlray.training import resume
     from tlray.training import fit as training
+    from tlray.training import resume
 
     config = training.settled(config, fresh, show.event)
     model = training.check(config)
@@ -68,7 +68,7 @@ def train(config: Config, show: Display, verbose: bool = False, fresh: bool = Fa
         return found | conclude(config, found["bundle"], show)
 
 
-def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
+def tune(config: Config, show: Observer, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
     """Search, evaluate the winner, report: ``bundle``, ``trials``, ``best``, ``evaluation``, ``report``.
 
     Goes on with the search of this name, or refuses where that was another one; ``fresh``: begins anew.
@@ -79,8 +79,8 @@ def tune(config: Config, show: Display, verbose: bool = False, fresh: bool = Fal
         targets.check_folder(config.search.cache)
     runtime.prepare(verbose)
     from tlray import search
-    from tlray.training import fit as training
     from tlray.report.run_files import equal
+    from tlray.training import fit as training
 
     given, config = config, training.settled(config, fresh)
     training.check(config)
@@ -103,7 +103,7 @@ def explain(config: Config, verbose: bool = False) -> list[dict[str, Any]]:
 
 
 def rank(
-    config: Config, backbones: Sequence[str], rows: int, show: Display, verbose: bool = False
+    config: Config, backbones: Sequence[str], rows: int, show: Observer, verbose: bool = False
 ) -> list[dict[str, Any]]:
     """Scores of backbones on the user's pictures, best first; see search/rank.py."""
     check(config)
@@ -129,7 +129,7 @@ def check(config: Config) -> None:
     tracking.check(config)
 
 
-def conclude(config: Config, bundle: str, show: Display) -> dict[str, Any]:
+def conclude(config: Config, bundle: str, show: Observer) -> dict[str, Any]:
     """Leave evaluation.json of the validation split and report.html in the run's folder."""
     from tlray import report
     from tlray.inference.evaluate import evaluate

@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 
 from tlray import config, runtime, storage
-from tlray.training import loop
-from tlray.models.backbone import Backbone
 from tlray.inference.evaluate import evaluate
+from tlray.models.backbone import Backbone
 from tlray.report.run_files import contenders
+from tlray.training import loop
 
 RATES = (3e-4, 1e-3, 3e-3)
 Scores = dict[str, float]  # of the metric that decides, by split; seconds of training

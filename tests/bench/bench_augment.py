@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tlray import tasks
-from tlray.data import loader, schema
 from tlray.config import Augmentation
+from tlray.data import loader, schema
 from tlray.data.dataset import Dataset
 from tlray.data.image import Preprocess
 

@@ -34,8 +34,8 @@ from PIL import Image
 import tlray
 from tlray import cli, runtime
 from tlray.data import image
-from tlray.ingestion import ingest
 from tlray.data.dataset import Dataset
+from tlray.ingestion import ingest
 
 ROOT = Path(tlray.__file__).resolve().parents[1]  # whichever tlray is imported is the one that is tried
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"

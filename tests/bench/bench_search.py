@@ -53,14 +53,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tlray import config, runtime, search, storage, tasks
-from tlray.data import loader
-from tlray.training import loop
 from tlray.config import Config
+from tlray.data import loader
 from tlray.data.dataset import Dataset
-from tlray.inference.evaluate import evaluate
 from tlray.data.image import Preprocess
+from tlray.inference.evaluate import evaluate
 from tlray.ingestion.ingest import ingest
 from tlray.search import features, group, trial, tuner
+from tlray.training import loop
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "clothing.yaml"
 FULL = "time_to_accuracy"

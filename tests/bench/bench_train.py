@@ -25,9 +25,9 @@ from torchvision.datasets import ImageFolder
 
 from tlray import config, runtime, tasks
 from tlray.data import loader as stream
-from tlray.training.candidate import Candidate, build_model
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
+from tlray.training.candidate import Candidate, build_model
 
 
 def make(args: Any) -> tuple[config.Config, Candidate, Dataset]:

@@ -13,21 +13,21 @@ from safetensors.torch import load_file
 from tests.contract.test_backbones import FAMILIES
 from tests.toys import dataset, scenes_dataset
 from tlray import config, tasks
-from tlray.data import loader
-from tlray.training import loop
-from tlray.models.backbone import Backbone, Boundary, Features
 from tlray.config import Config
+from tlray.data import loader
+from tlray.models.backbone import Backbone, Boundary, Features
+from tlray.search.feature_cache import Store
+from tlray.search.features import Shared, from_arrays, to_arrays
+from tlray.training import loop
 from tlray.training.defaults import settle
 from tlray.training.loop import Loop, Solo
-from tlray.search.features import Shared, from_arrays, to_arrays
-from tlray.search.feature_cache import Store
 
 TRIALS = ((0, 1e-3), (2, 1e-3), (2, 4e-3), (0.6, 1e-3), ("all", 1e-3), ("all", 4e-3))  # depth, rate
 
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches are made in this process: tests/test_stream.py shows that Ray Data makes the same ones."""
+    """Batches are made in this process: tests/data/test_loader.py shows that Ray Data makes the same ones."""
 
     def pipeline(source: loader.Source, plan: Any) -> Iterator[loader.Batch]:
         fingerprint = loader.Dataset.open(source.uri).fingerprint

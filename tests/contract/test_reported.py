@@ -10,8 +10,8 @@ import pytest
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import scenes_dataset
 from tlray import storage, tasks
-from tlray.training import loop
 from tlray.inference.evaluate import evaluate
+from tlray.training import loop
 from tlray.training.loop import Solo
 
 POLICIES = ("none", "colour", "mild", "wide", "rand", "photometric")

@@ -13,9 +13,9 @@ from PIL import Image
 from tests import toys
 from tlray import tasks
 from tlray.data import loader, schema
-from tlray.models.backbone import Backbone
-from tlray.errors import ConfigError
 from tlray.data.image import Preprocess, decode, encode_mask, render
+from tlray.errors import ConfigError
+from tlray.models.backbone import Backbone
 from tlray.tasks.base import Counts
 
 TASKS = tasks.names()

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tests.toys import scenes_dataset
 from tlray import config, storage, tasks
-from tlray.training import fit, loop
 from tlray.config import Config
+from tlray.training import fit, loop
 from tlray.training.defaults import settle
 
 # Their heads have a batch norm, which sees each worker's rows alone: the metric is compared, not the weights.

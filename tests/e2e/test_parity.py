@@ -16,8 +16,8 @@ from tests.contract.test_tasks import PRE, Toy
 from tests.toys import scenes_dataset
 from tlray import tasks
 from tlray.bundle import bundle
-from tlray.data import loader
 from tlray.config import Serving
+from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.inference.evaluate import evaluate
 from tlray.serving import deploy

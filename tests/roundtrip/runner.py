@@ -21,9 +21,9 @@ from tests.roundtrip.habits import Habits, Out
 from tests.roundtrip.layout import Layout
 from tests.roundtrip.truth import Picture, Truth
 from tlray.data import image, schema
-from tlray.ingestion import ingest
 from tlray.data.dataset import Dataset
 from tlray.errors import TlrayError
+from tlray.ingestion import ingest
 
 COLUMNS = {
     "label": schema.LABEL,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from tests.search.test_sampler import opened, settings
+from tests.search.test_searcher import opened, settings
 from tlray.search.extend import beyond
 from tlray.search.searcher import SCORE
 from tlray.search.space import Axis

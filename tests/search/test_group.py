@@ -10,17 +10,17 @@ import pytest
 import ray
 import torch
 
-from tests.search.test_tune import draw, settings
+from tests.search.test_tuner import draw, settings
 from tlray import search
 from tlray.config import Config, parse
 from tlray.errors import RunError
-from tlray.training.loop import Run, Solo
 from tlray.search import cost as plan
-from tlray.search.tuner import fit_in
+from tlray.search.feature_cache import Store
 from tlray.search.group import Group, _spread, together
 from tlray.search.group import plan as search_plan
 from tlray.search.searcher import trial_settings
-from tlray.search.feature_cache import Store
+from tlray.search.tuner import fit_in
+from tlray.training.loop import Run, Solo
 
 
 @pytest.fixture(scope="module")

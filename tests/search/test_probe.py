@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from tlray import tasks
-from tlray.models.backbone import Backbone, Features
 from tlray.bundle.bundle import Model
-from tlray.training.candidate import build_model
-from tlray.config import Config, parse
 from tlray.cli.progress import probe_line
+from tlray.config import Config, parse
+from tlray.models.backbone import Backbone, Features
 from tlray.search import probe
 from tlray.search.probe import Labels, Linear, drawn, fit, held_out
+from tlray.training.candidate import build_model
 
 C, D = 3, 6
 

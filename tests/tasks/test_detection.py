@@ -18,17 +18,17 @@ from tests import toys
 from tests.contract.test_tasks import PRE, Toy
 from tlray import tasks
 from tlray.bundle import bundle
-from tlray.data import loader, schema
-from tlray.training import fit as train
-from tlray.data.augment import Augment
-from tlray.models.backbone import Backbone
-from tlray.training.candidate import build_model
 from tlray.config import Augmentation, parse
-from tlray.errors import BundleError, ConfigError
+from tlray.data import loader, schema
+from tlray.data.augment import Augment
 from tlray.data.image import Preprocess
+from tlray.errors import BundleError, ConfigError
+from tlray.models.backbone import Backbone
 from tlray.tasks import detection
 from tlray.tasks.detection.anchors import Anchors
 from tlray.tasks.detection.model import _images
+from tlray.training import fit as train
+from tlray.training.candidate import build_model
 
 LABELS = toys.LABELS
 TASK = tasks.load({"name": "detection"})

@@ -15,9 +15,9 @@ import torch
 from tests.contract.test_tasks import PRE, Toy
 from tlray import config, tasks
 from tlray.bundle import bundle
-from tlray.training.candidate import Candidate
 from tlray.bundle.predictor import Predictor
 from tlray.tasks import face_recognition
+from tlray.training.candidate import Candidate
 
 HEADS = ("arcface", "cosface", "adaface")
 

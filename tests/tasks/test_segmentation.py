@@ -10,9 +10,9 @@ from PIL import Image
 from tests import toys
 from tests.contract.test_tasks import Toy
 from tlray import tasks
-from tlray.tasks import losses
-from tlray.errors import DataError
 from tlray.data.image import Preprocess, decode_mask, encode_mask
+from tlray.errors import DataError
+from tlray.tasks import losses
 from tlray.tasks.segmentation import UNKNOWN, from_runs, to_runs
 
 NAMES = toys.names("mask")

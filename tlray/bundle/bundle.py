@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlray import storage, tasks
-from tlray.models.backbone import Backbone
-from tlray.errors import BundleError, TlrayError
 from tlray.data.image import Geometry, Preprocess, render
+from tlray.errors import BundleError, TlrayError
+from tlray.models.backbone import Backbone
 from tlray.tasks.base import Prediction, Task
 
 MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.safetensors", "golden.safetensors"

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from tlray.bundle import bundle
-from tlray.errors import PictureError
 from tlray.data.image import Geometry, render
+from tlray.errors import PictureError
 from tlray.tasks.base import Prediction
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from tlray import storage
 from tlray.bundle import bundle
-from tlray.storage import targets
 from tlray.errors import BundleError, RegistryError, nearest
+from tlray.storage import targets
 
 ALIASES, LIVE = "aliases.json", "live"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from tlray import __version__
-from tlray.report.redact import redact
+from tlray.errors import redact
 
 _WHOLE = "a fault of tlray's or of the machine; the whole traceback is"
 

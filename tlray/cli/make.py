@@ -186,9 +186,9 @@ def quickstart(
 ) -> None:
     """The whole road once: ingest, search, promote, serve, ask. Under 5 minutes on two cores."""
     with output(json) as out:
-        from tlray.cli import quickstart as road
+        from tlray.cli import quickstart as whole_road
 
-        out.result = api.run(data or folder, work, out.watch, out.say, verbose(context))
+        out.result = whole_road.run(data or folder, work, out.watch, out.say, verbose(context))
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:

@@ -33,8 +33,8 @@ def evaluate(
     """Metrics of a model on a split, each row counted once."""
     with output(json) as out:
         from tlray import api, runtime, storage
-        from tlray.storage import targets
         from tlray.data.dataset import Dataset
+        from tlray.storage import targets
 
         uri = api.bundle_of(bundle, models)
         if to is not None:
@@ -199,8 +199,8 @@ def models(models: Models = "models", json: Json = False) -> None:
     """List the registry."""
     with output(json) as out:
         from tlray.bundle import registry
-        from tlray.errors import misspelt
         from tlray.cli.progress import table
+        from tlray.errors import misspelt
 
         found = registry.list_models(models)
         out.result = {
@@ -272,8 +272,8 @@ def curl(url: str, name: str, file: str = "PICTURE.jpg") -> str:
 def _pictures(files: list[str]) -> Iterator[str]:
     """Files as they are, folders as the pictures below them. Raises DataError for what is not there."""
     from tlray import storage
-    from tlray.errors import DataError, misspelt
     from tlray.data.image import EXTENSIONS
+    from tlray.errors import DataError, misspelt
 
     for file in files:
         if not storage.exists(file):

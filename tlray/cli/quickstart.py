@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tlray import api, runtime, storage
-from tlray.storage import targets
-from tlray.config import Config, parse
-from tlray.errors import DataError, RunError, misspelt
 from tlray.cli.progress import Display, duration
+from tlray.config import Config, parse
 from tlray.data.schema import IMAGE, LABEL
+from tlray.errors import DataError, RunError, misspelt
+from tlray.storage import targets
 
 STEPS = ("Sample", "Ingest", "Search", "Evaluate", "Promote", "Serve")
 NAME = "quickstart"

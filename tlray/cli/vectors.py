@@ -99,8 +99,8 @@ def similar(
 def _embedder(ref: str, weights: str | None, size: int | None, models: str) -> Any:
     """What MODEL means: a backbone where weights are named or built in, else a bundle."""
     from tlray import api, storage
-    from tlray.inference import embed
     from tlray.errors import ConfigError
+    from tlray.inference import embed
     from tlray.models.weights import BUILTIN
 
     if weights is not None or ref in BUILTIN:

@@ -1,7 +1,6 @@
 """The configuration: typed settings, read from YAML and dotted overrides."""
 
 from tlray.config.settings import (
-    AUTO,
     Augmentation,
     Choice,
     Config,
@@ -22,7 +21,7 @@ from tlray.config.settings import (
     load,
     parse,
 )
-from tlray.config.validation import MOVED, validate
+from tlray.config.validation import AUTO, MOVED, validate
 
 __all__ = [
     "AUTO",

@@ -315,15 +315,3 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
 def parse(tree: dict[str, Any], origin: str) -> Config:
     """Check a plain tree; ``origin`` (a file's name) stands in the message."""
     return validate(Config, tree, origin)
-
-
-
-
-
-
-
-
-
-
-
-

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from tlray.config import Augmentation
-from tlray.data.image import Box, Geometry, PADDING, Pixels, Preprocess, Size
+from tlray.data.image import PADDING, Box, Geometry, Pixels, Preprocess, Size
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 BINS = 31  # steps of strength of TrivialAugment and RandAugment

@@ -28,10 +28,10 @@ import pyarrow.compute as pc
 from tlray import storage
 from tlray.data import extensions, shards
 from tlray.data import schema as columns_of
-from tlray.errors import DataError
 from tlray.data.image import EXTENSIONS
 from tlray.data.labels import ACCEPTED, Fault, find_fault, fits, is_hidden
-from tlray.data.schema import ID, IMAGE, IMAGE_TYPE, Kind, LABEL, SPLIT, SPLITS
+from tlray.data.schema import ID, IMAGE, IMAGE_TYPE, LABEL, SPLIT, SPLITS, Kind
+from tlray.errors import DataError
 
 MANIFEST = "dataset.json"
 _LAYOUTS = "a data set of `tlray ingest`, Parquet files, or a folder of datasets' save_to_disk"

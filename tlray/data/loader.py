@@ -12,10 +12,10 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,21 +23,32 @@ import ray
 import ray.data
 import torch
 
+from tlray.config import Augmentation
 from tlray.data import mixing, schema
 from tlray.data.augment import Augment, balanced
-from tlray.config import Augmentation
 from tlray.data.dataset import Dataset
-from tlray.errors import DataError
 from tlray.data.image import Geometry, Pixels, Preprocess, render, source_size
 from tlray.data.masks import UNKNOWN
 from tlray.data.mixing import Mix
 from tlray.data.sampler import Indices, Order, row_rng, share
-from tlray.tasks.base import Row, Target, Task
+from tlray.data.schema import Row, Target
+from tlray.errors import DataError
 
 log = logging.getLogger(__name__)
 
 CHUNK_STEPS = 1024  # steps of one pipeline: its plan lists every block, which has to stay short
 PREFETCH = 2  # batches made ahead of the consumer
+
+
+class Encoder(Protocol):
+    """What rendering asks of a task."""
+
+    @property
+    def columns(self) -> Mapping[str, schema.Kind]:
+        """Label columns that the data must have, and what they mean."""
+
+    def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
+        """Annotation -> target in model space."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Source:
 
     uri: str
     split: str
-    task: Task
+    task: Encoder
     labels: tuple[str, ...]
     preprocess: Preprocess
     augment: Augmentation | None = None

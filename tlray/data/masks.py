@@ -24,8 +24,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from tlray.data import image
-from tlray.errors import PictureError
 from tlray.data.image import Pixels, Size
+from tlray.errors import PictureError
 
 UNKNOWN = 255  # the id of pixels of no known class
 _MOST_VALUES = 512  # of one mask that are kept; a photograph has many more

@@ -11,7 +11,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+
+Row = dict[str, Any]  # one row of a data set: its label columns, id and path
+Target = dict[str, np.ndarray | np.generic]  # one row's annotation in model space, by name
 
 IMAGE = "image"  # struct<bytes, path>: the encoded picture, and where it came from below the source's root
 SPLIT = "split"  # string: which split the row belongs to

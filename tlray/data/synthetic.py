@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from tlray import storage
-from tlray.storage import targets
 from tlray.errors import ConfigError
+from tlray.storage import targets
 
 Map = npt.NDArray[np.float32]  # (side, side), colours (side, side, 3)
 Progress = Callable[[str, int, int], None]

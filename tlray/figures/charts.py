@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tlray.figures.svg import BLUE, GRID, INK, PAPER, Plot, RED, SERIES, SKY, SOFT, short_text, to_svg
+from tlray.figures.svg import BLUE, GRID, INK, PAPER, RED, SERIES, SKY, SOFT, Plot, short_text, to_svg
 
 MATRIX_CLASSES = 30  # beyond it a confusion matrix is a list of the most confused pairs
 

@@ -26,15 +26,16 @@ import torch
 
 from tlray import runtime, storage
 from tlray.bundle import bundle
+from tlray.bundle.predictor import Predictor
+from tlray.config import Scale
 from tlray.data import loader, schema
 from tlray.data import shards as files
-from tlray.config import Scale
-from tlray.errors import DataError, PictureError, RunError, StorageError, TlrayError
 from tlray.data.image import Geometry, Preprocess, render
-from tlray.ingestion import writer
+from tlray.data.schema import Row
+from tlray.errors import DataError, PictureError, RunError, StorageError, TlrayError
 from tlray.inference.inputs import Source
-from tlray.bundle.predictor import Predictor
-from tlray.tasks.base import Prediction, Row
+from tlray.ingestion import writer
+from tlray.tasks.base import Prediction
 
 PLAN = "plan.json"  # lies in an unfinished target; the manifest takes its place
 PART_ROWS = 1024

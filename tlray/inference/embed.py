@@ -15,13 +15,13 @@ import torch
 
 from tlray import storage
 from tlray.bundle import bundle
+from tlray.bundle.predictor import Predictor
+from tlray.data.image import Geometry, Preprocess, render
 from tlray.inference import batch
+from tlray.inference.inputs import Source
+from tlray.inference.neighbors import EMBEDDINGS
 from tlray.models import weights as origins
 from tlray.models.backbone import Backbone
-from tlray.data.image import Geometry, Preprocess, render
-from tlray.inference.inputs import Source
-from tlray.bundle.predictor import Predictor
-from tlray.inference.neighbors import EMBEDDINGS
 
 RGB = tuple[float, float, float]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from tlray import tasks
 from tlray.bundle import bundle
+from tlray.bundle.predictor import Predictor
 from tlray.data import loader, schema
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 from tlray.inference.judging import Parts
-from tlray.bundle.predictor import Predictor
 
 BATCH_SIZE = 64
 FEW = 1000  # rows, below which a figure comes with its standard error

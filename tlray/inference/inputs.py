@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.data import schema
-from tlray.data.dataset import Dataset, MANIFEST
-from tlray.errors import DataError, misspelt
+from tlray.data.dataset import MANIFEST, Dataset
 from tlray.data.image import EXTENSIONS
+from tlray.errors import DataError, misspelt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tlray.tasks.base import TIE, Goal, Metrics, Prediction, Row
+from tlray.data.schema import Row
+from tlray.tasks.base import TIE, Goal, Metrics, Prediction
 
 SHARE = "accuracy"  # the metric that is a share of independent pictures
 BLOCKS = 10  # parts of a split, by which the noise of a value or of a comparison is known

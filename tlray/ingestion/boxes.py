@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tlray.data import schema
 from tlray.errors import DataError
-from tlray.ingestion.findings import Finding, SHOWN, Severity
+from tlray.ingestion.findings import SHOWN, Finding, Severity
 from tlray.ingestion.views import Flags, Floats, Numbers, Views, orientations, pairs, place
 
 WRONG_SHARE = (

@@ -24,14 +24,13 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.data import masks, schema
-from tlray.ingestion import mask_codes, preflight
-from tlray.storage import targets
 from tlray.data.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError, about
-from tlray.ingestion.findings import Finding, SHOWN
+from tlray.ingestion import boxes, given, mask_codes, plan, preflight, preview, views, writer
+from tlray.ingestion.findings import SHOWN, Finding
 from tlray.ingestion.formats.base import STATED
-from tlray.ingestion import boxes, given, plan, preview, views, writer
 from tlray.ingestion.survey import survey
+from tlray.storage import targets
 
 PREVIEW = "preview.html"  # in the data set's folder
 

@@ -16,10 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tlray.data import schema
-from tlray.ingestion import preflight
 from tlray.errors import DataError
+from tlray.ingestion import preflight, splits
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion import splits
 
 GROUP_ROWS = 128  # rows of a Parquet row group
 SHARD_ROWS = 8 * GROUP_ROWS

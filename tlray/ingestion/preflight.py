@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from tlray.data import image, masks
 from tlray.errors import DataError, PictureError
-from tlray.ingestion.findings import Finding, SHOWN, Severity
+from tlray.ingestion.findings import SHOWN, Finding, Severity
 
 TINY_SIDE = 32  # px
 FLAT = 2  # of 255: a picture whose pixels differ by no more shows nothing
@@ -67,7 +67,10 @@ MASK_SEEN = pa.schema(
     [
         ("mask_width", pa.int32()),
         ("mask_height", pa.int32()),
-        ("mask_values", pa.list_(pa.int32())),  # as stored, later class ids (see `tlray.ingestion.mask_codes.decide`)
+        (
+            "mask_values",
+            pa.list_(pa.int32()),
+        ),  # as stored, later class ids (see `mask_codes.decide`)
         ("mask_counts", pa.list_(pa.int64())),  # pixels of each value
         ("mask_colours", pa.list_(pa.int32())),  # 0xRRGGBB of each value
         ("mask_distinct", pa.int32()),  # different values, of which the most frequent are kept

@@ -38,7 +38,7 @@ def render(
     import jinja2
 
     rows = {split: _rows(uri, kinds) for split, uri in files.items()}
-    source = resources.files("tlray.ingestion.ingest").joinpath("preview.html.j2").read_text(encoding="utf-8")
+    source = resources.files("tlray.ingestion").joinpath("preview.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     page = b""
     for side, quality in _SIZES:

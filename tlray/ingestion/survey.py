@@ -10,13 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from tlray.data import schema
-from tlray.ingestion import formats
 from tlray.errors import DataError, about
+from tlray.ingestion import formats, given, plan
 from tlray.ingestion.findings import Finding
 from tlray.ingestion.formats import base
 from tlray.ingestion.formats.base import Index, Look
 from tlray.ingestion.formats.listing import Listing
-from tlray.ingestion import given, plan
 from tlray.ingestion.names import unify
 from tlray.ingestion.preflight import count_table, finding_lines
 

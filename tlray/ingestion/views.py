@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tlray.data import schema
-from tlray.ingestion.findings import Finding, SHOWN, Severity
+from tlray.ingestion.findings import SHOWN, Finding, Severity
 
 SAME_SHAPE = 0.01  # sides' ratio: within this a stated size is the same view at another scale
 _TURNS = range(5, 9)  # EXIF orientations that swap the sides; of 2, 3 and 4 a size tells nothing

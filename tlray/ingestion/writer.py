@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.data import image, masks, schema
 from tlray.data.dataset import Dataset
+from tlray.data.masks import MaskCode
 from tlray.errors import DataError, PictureError, StorageError, about
 from tlray.ingestion.formats.base import STATED
 from tlray.ingestion.plan import GROUP_ROWS
-from tlray.data.masks import MaskCode
 
 GROUP_BYTES = 256 * 2**20  # encoded pictures in a row group, before any shrinking
 _READERS = 8  # threads that read pictures in one task: object storage is all waiting
@@ -112,7 +112,7 @@ class _Groups:
 
 
 def mask_files(root: str, values: Sequence[Mapping[str, Any]]) -> Iterator[list[bytes] | StorageError]:
-    """The files of each mask (values of `tlray.ingestion.formats.base.MASK_TYPE`), in order; a fault is handed on."""
+    """The files of each mask (a value of `formats.base.MASK_TYPE`), in order; a fault is handed on."""
     parts = [mask["paths"] or [] for mask in values]
     files = read(root, [path for paths in parts for path in paths])
     for paths in parts:

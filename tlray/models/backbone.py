@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tlray.errors import ConfigError, nearest
 from tlray.models import stages as cutting
 from tlray.models import weights as source
-from tlray.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,8 @@ import yaml
 from markupsafe import Markup
 
 from tlray import storage
+from tlray.errors import RunError, TlrayError, misspelt, redact, redact_tree
 from tlray.figures import charts
-from tlray.errors import RunError, TlrayError, misspelt
-from tlray.report.redact import redact, redact_tree
 from tlray.report import formatting, view
 from tlray.report.run_files import Goal, Run
 

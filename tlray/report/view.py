@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from tlray.figures import charts
 from tlray.config import Config
+from tlray.errors import redact_tree
+from tlray.figures import charts
 from tlray.figures.charts import Column, Line, Point, Section, Table
-from tlray.report.redact import redact_tree
-from tlray.report.run_files import Goal, Json, Run, equal, finite
 from tlray.report.formatting import leaves, plain, short
+from tlray.report.run_files import Goal, Json, Run, equal, finite
 
 FREEZE, RATE = "model.freeze", "optim.lr"
 MOST_FILES = 100  # shown of those that were left out

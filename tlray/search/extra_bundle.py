@@ -7,12 +7,12 @@ from typing import Any
 
 from tlray import storage
 from tlray.bundle import bundle
-from tlray.training import checkpoint
 from tlray.bundle.bundle import Model
 from tlray.config import Config
 from tlray.data.dataset import Dataset
-from tlray.training.loop import METRICS
 from tlray.data.schema import IMAGE
+from tlray.training import checkpoint
+from tlray.training.loop import METRICS
 
 
 def leave(

@@ -18,13 +18,13 @@ import torch
 
 from tlray.data import loader
 from tlray.data.augment import Augment
-from tlray.models.backbone import Backbone, Boundary, Features
-from tlray.training.candidate import autocast
-from tlray.errors import StorageError
 from tlray.data.image import Geometry
-from tlray.training.loop import Fed, Loop, Pixels
 from tlray.data.sampler import Indices, share
+from tlray.errors import StorageError
+from tlray.models.backbone import Backbone, Boundary, Features
 from tlray.search.feature_cache import Key, Store
+from tlray.training.candidate import autocast
+from tlray.training.loop import Fed, Loop, Pixels
 
 POOLED = "pooled"
 

@@ -19,8 +19,6 @@ import ray
 from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import RunError, TlrayError
-from tlray.training.loop import Loop, Record, Solo, Worker
-from tlray.training.resume import flat
 from tlray.search.cost import Plan, measure
 from tlray.search.features import Shared
 from tlray.search.halving import Rungs
@@ -28,6 +26,8 @@ from tlray.search.searcher import Sampler
 from tlray.search.space import lineage
 from tlray.search.trial import free_memory, one_line
 from tlray.search.trial_log import Table
+from tlray.training.loop import Loop, Record, Solo, Worker
+from tlray.training.resume import flat
 
 log = logging.getLogger(__name__)
 

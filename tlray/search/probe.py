@@ -25,17 +25,18 @@ from torch.nn import functional as F
 
 from tlray import storage
 from tlray.bundle import bundle
-from tlray.data import loader
-from tlray.models.backbone import Features
 from tlray.bundle.bundle import Model
-from tlray.training.candidate import begin, is_head
 from tlray.config import Config
+from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.image import Geometry
-from tlray.training.loop import HEAD
+from tlray.data.schema import Row
+from tlray.models.backbone import Features
 from tlray.search.extra_bundle import leave
 from tlray.search.transferability import BATCH, POOLED, features_by_stage
-from tlray.tasks.base import TIE, Metrics, Row
+from tlray.tasks.base import TIE, Metrics
+from tlray.training.candidate import begin, is_head
+from tlray.training.loop import HEAD
 
 ROWS = 20_000  # of the training split at most, drawn by class
 STRENGTHS = tuple(10.0 ** (1 - k / 2) for k in range(11))  # of L2, beside the mean loss: 10 to 1e-4

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from tlray import storage
-from tlray.models.backbone import Backbone
 from tlray.config import Config
-from tlray.training.loop import HEAD
-from tlray.search import score_trials
+from tlray.models.backbone import Backbone
+from tlray.search import scores
+from tlray.search.scores import JUDGE
 from tlray.search.space import Params, lineage, trial_id
 from tlray.search.trial_log import Row, Table
+from tlray.training.loop import HEAD
 
 SUPPORT, CELLS = 0.8, 4  # of the rank correlation, and places (backbone and depth) that it is taken over
 
@@ -100,18 +101,18 @@ class Deepening:
         )
 
     def _by_score(self, params: Params) -> str | None:
-        told = score_trials.beside(self._table, self.place)
+        told = scores.beside(self._table, self.place)
         known = [one for one in told if one["best"] is not None]
-        support = score_trials.correlation(known, self._table.goal.direction)[score_trials.JUDGE]
+        support = scores.correlation(known, self._table.goal.direction)[JUDGE]
         place = self.place(params)
         mine = next((one for one in told if (one["backbone"], one["depth"]) == place), None)
         if len(known) < CELLS or support is None or support < SUPPORT or mine is None or mine in known:
             return None
         best = self._table.best_of(known)
-        if best is None or mine[score_trials.JUDGE] >= best[score_trials.JUDGE]:
+        if best is None or mine[JUDGE] >= best[JUDGE]:
             return None
         return (
-            f"{score_trials.JUDGE} score {mine[score_trials.JUDGE]:.4g}, of the best so far {best[score_trials.JUDGE]:.4g}, "
+            f"{JUDGE} score {mine[JUDGE]:.4g}, of the best so far {best[JUDGE]:.4g}, "
             f"in a rank correlation with results of {support:.2f} over {len(known)}"
         )
 

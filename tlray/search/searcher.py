@@ -13,8 +13,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tlray.config import Config
 from tlray.search import extend
-from tlray.search.probe_first import Deepening
 from tlray.search.probe import start
+from tlray.search.probe_first import Deepening
 from tlray.search.space import Params, Space, trial_id
 from tlray.search.trial_log import OVER, RULED_OUT, Table
 

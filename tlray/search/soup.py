@@ -25,17 +25,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlray import storage, tasks
 from tlray.bundle import bundle
-from tlray.data import loader
-from tlray.models import weights
-from tlray.training.average import NO_AVERAGE, Weights, greedy, outcome
 from tlray.bundle.bundle import Manifest
-from tlray.training.candidate import begin
 from tlray.config import Config, parse
+from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.inference.judging import Judged, Parts
-from tlray.training.loop import METRICS
+from tlray.models import weights
 from tlray.search.extra_bundle import leave
 from tlray.tasks.base import TIE, Goal
+from tlray.training.average import NO_AVERAGE, Weights, greedy, outcome
+from tlray.training.candidate import begin
+from tlray.training.loop import METRICS
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the winner, between it and the probe
 PICTURES = 1024  # of the training split, by which statistics of batch norm are estimated

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from tlray import tasks
+from tlray.config import Config
 from tlray.data import loader, schema
+from tlray.data.dataset import Dataset
+from tlray.data.image import Preprocess, decode_mask
+from tlray.errors import DataError
+from tlray.inference.embed import Bare
 from tlray.models import weights as origins
 from tlray.models.backbone import Backbone, Boundary
-from tlray.config import Config
-from tlray.data.dataset import Dataset
-from tlray.inference.embed import Bare
-from tlray.errors import DataError
-from tlray.data.image import Preprocess, decode_mask
 from tlray.tasks.base import Task
 
 ROWS = 1000  # of the training split that are looked at

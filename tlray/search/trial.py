@@ -23,11 +23,11 @@ import torch
 from ray import tune
 
 from tlray import runtime, storage
-from tlray.training import checkpoint, fit, loop
 from tlray.config import Config, parse
 from tlray.errors import StorageError, TlrayError
 from tlray.search.controller import Leader
 from tlray.search.searcher import SCORE
+from tlray.training import checkpoint, fit, loop
 
 log = logging.getLogger(__name__)
 

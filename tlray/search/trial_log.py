@@ -16,13 +16,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from tlray import storage
-from tlray.training import checkpoint, resume
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
 from tlray.inference.judging import SHARE, share_error
 from tlray.search.extend import wider
 from tlray.search.space import Params, Space
 from tlray.tasks.base import TIE, Goal
+from tlray.training import checkpoint, resume
 
 log = logging.getLogger(__name__)
 

@@ -22,23 +22,23 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from tlray import runtime, storage
-from tlray.training import fit, resume
 from tlray.bundle.bundle import Model
-from tlray.training.candidate import copy_model, kind
 from tlray.config import Choice, Config
 from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, TlrayError
-from tlray.training.loop import Solo
-from tlray.search import group, probe, score_trials, soup
+from tlray.search import group, probe, scores, soup
 from tlray.search import space as spaces
-from tlray.search.probe_first import Deepening
 from tlray.search.group import Watch
-from tlray.search.probe import head_of
 from tlray.search.halving import Rungs
+from tlray.search.probe import head_of
+from tlray.search.probe_first import Deepening
 from tlray.search.searcher import SCORE, Sampler, trial_settings
 from tlray.search.space import trial_id
 from tlray.search.trial import WORST, Trial, one_line
 from tlray.search.trial_log import Row, Table
+from tlray.training import fit, resume
+from tlray.training.candidate import copy_model, kind
+from tlray.training.loop import Solo
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _search(
         _probe(config, table, tell, room)
     if config.search.scores:
         try:
-            table.scores += score_trials.measure(config, table, room.cpus, room.gpus)
+            table.scores += scores.measure(config, table, room.cpus, room.gpus)
         except DataError as error:  # labels tell no picture from another; trials may learn all the same
             table.notes.append(f"search.scores: {error}")
     if _fused(config):
@@ -198,8 +198,8 @@ def _search(
             _by_tune(config, sampler, table, watch, from_workers, room)
     if table.scores:
         deepening = sampler.deepening or Deepening(config, table)
-        table.scores = score_trials.beside(table, deepening.place)
-        table.correlation = score_trials.correlation(table.scores, table.goal.direction)
+        table.scores = scores.beside(table, deepening.place)
+        table.correlation = scores.correlation(table.scores, table.goal.direction)
     table.write()
 
 

@@ -26,9 +26,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tlray.config import Serving
 from tlray.errors import DataError, nearest
-from tlray.serving.gallery import MAX_NAME, check_name
 from tlray.serving import page, protocol, query
+from tlray.serving.gallery import MAX_NAME, check_name
 from tlray.serving.protocol import (
+    RETRY_AFTER_S,
     Answer,
     Embeddings,
     Enrolled,
@@ -36,7 +37,6 @@ from tlray.serving.protocol import (
     Limits,
     ModelCard,
     People,
-    RETRY_AFTER_S,
     Refusal,
     Removed,
     Reply,

@@ -22,11 +22,11 @@ import httpx
 from ray import serve
 
 from tlray import config, runtime, storage
-from tlray.storage import targets
 from tlray.config import Serving, Strict
 from tlray.errors import ConfigError, RegistryError, RunError
 from tlray.serving.app import ingress
 from tlray.serving.model import Loader, Model, Served, load_predictor
+from tlray.storage import targets
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, Protocol
 
 from ray import serve
 
-from tlray.data import image
-from tlray.serving import gallery
 from tlray.config import Serving
+from tlray.data import image
 from tlray.errors import BundleError, PictureError, StorageError, nearest
-from tlray.serving.protocol import ModelCard, RETRY_AFTER_S, Refusal, Reply, Size
+from tlray.serving import gallery
+from tlray.serving.protocol import RETRY_AFTER_S, ModelCard, Refusal, Reply, Size
 from tlray.serving.query import BAD
 
 logger = logging.getLogger(__name__)

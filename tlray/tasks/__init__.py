@@ -12,15 +12,17 @@ import pyarrow.compute as pc
 
 from tlray.config import MOVED, Augmentation, validate
 from tlray.data.dataset import Dataset
-from tlray.errors import ConfigError, nearest
 from tlray.data.sampler import Together
 from tlray.data.schema import Kind
+from tlray.errors import ConfigError, nearest
 from tlray.tasks.base import Counts, Task, TrainingRows
+
+_SHARED = ("base", "losses")  # modules here that are no task
 
 
 def names() -> list[str]:
     """Tasks that exist."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
 
 
 def load(settings: dict[str, Any], origin: str = "configuration") -> Task:

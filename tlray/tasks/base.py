@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -20,16 +19,14 @@ from pydantic_core import core_schema
 from torch import nn
 
 from tlray.data.image import Geometry, Preprocess
+from tlray.data.schema import Kind, Row, Target
 from tlray.figures.charts import Section
-from tlray.data.schema import Kind
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.models.backbone import Backbone
 
-Row = dict[str, Any]  # one row of a data set: its label columns, id and path
 Prediction = dict[str, Any]  # JSON-able, in source pixels
 TrainingRows = Callable[[Sequence[str]], pa.Table]  # those of the columns that are there
-Target = dict[str, np.ndarray | np.generic]  # one row's annotation in model space, by name
 
 
 Direction = Literal["max", "min"]

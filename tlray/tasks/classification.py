@@ -12,13 +12,12 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray.figures import charts
-from tlray.tasks import losses
 from tlray.config import Share, Strict
 from tlray.data.image import Geometry, Preprocess
-from tlray.data.schema import Kind, LABEL
-from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
+from tlray.data.schema import LABEL, Kind, Row, Target
+from tlray.figures import charts
+from tlray.tasks import base, losses
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.models.backbone import Backbone

@@ -17,14 +17,13 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tlray.tasks import losses
 from tlray.config import Count, NonNegative, Positive, Share, Strict
 from tlray.data.image import Geometry, Preprocess
+from tlray.data.schema import LABEL, Kind, Row, Target
 from tlray.figures.charts import Column, Section, Shot, Table
-from tlray.data.schema import Kind, LABEL
-from tlray.figures.svg import BLUE, GRID, Plot, RED, SOFT, to_svg
-from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
+from tlray.figures.svg import BLUE, GRID, RED, SOFT, Plot, to_svg
+from tlray.tasks import base, losses
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.models.backbone import Backbone

@@ -14,15 +14,14 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from tlray.data import masks
-from tlray.figures import charts
-from tlray.tasks import losses
 from tlray.config import Count, Share, Strict
-from tlray.errors import DataError
+from tlray.data import masks
 from tlray.data.image import Geometry, Pixels, Preprocess, decode_mask, encode_mask, render_mask
-from tlray.data.schema import Kind, MASK
-from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
+from tlray.data.schema import MASK, Kind, Row, Target
+from tlray.errors import DataError
+from tlray.figures import charts
+from tlray.tasks import base, losses
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, TrainingRows
 
 if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
     from tlray.models.backbone import Backbone

@@ -18,15 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tlray import storage, tasks
 from tlray.bundle import bundle
-from tlray.models import weights
-from tlray.training.average import Snapshots
-from tlray.models.backbone import Backbone, Features
 from tlray.bundle.bundle import Model
 from tlray.config import Config, Optim
 from tlray.data.dataset import Dataset
-from tlray.errors import ConfigError
 from tlray.data.image import Preprocess
+from tlray.errors import ConfigError
+from tlray.models import weights
+from tlray.models.backbone import Backbone, Features
 from tlray.tasks.base import Counts, Task, TrainingRows
+from tlray.training.average import Snapshots
 
 RGB = tuple[float, float, float]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from tlray import storage
 from tlray.bundle import bundle
-from tlray.training.candidate import Candidate
 from tlray.errors import BundleError, StorageError
+from tlray.training.candidate import Candidate
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 from tlray import tasks
-from tlray.models.backbone import traits
 from tlray.config import Config
 from tlray.data.dataset import Dataset
+from tlray.models.backbone import traits
 
 # AdamW's rate of a head over a backbone: what is right falls with the width of the features, and networks of
 # layer norm (transformers, ConvNeXt) stand much less than those of batch norm. Of others it is a guess that

@@ -17,15 +17,15 @@ from ray.train.torch import TorchTrainer
 
 from tlray import errors, runtime, storage, tasks
 from tlray.bundle import bundle
-from tlray.training import defaults, range_test, resume
 from tlray.bundle.bundle import Model
-from tlray.training.candidate import begin
 from tlray.config import Config, parse
 from tlray.data.dataset import Dataset
-from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
-from tlray.training.loop import ERROR, METRICS, epochs
 from tlray.data.sampler import Order
+from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
 from tlray.tasks.base import TIE, Task
+from tlray.training import defaults, range_test, resume
+from tlray.training.candidate import begin
+from tlray.training.loop import ERROR, METRICS, epochs
 
 log = logging.getLogger(__name__)
 

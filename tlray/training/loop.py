@@ -23,19 +23,19 @@ from safetensors.torch import load_file, save
 
 from tlray import storage, tasks
 from tlray.bundle import bundle
+from tlray.config import Config
 from tlray.data import loader
+from tlray.data.dataset import Dataset
+from tlray.data.image import Geometry
+from tlray.data.sampler import Indices, Order, share
+from tlray.data.schema import IMAGE, Row
+from tlray.errors import RunError, StorageError
+from tlray.inference.judging import Judged, Parts
+from tlray.models.backbone import Boundary, Features
+from tlray.tasks.base import TIE
 from tlray.training import checkpoint
 from tlray.training.average import NO_AVERAGE, Outcome, Weights, changing
-from tlray.models.backbone import Boundary, Features
 from tlray.training.candidate import Candidate, begin, copy_model, is_head, kind
-from tlray.config import Config
-from tlray.data.dataset import Dataset
-from tlray.errors import RunError, StorageError
-from tlray.data.image import Geometry
-from tlray.inference.judging import Judged, Parts
-from tlray.data.sampler import Indices, Order, share
-from tlray.data.schema import IMAGE
-from tlray.tasks.base import TIE, Row
 from tlray.training.tracking import Tracker
 
 Record = dict[str, Any]

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tlray.data import loader
-from tlray.training import resume
 from tlray.bundle.bundle import Model
-from tlray.training.candidate import Candidate
 from tlray.config import Config
+from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
 from tlray.tasks import together
+from tlray.training import resume
+from tlray.training.candidate import Candidate
 
 STEPS = 60
 LOW, HIGH = 1e-5, 1e-1  # of AdamW's rate of the head

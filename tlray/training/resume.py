@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tlray import storage, tasks
-from tlray.training import checkpoint
 from tlray.bundle.bundle import MANIFEST
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
+from tlray.training import checkpoint
 
 CONFIG, METRICS, TRIALS, BEST = "config.json", "metrics.json", "trials.json", "best"
 

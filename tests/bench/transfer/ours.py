@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tlray import tasks
-from tlray.inference.evaluate import check
 from tlray.bundle.predictor import Predictor
 from tlray.data.loader import RowReader
+from tlray.inference.evaluate import check
 
 from .cases import RECIPES, SPLITS, Case, weights
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from tlray import tasks
 from tlray.data import loader
-from tlray.models.backbone import Backbone
 from tlray.data.dataset import Dataset
 from tlray.data.image import Preprocess
+from tlray.models.backbone import Backbone
 
 from .cases import SPLITS, Case, weights
 

@@ -29,15 +29,15 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from tlray import config, tasks
-from tlray.training import defaults
-from tlray.models.backbone import Backbone
 from tlray.data.dataset import Dataset
 from tlray.data.image import decode_mask
-from tlray.data.schema import CROWD, LABEL, MASK, OBJECTS, flagged
 from tlray.data.loader import RowReader
+from tlray.data.schema import CROWD, LABEL, MASK, OBJECTS, Row, flagged
+from tlray.models.backbone import Backbone
 from tlray.tasks import detection, face_recognition, segmentation
-from tlray.tasks.base import Prediction, Row
+from tlray.tasks.base import Prediction
 from tlray.tasks.detection.boxes import corners
+from tlray.training import defaults
 
 from .cases import RECIPES, SPLITS, Case
 from .plain import warm_cosine

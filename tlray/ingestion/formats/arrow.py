@@ -1,8 +1,8 @@
 """Data sets of Hugging Face with the pictures inside: a ``save_to_disk`` folder, or Parquet files.
 
-`tlray.data.dataset` opens them; here their label columns become an index. A class of type ClassLabel is given by
-its name; -1 and null are no label, and a split of nothing else is left out. Pictures are read again by
-their rows: see `tlray.ingestion.writer.read`.
+`tlray.data.dataset` opens them; here their label columns become an index. A class of type ClassLabel is
+given by its name; -1 and null are no label, and a split of nothing else is left out. Pictures are read again
+by their rows: see `tlray.ingestion.writer.read`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.data import schema, shards
-from tlray.data.dataset import Dataset, MANIFEST
+from tlray.data.dataset import MANIFEST, Dataset
+from tlray.data.schema import ID, IMAGE, LABEL, LABELS, OBJECTS, SPLIT, SPLITS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.tabular import cells, labels, records, roles
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, with_class_names, without_missing
-from tlray.data.schema import ID, IMAGE, LABEL, LABELS, OBJECTS, SPLIT, SPLITS
 
 GIVES: tuple[str, ...] = (LABEL, LABELS, OBJECTS)
 _STATES = ("dataset_dict.json", "state.json")

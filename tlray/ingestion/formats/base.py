@@ -17,7 +17,7 @@ OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category
 `schema.FLAGS` beside them where the index has any."""
 
 MASK_TYPE = pa.struct([("paths", pa.list_(pa.string())), ("shapes", pa.string())])
-"""A mask in an index: the files that it is made of (mostly one), or outlines as JSON; see `tlray.data.masks`."""
+"""A mask in an index: its files (mostly one), or outlines as JSON; see `tlray.data.masks`."""
 
 TYPES: dict[str, pa.DataType] = {
     schema.LABEL: pa.string(),

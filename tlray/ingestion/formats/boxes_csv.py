@@ -1,7 +1,7 @@
 """Tables of boxes, one a row: TensorFlow's tools, Roboflow, VoTT, RetinaNet, AutoML, Open Images, Kaggle.
 
-A header names the picture, the class and the sides of the box (`tlray.ingestion.formats.tabular.boxes`: case, blanks
-and underscores do not count), or one column ``bbox`` with "[x, y, w, h]". Without a header there are
+A header names the picture, the class and the sides of the box (see `tabular.boxes`: case, blanks and
+underscores do not count), or one column ``bbox`` with "[x, y, w, h]". Without a header there are
 RetinaNet's ``path,x1,y1,x2,y2,class``, TensorFlow's and AutoML's. A row whose box is empty: the picture
 shows no object. Numbers are px, or shares of the sides where none is above 1. One table may be one split.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tlray.data.schema import OBJECTS, SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, objects, table
@@ -34,7 +35,6 @@ from tlray.ingestion.formats.tabular.boxes import (
     number,
     shape_of,
 )
-from tlray.data.schema import OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
 _LOOKED_INTO = 50  # tables whose first bytes are read

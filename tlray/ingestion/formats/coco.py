@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.formats import coco_file, outlines
 from tlray.ingestion.formats.base import Index, Look, objects, table
@@ -23,7 +24,6 @@ from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
 from tlray.ingestion.formats.places import Places, near
-from tlray.data.schema import MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _KEYS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tlray.data.schema import OBJECTS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.evidence import folder_split
@@ -19,7 +20,6 @@ from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
 from tlray.ingestion.formats.places import Places, near
-from tlray.data.schema import OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
 _IMAGE = ("image", "imagefilename", "filename")

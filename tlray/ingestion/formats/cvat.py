@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from tlray.data.schema import MASK, OBJECTS, SPLITS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import finding
 from tlray.ingestion.formats import markup, outlines
@@ -26,7 +27,6 @@ from tlray.ingestion.formats.evidence import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
 from tlray.ingestion.formats.places import Places
-from tlray.data.schema import MASK, OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _LOOKED_INTO = 24

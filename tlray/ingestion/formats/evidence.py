@@ -9,9 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 
 from tlray.data import image
+from tlray.data.schema import SPLITS
 from tlray.errors import PictureError, StorageError
 from tlray.ingestion.formats.listing import LABEL_ENDINGS, Listing, lines_of, stem
-from tlray.data.schema import SPLITS
 
 IMAGE_WORDS = frozenset({
     "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos",

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from tlray.data.schema import LABEL
 from tlray.errors import DataError
 from tlray.ingestion.findings import finding
 from tlray.ingestion.formats import evidence, folder_lists
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import HEAD, Listing, counts_by_ending, lines_of
-from tlray.data.schema import LABEL
 
 GIVES: tuple[str, ...] = (LABEL,)
 _NO_CLASS = "in no class folder"

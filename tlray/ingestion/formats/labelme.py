@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tlray.data import image
+from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, PictureError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats import outlines, pairs
@@ -26,7 +27,6 @@ from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.evidence import folder_split
 from tlray.ingestion.formats.listing import Listing, stem
 from tlray.ingestion.formats.places import Places
-from tlray.data.schema import MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _SAMPLE = 24  # files whose first bytes are read to know what the .json are

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
+from tlray.data.schema import LABEL
 from tlray.errors import DataError
 from tlray.ingestion.findings import finding
 from tlray.ingestion.formats import evidence
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import Listing, stem
-from tlray.data.schema import LABEL
 
 GIVES: tuple[str, ...] = (LABEL,)
 _NAME = re.compile(r"([^\d]+)_(\d{3,5})", re.DOTALL)

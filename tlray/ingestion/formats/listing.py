@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from tlray import storage
-from tlray.errors import DataError, misspelt
-from tlray.ingestion.findings import Finding, finding
 from tlray.data.image import EXTENSIONS
 from tlray.data.schema import SPLITS
+from tlray.errors import DataError, misspelt
+from tlray.ingestion.findings import Finding, finding
 
 # Pictures that tlray cannot open: listed too, so that the report names each instead of losing them.
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".dng", ".cr2")

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tlray.data.schema import LABEL, LABELS, MASK, OBJECTS
 from tlray.errors import DataError
 from tlray.ingestion.formats.base import Index, Look
 from tlray.ingestion.formats.listing import Listing
-from tlray.data.schema import LABEL, LABELS, MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, LABEL, LABELS, MASK)
 _LOOKED_INTO = 5  # files of one ending: one speaks for all

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from tlray.data.schema import LABEL, LABELS, OBJECTS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats import evidence
@@ -25,7 +26,6 @@ from tlray.ingestion.formats.listing import HEAD, Listing
 from tlray.ingestion.formats.places import accepted
 from tlray.ingestion.formats.tabular import cells, labels, records, roles, splits, tables
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
-from tlray.data.schema import LABEL, LABELS, OBJECTS
 
 GIVES: tuple[str, ...] = (LABEL, LABELS, OBJECTS)
 _MOST_MISSING = 0.5  # share of the rows whose pictures may be missing: more is another layout

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
+from tlray.data.schema import OBJECTS, SPLITS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, Severity, finding
 from tlray.ingestion.formats import markup, outlines, pairs
@@ -28,7 +29,6 @@ from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.evidence import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of, split_in, stem
 from tlray.ingestion.formats.places import Places, near
-from tlray.data.schema import OBJECTS, SPLITS
 
 GIVES: tuple[str, ...] = (OBJECTS,)
 _YES = ("1", "true")

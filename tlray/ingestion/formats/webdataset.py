@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlray import storage
+from tlray.data.image import EXTENSIONS
+from tlray.data.schema import LABEL, LABELS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, table
@@ -25,8 +27,6 @@ from tlray.ingestion.formats.evidence import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, split_in
 from tlray.ingestion.formats.tabular import labels, roles
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
-from tlray.data.image import EXTENSIONS
-from tlray.data.schema import LABEL, LABELS
 
 GIVES: tuple[str, ...] = (LABEL, LABELS)
 _LABELS = ("cls", "json", "txt")

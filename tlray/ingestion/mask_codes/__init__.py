@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from tlray.data.masks import AS_STORED, UNKNOWN, MaskCode, ids_of
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding
 from tlray.ingestion.mask_codes import colours, smoothing, values
 from tlray.ingestion.mask_codes.seen import Masks, numbers, two_names
-from tlray.data.masks import AS_STORED, MaskCode, UNKNOWN, ids_of
 
 _MUCH_UNKNOWN = 0.3  # share of all pixels above which training suffers
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tlray.data.masks import UNKNOWN, MaskCode
 from tlray.errors import DataError
-from tlray.ingestion.mask_codes.seen import Masks, TABLES
-from tlray.data.masks import MaskCode, UNKNOWN
+from tlray.ingestion.mask_codes.seen import TABLES, Masks
 
 _VOID_COLOUR = 0xE0E0C0  # Pascal VOC's borders, in no table
 _UNLISTED = 0.1  # share of pixels of colours in no table above which the table is another one

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tlray.ingestion.findings import Finding, SHOWN
 from tlray.data.masks import UNKNOWN
+from tlray.ingestion.findings import SHOWN, Finding
 
 TABLES = (
     "classes.txt (`value name` a line), labelmap.txt, class_dict.csv or label_colors.txt (name and r, g, b)"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tlray.data.masks import MaskCode
 from tlray.errors import DataError
 from tlray.ingestion.mask_codes.seen import Masks
-from tlray.data.masks import MaskCode
 
 _RAMPS = 0.2  # of a mask's steps: from here on its edges were smoothed
 _FEW = 5  # values below which a ramp may be a thin border between two areas

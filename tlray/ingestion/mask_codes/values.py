@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tlray.data.masks import AS_STORED, UNKNOWN, MaskCode
 from tlray.errors import DataError
-from tlray.ingestion.mask_codes.seen import Masks, TABLES, numbers, two_names
-from tlray.data.masks import AS_STORED, MaskCode, UNKNOWN
+from tlray.ingestion.mask_codes.seen import TABLES, Masks, numbers, two_names
 
 _SENTINELS = {-1: UNKNOWN, 65535: UNKNOWN}  # how "no class" is written where a value has more than 8 bits
 _GREY_GAP = 16  # values that lie at least so far apart are grey levels, not ids

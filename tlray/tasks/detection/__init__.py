@@ -21,12 +21,24 @@ from PIL import Image
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import nn
 
-from tlray.figures import charts
 from tlray.config import Count, Positive, Share, Strict
 from tlray.data.image import Geometry, Preprocess
-from tlray.data.schema import CROWD, DIFFICULT, HEIGHT, Kind, OBJECTS, WIDTH, flagged, flags_of, with_flags
+from tlray.data.schema import (
+    CROWD,
+    DIFFICULT,
+    HEIGHT,
+    OBJECTS,
+    WIDTH,
+    Kind,
+    Row,
+    Target,
+    flagged,
+    flags_of,
+    with_flags,
+)
+from tlray.figures import charts
 from tlray.tasks import base
-from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, Row, Target, TrainingRows
+from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, TrainingRows
 from tlray.tasks.detection.anchors import ENOUGH, FITS, Anchors, Shape, shapes_of
 from tlray.tasks.detection.boxes import Boxes, areas, clipped, corners
 from tlray.tasks.detection.drawing import BOX_COLOURS, Pen, figures

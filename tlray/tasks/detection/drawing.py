@@ -53,7 +53,11 @@ def figures(
         for i, c in enumerate(shown[:40])
     ]
     numbers = ("AP", "AP at IoU 0.5", "precision", "recall")
-    columns = [charts.Column("class"), *(charts.Column(n, 3, most=1) for n in numbers), charts.Column("objects")]
+    columns = [
+        charts.Column("class"),
+        *(charts.Column(n, 3, most=1) for n in numbers),
+        charts.Column("objects"),
+    ]
     worst.sort(key=lambda w: (-w[0] - w[1], w[3]))
     wrong = [w for w in worst if w[0] + w[1]]
     return [

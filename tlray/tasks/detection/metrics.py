@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlray.data.schema import CROWD, DIFFICULT, OBJECTS, flagged
-from tlray.tasks.base import Prediction, Row
+from tlray.data.schema import CROWD, DIFFICULT, OBJECTS, Row, flagged
+from tlray.tasks.base import Prediction
 from tlray.tasks.detection.boxes import areas, corners
 
 COCO_OBJECTS = 100  # a picture, that COCO's metric counts

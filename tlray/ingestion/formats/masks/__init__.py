@@ -7,8 +7,8 @@
     leftImg8bit/ + gtFine/*_labelIds.png   Cityscapes
     id/images/a.png + id/masks/*.png       one mask an object, several for a picture
 
-Which class a value or a colour is may stand in a table (`tlray.ingestion.formats.masks.names`); what the values mean
-is decided from all masks when they are read (`tlray.ingestion.mask_codes`).
+Which class a value or a colour is may stand in a table (`masks.names`); what the values mean is
+decided from all masks when they are read (`tlray.ingestion.mask_codes`).
 """
 
 from __future__ import annotations

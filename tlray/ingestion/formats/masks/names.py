@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tlray.data.masks import MaskCode
 from tlray.errors import DataError
 from tlray.ingestion.formats.listing import Listing
-from tlray.data.masks import MaskCode
 
 FILES = (
     "labelmap.txt", "label_map.txt", "label_colors.txt", "label_colours.txt", "label_color.txt",

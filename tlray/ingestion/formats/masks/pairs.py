@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tlray.data.schema import SPLITS
 from tlray.ingestion.formats import evidence
 from tlray.ingestion.formats.listing import Listing, stem
-from tlray.data.schema import SPLITS
 
 _MASK_WORDS = frozenset((
     "mask", "masks", "msk", "msks", "label", "labels", "labeled", "labelled", "lbl", "lbls",

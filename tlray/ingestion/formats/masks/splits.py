@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+from tlray.data.schema import SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.formats.listing import Listing, lines_of, stem
 from tlray.ingestion.formats.masks.pairs import Pairs
-from tlray.data.schema import SPLITS
 
 
 def lists(listing: Listing) -> list[str]:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tlray.data.schema import SPLITS
 from tlray.ingestion.formats.evidence import folder_split
 from tlray.ingestion.formats.listing import HEAD, is_picture, lines_of, split_in, start_of_text
-from tlray.data.schema import SPLITS
 
 # What columns are called, without blanks, underscores, dots and dashes; of several the first.
 _COLUMNS: dict[str, tuple[str, ...]] = {

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tlray.data.schema import FLAGS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.tabular import cells, roles
-from tlray.data.schema import FLAGS
 
 Place = tuple[str, int]  # file, row
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tlray.ingestion.formats.tabular import cells
 from tlray.data.schema import SPLITS
+from tlray.ingestion.formats.tabular import cells
 
 Columns = Mapping[str, Sequence[Any]]
 

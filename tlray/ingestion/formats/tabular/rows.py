@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tlray.data.schema import LABEL, LABELS, OBJECTS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import objects
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.tabular import names
 from tlray.ingestion.formats.tabular.labels import Label, where
-from tlray.data.schema import LABEL, LABELS, OBJECTS
 
 _FEW_MISSING = 0.05  # share of rows without a label that are left out; more is an error
 

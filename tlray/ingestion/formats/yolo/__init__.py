@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, objects, table
@@ -21,7 +22,6 @@ from tlray.ingestion.formats.yolo import names as naming
 from tlray.ingestion.formats.yolo import places as placing
 from tlray.ingestion.formats.yolo import rows as reading
 from tlray.ingestion.formats.yolo import splits as splitting
-from tlray.data.schema import MASK, OBJECTS
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _SAMPLE = 20  # label files whose first lines are looked at

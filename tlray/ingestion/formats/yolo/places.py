@@ -7,11 +7,11 @@ import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
 
+from tlray.data.schema import SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.formats.evidence import IMAGE_WORDS
 from tlray.ingestion.formats.listing import Listing, stem
 from tlray.ingestion.formats.yolo.names import is_list_file
-from tlray.data.schema import SPLITS
 
 _LABELS = "labels"
 _LABEL_FOLDERS = ("labels", "label", "labels_txt", "annotations", "annotation", "txt", "yolo", "yolo_labels")

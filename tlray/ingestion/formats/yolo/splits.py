@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tlray.data.schema import SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.evidence import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of
 from tlray.ingestion.formats.places import Places, plain
 from tlray.ingestion.formats.yolo.names import Config, nearby
-from tlray.data.schema import SPLITS
 
 
 @dataclass
