@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,6 +110,26 @@ def test_imports_point_down() -> None:
     ]
     assert wrong == []
     assert len(arrows()) <= MOST_ARROWS
+
+
+def test_the_map_of_rooms_is_true() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## The rooms")[2].partition("\n## ")[0]
+    table = [
+        re.findall(r"`(\w+)`", line.split("|")[1]) for line in section.splitlines() if line.startswith("| `")
+    ]
+    assert table == FLOORS
+    steps = re.findall(r"^\d+\. `([\w.]+)`", section, re.MULTILINE)
+    assert 8 < len(steps) <= 14
+    defined = set()
+    for path, tree in parsed():
+        module = ".".join(dotted(path)[1:])
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                defined.add(f"{module}.{node.name}")
+                methods = [one.name for one in ast.walk(node) if isinstance(one, ast.FunctionDef)]
+                defined |= {f"{module}.{node.name}.{name}" for name in methods}
+    assert [step for step in steps if step not in defined] == []
 
 
 def test_no_module_imports_a_job() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from tlray import runtime, storage
 from tlray.config import Config
-from tlray.errors import BundleError, ConfigError, DataError, misspelt
+from tlray.errors import BundleError, ConfigError, DataError, spelling_hint
 from tlray.observer import Observer
 from tlray.storage import targets
+from tlray.training import rundir
 
 MANIFEST = "manifest.json"
-EVALUATION = "evaluation.json"
 
 
 def ingest(
@@ -87,14 +87,14 @@ def tune(config: Config, show: Observer, verbose: bool = False, fresh: bool = Fa
     show.begin()
     with runtime.session(verbose):
         result = search.tune(given, show.event, fresh)
-        story = storage.read_json(storage.join(config.run_uri, "trials.json"))
+        story = storage.read_json(storage.join(config.run_uri, rundir.TRIALS))
         found = {"run": config.run_uri, "bundle": result.bundle, **story}
         found |= conclude(config, result.bundle, show)
         return found | {"equal": equal(found, found["standard_errors"])}
 
 
 def explain(config: Config, verbose: bool = False) -> list[dict[str, Any]]:
-    """What `tune` would do and cost: plans of its groups of trials, see search/plan.py."""
+    """What `tune` would do and cost: plans of its groups of trials, see search/cost.py."""
     check(config)
     runtime.prepare(verbose)
     from tlray import search
@@ -105,7 +105,7 @@ def explain(config: Config, verbose: bool = False) -> list[dict[str, Any]]:
 def rank(
     config: Config, backbones: Sequence[str], rows: int, show: Observer, verbose: bool = False
 ) -> list[dict[str, Any]]:
-    """Scores of backbones on the user's pictures, best first; see search/rank.py."""
+    """Scores of backbones on the user's pictures, best first; see search/transferability.py."""
     check(config)
     runtime.prepare(verbose)
     from tlray.search.transferability import rank as run
@@ -124,7 +124,7 @@ def check(config: Config) -> None:
     if not storage.exists(config.data.uri):
         raise DataError(
             f"data.uri = {config.data.uri!r}: not found; accepted: the folder or s3:// URI that "
-            f"`tlray ingest` made{misspelt(config.data.uri)}"
+            f"`tlray ingest` made{spelling_hint(config.data.uri)}"
         )
     tracking.check(config)
 
@@ -135,7 +135,7 @@ def conclude(config: Config, bundle: str, show: Observer) -> dict[str, Any]:
     from tlray.inference.evaluate import evaluate
 
     found = evaluate(bundle, config.data.uri, config.data.validation_split, show.progress)
-    storage.write_json(storage.join(config.run_uri, EVALUATION), found)
+    storage.write_json(storage.join(config.run_uri, rundir.EVALUATION), found)
     return {
         "evaluation": found["metrics"], "standard_errors": found["standard_errors"],
         "pictures": len(found["rows"]),
@@ -148,13 +148,13 @@ def bundle_of(ref: str, models: str) -> str:
 
     Raises RegistryError for an unknown name, BundleError where a place holds no bundle.
     """
-    for uri in (ref, storage.join(ref, "best")):
+    for uri in (ref, storage.join(ref, rundir.BEST)):
         if storage.exists(storage.join(uri, MANIFEST)):
             return uri
     if "/" in ref or storage.exists(ref):
         raise BundleError(
             f"{ref}: no bundle there ({MANIFEST} is missing); accepted: a bundle, the folder of a finished "
-            f"run, or a model's name{'' if storage.exists(ref) else misspelt(ref)}"
+            f"run, or a model's name{'' if storage.exists(ref) else spelling_hint(ref)}"
         )
     from tlray.bundle import registry
 

@@ -111,7 +111,7 @@ def nearest(value: str, accepted: Iterable[str], show: int = 8) -> str:
     return "accepted: " + ", ".join(names[:show]) + more
 
 
-def misspelt(place: str) -> str:
+def spelling_hint(place: str) -> str:
     """What may be wrong with the spelling of a place that is not there, for the end of a message: "" where
     nothing is. Looks for nearby spellings on this machine."""
     place = str(place)

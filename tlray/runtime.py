@@ -194,7 +194,7 @@ def resources(scale: Scale) -> Resources:
     return Resources(per_cpu, per_gpu)
 
 
-class Emit:
+class EventSender:
     """Sends events from any process of the cluster; picklable. Never raises: watching is not the work."""
 
     def __init__(self, actor: Any) -> None:
@@ -214,7 +214,7 @@ class Emit:
 
 
 @contextmanager
-def events(handler: Callable[[Event], None]) -> Iterator[Emit]:
+def events(handler: Callable[[Event], None]) -> Iterator[EventSender]:
     """A channel from workers to ``handler``, which a thread of this process calls, one event at a time.
 
     Everything emitted before the block ends is handled before the context closes.
@@ -226,7 +226,7 @@ def events(handler: Callable[[Event], None]) -> Iterator[Emit]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     actor: Any = queue.actor
-    emit = Emit(actor)
+    emit = EventSender(actor)
     thread = threading.Thread(target=_drain, args=(actor, handler), name="tlray-events", daemon=True)
     thread.start()
     try:

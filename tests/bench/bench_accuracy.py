@@ -29,6 +29,7 @@ from tlray.inference.evaluate import evaluate
 from tlray.models.backbone import Backbone
 from tlray.report.run_files import contenders
 from tlray.training import loop
+from tlray.training.worker import LocalWorker
 
 RATES = (3e-4, 1e-3, 3e-3)
 Scores = dict[str, float]  # of the metric that decides, by split; seconds of training
@@ -43,7 +44,7 @@ def again(settings: config.Config, name: str, metric: str, **changes: Any) -> Sc
     """Train in this process with other settings."""
     chosen = runtime.placed(settings.override({"name": name, **changes}))
     storage.delete(chosen.run_uri)
-    records = list(loop.epochs(chosen, loop.Solo(runtime.cores()), lambda event: None))
+    records = list(loop.epochs(chosen, LocalWorker(runtime.cores()), lambda event: None))
     return scores(storage.join(chosen.run_uri, "best"), chosen.data.uri, metric, records[-1]["seconds"])
 
 

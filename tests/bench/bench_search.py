@@ -61,6 +61,8 @@ from tlray.inference.evaluate import evaluate
 from tlray.ingestion.ingest import ingest
 from tlray.search import features, group, trial, tuner
 from tlray.training import loop
+from tlray.training import run as training_run
+from tlray.training.worker import LocalWorker
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "clothing.yaml"
 FULL = "time_to_accuracy"
@@ -92,12 +94,12 @@ class Peer(trial.Trial):
     best_here: float | None = None
 
     def _train(self) -> Any:
-        loop.SAVE_EVERY_S = math.inf
+        training_run.SAVE_EVERY_S = math.inf
         began = time.time()
         storage.write_json(
             storage.join(self._config.run_uri, "config.json"), self._config.model_dump(mode="json")
         )
-        made = loop.Loop([self._config], loop.Solo(self._threads), self._tell, sparing=True)
+        made = loop.Loop([self._config], LocalWorker(self._threads), self._tell, sparing=True)
         self._emit({"kind": "bench", "at": began, "pid": os.getpid(), "threads": torch.get_num_threads()})
         try:
             for records in made.epochs():
@@ -119,7 +121,7 @@ class Watched:
     def __init__(self, threads: int, emit: Any) -> None:
         self.group, self.emit = group.Group(threads, emit), emit
         self.laps: dict[str, float] = {}
-        for place, name, lap in ((group, "measure", "plan"), (features.Shared, "_fill", "tables")):
+        for place, name, lap in ((group, "measure", "plan"), (features.PrefixBatches, "_fill", "tables")):
             setattr(place, name, self.timed(getattr(place, name), lap))
 
     def timed(self, work: Callable[..., Any], lap: str) -> Callable[..., Any]:

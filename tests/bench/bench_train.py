@@ -27,7 +27,8 @@ from tlray import config, runtime, tasks
 from tlray.data import loader as stream
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
-from tlray.training.candidate import Candidate, build_model
+from tlray.training.build import build_model
+from tlray.training.candidate import Candidate
 
 
 def make(args: Any) -> tuple[config.Config, Candidate, Dataset]:

@@ -16,11 +16,12 @@ from tlray import config, tasks
 from tlray.config import Config
 from tlray.data import loader
 from tlray.models.backbone import Backbone, Boundary, Features
-from tlray.search.feature_cache import Store
-from tlray.search.features import Shared, from_arrays, to_arrays
+from tlray.search.feature_cache import FeatureCache
+from tlray.search.features import PrefixBatches, from_arrays, to_arrays
 from tlray.training import loop
 from tlray.training.defaults import settle
-from tlray.training.loop import Loop, Solo
+from tlray.training.loop import Loop
+from tlray.training.worker import LocalWorker
 
 TRIALS = ((0, 1e-3), (2, 1e-3), (2, 4e-3), (0.6, 1e-3), ("all", 1e-3), ("all", 4e-3))  # depth, rate
 
@@ -60,11 +61,11 @@ def train(
     """Stories of these trials, side by side; ``keep``: where features behind pixels are kept."""
     told = [] if told is None else told
 
-    def feed(made: Loop) -> Shared:
+    def feed(made: Loop) -> PrefixBatches:
         boundaries = {run.boundary for run in made.runs} - {None}
-        return Shared(made, dict.fromkeys(boundaries, keep) if keep else {})
+        return PrefixBatches(made, dict.fromkeys(boundaries, keep) if keep else {})
 
-    made = Loop(configs, Solo(1), told.append, feed, sparing=True)
+    made = Loop(configs, LocalWorker(1), told.append, feed, sparing=True)
     stories: dict[str, list[dict[str, Any]]] = {one.name: [] for one in configs}
     for records in made.epochs():
         for name, record in records.items():
@@ -95,7 +96,7 @@ def test_side_by_side_equals_alone(task: str, tmp_path: Path) -> None:
     """Bit for bit in fp32 on one CPU worker: losses, metrics, weights, whatever trains beside."""
     uri = scenes_dataset(tmp_path / "data", tasks.load({"name": task}).columns, train=20, validation=9)
     alone = grid(uri, tmp_path / "alone", task)
-    stories = {c.name: list(loop.epochs(c, Solo(1), lambda event: None)) for c in alone}
+    stories = {c.name: list(loop.epochs(c, LocalWorker(1), lambda event: None)) for c in alone}
     beside = grid(uri, tmp_path / "beside", task)
     found = train(beside)
     for one, other in zip(alone, beside, strict=True):
@@ -140,7 +141,7 @@ def test_a_store_that_keeps_nothing_changes_nothing(
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "cache").touch()
     else:
-        monkeypatch.setattr(Store, "find", lambda self, key: None)
+        monkeypatch.setattr(FeatureCache, "find", lambda self, key: None)
     found = train(kept, "store", told)
     for one, other in zip(computed, kept, strict=True):
         same(one, other, (stories[one.name], found[other.name]))

@@ -12,7 +12,7 @@ from tests.toys import scenes_dataset
 from tlray import storage, tasks
 from tlray.inference.evaluate import evaluate
 from tlray.training import loop
-from tlray.training.loop import Solo
+from tlray.training.worker import LocalWorker
 
 POLICIES = ("none", "colour", "mild", "wide", "rand", "photometric")
 MIXED: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ def test_the_bundle_says_what_was_reported(
     monkeypatch.setattr("tlray.training.average.worth_it", lambda new, old, goal: True)
     uri = scenes_dataset(tmp_path / "data", tasks.load({"name": task}).columns, train=20, validation=9)
     config = settings(uri, tmp_path, task, "run", 0, 3e-3, **given)
-    last = list(loop.epochs(config, Solo(1), lambda event: None))[-1]
+    last = list(loop.epochs(config, LocalWorker(1), lambda event: None))[-1]
     if task == "classification" and "train.ema" in given:
         assert last["average"]["kept"]
     found = evaluate(storage.join(config.run_uri, "best"), uri, "validation")

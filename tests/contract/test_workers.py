@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from tests.toys import scenes_dataset
 from tlray import config, storage, tasks
 from tlray.config import Config
-from tlray.training import fit, loop
+from tlray.training import fit, loop, rundir
 from tlray.training.defaults import settle
+from tlray.training.worker import LocalWorker, Worker
 
 # Their heads have a batch norm, which sees each worker's rows alone: the metric is compared, not the weights.
 BATCH_NORM = {"face_recognition"}
@@ -34,7 +35,7 @@ def settings(name: str, folder: Path, run: str) -> Config:
     return settle(tree)
 
 
-def learn(chosen: Config, worker: loop.Worker) -> None:
+def learn(chosen: Config, worker: Worker) -> None:
     for _ in loop.epochs(chosen, worker, lambda event: None):
         pass
 
@@ -51,7 +52,7 @@ def test_two_workers_learn_what_one_learns(ray_local: Any, tmp_path: Path) -> No
     for name in names:
         task = tasks.load({"name": name})
         scenes_dataset(tmp_path / name / "data", task.columns, train=20, validation=9)
-        learn(settings(name, tmp_path, "one"), loop.Solo(1))
+        learn(settings(name, tmp_path, "one"), LocalWorker(1))
     trees = {name: settings(name, tmp_path, "two").model_dump(mode="json") for name in names}
     # With a batch norm that learns the workers' weights differ; they still end together.
     own = settings("classification", tmp_path, "own").override({"model.freeze": 0, "train.epochs": 4})
@@ -62,10 +63,10 @@ def test_two_workers_learn_what_one_learns(ray_local: Any, tmp_path: Path) -> No
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
     ).fit()
-    assert len(storage.read_json(str(tmp_path / "classification" / "own" / loop.METRICS))["epochs"]) == 4
+    assert len(storage.read_json(str(tmp_path / "classification" / "own" / rundir.METRICS))["epochs"]) == 4
     for name in names:
         one, two = (tmp_path / name / run for run in ("one", "two"))
-        stories = [storage.read_json(str(run / loop.METRICS))["epochs"] for run in (one, two)]
+        stories = [storage.read_json(str(run / rundir.METRICS))["epochs"] for run in (one, two)]
         assert [len(story) for story in stories] == [2, 2]
         assert stories[0][-1]["step"] == stories[1][-1]["step"] == 6, name
         assert stories[1][-1]["best"] == pytest.approx(stories[0][-1]["best"], abs=1e-4), name

@@ -98,7 +98,7 @@ def test_parquet(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
         lambda: Dataset.open(str(first)),
         lambda: shards.Parquet(str(first)),
         lambda: fit.check(settings(uri, tmp_path)),
-        lambda: inputs.Source.dataset(uri),
+        lambda: inputs.Inputs.dataset(uri),
         lambda: inputs.find([uri], []),
     ):
         said = canary.refusal(read, file)
@@ -322,9 +322,9 @@ def test_vectors(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
 def test_the_feature_cache(tmp_path: Path, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is kept there can be computed again: an entry with such a type is taken for absent."""
     from tests.search.test_feature_cache import KEY, fill, found, outputs
-    from tlray.search.feature_cache import Store
+    from tlray.search.feature_cache import FeatureCache
 
-    store = Store(str(tmp_path / "cache"))
+    store = FeatureCache(str(tmp_path / "cache"))
     fill(store, KEY, outputs(30))
     path = tmp_path / "cache" / KEY.digest / "part-00000.arrow"
     with ipc.open_file(path.read_bytes()) as reader:

@@ -60,7 +60,7 @@ def test_a_stream_may_start_at_any_step(ray_local, uri):
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_meets_every_row_once(ray_local, uri, world):
     told = source(uri, "validation")
-    held = [loader.Held(told, rank, world, 4) for rank in range(world)]
+    held = [loader.CachedBatches(told, rank, world, 4) for rank in range(world)]
     for _ in range(2):  # the second time from memory
         rows = [int(r) for h in held for batch in h for r in batch.rows]
         assert rows == list(range(11))

@@ -55,7 +55,7 @@ def whole(
     out = str(tmp_path_factory.mktemp("whole") / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "PART_ROWS", 8)
-        return out, batch.predict(model, inputs.Source.dataset(data), out)
+        return out, batch.predict(model, inputs.Inputs.dataset(data), out)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_predictions_are_those_of_one_by_one(
 def test_a_killed_job_goes_on(
     model: str, data: str, small: None, whole: tuple[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    out, source = str(tmp_path / "out"), inputs.Source.dataset(data)
+    out, source = str(tmp_path / "out"), inputs.Inputs.dataset(data)
 
     def kill(stage: str, done: int, total: int) -> None:
         if done:
@@ -113,7 +113,7 @@ def test_a_killed_job_goes_on(
         batch.predict(model, source, out, kill)
     first = {path.name: path.stat().st_mtime_ns for path in Path(out, "data").iterdir()}
     assert 0 < len(first) < 5 and not Path(out, batch.PREDICTIONS).exists() and Path(out, batch.PLAN).exists()
-    other = inputs.Source.dataset(data, ["test"])
+    other = inputs.Inputs.dataset(data, ["test"])
     with pytest.raises(DataError, match=r"holds other work .*accepted: the same model, data and settings"):
         batch.predict(model, other, out)
     told: list[int] = []
@@ -153,7 +153,7 @@ def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp
     images = [{"bytes": b, "path": f"{n}.png"} for n, b in enumerate([picture.getvalue(), b"broken"])]
     (tmp_path / "d").mkdir()
     pq.write_table(pa.table({"image": images, "probability": [1, 2]}), tmp_path / "d" / "train.parquet")
-    found = batch.predict(model, inputs.Source.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
+    found = batch.predict(model, inputs.Inputs.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
     rows = rows_of(str(tmp_path / "out"))
     assert found["num_errors"] == 1 and [row["error"] is None for row in rows] == [True, False]
     assert rows[1]["probability"] is None and 0 < rows[0]["probability"] <= 1  # ours, not the data's
@@ -171,7 +171,7 @@ def test_mistakes(model: str, data: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no splits"):
         inputs.find([str(tmp_path / "in")], ["train"])
     with pytest.raises(DataError, match=r"holds other files \(a.txt\)"):
-        batch.predict(model, inputs.Source.dataset(data), str(tmp_path / "in"))
+        batch.predict(model, inputs.Inputs.dataset(data), str(tmp_path / "in"))
 
 
 def test_a_row_without_a_picture_is_a_row(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_row_without_a_picture_is_a_row(tmp_path: Path) -> None:
     image = table.schema.field("image")
     nulls = pa.array([table["image"][0].as_py(), None, {"bytes": None, "path": "a.jpg"}], image.type)
     pq.write_table(table.set_column(0, image, nulls), path)
-    source = inputs.Source.dataset(uri)
+    source = inputs.Inputs.dataset(uri)
     plan = pa.Table.from_pylist(source.plan(8))
     made = batch._render(plan, uri, source.fingerprint, source.columns, PRE)
     assert made["fault"].to_pylist() == [None]

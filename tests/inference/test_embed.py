@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_bundle_gives_the_features_its_head_sees(ray_local: Any, data: str, tmp_path: Path) -> None:
     embedder = embed.Embedder(made_bundle(tmp_path / "bundle"))
     out = str(tmp_path / "out")
-    found = embed.embed(embedder, inputs.Source.dataset(data), out)
+    found = embed.embed(embedder, inputs.Inputs.dataset(data), out)
     table = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), found["dim"])
     assert table.column_names == ["id", "split", "path", "label", "error", "embedding"]
@@ -41,14 +41,14 @@ def test_a_bundle_gives_the_features_its_head_sees(ray_local: Any, data: str, tm
         np.testing.assert_allclose(table["embedding"][index].as_py(), one, rtol=1e-3, atol=1e-4)
     assert found["labels"] == {"label": toys.LABELS} and found["num_rows"] == 16
     with pytest.raises(DataError, match="holds other work"):
-        embed.embed(embedder, inputs.Source.dataset(data), out, stage="stem")
+        embed.embed(embedder, inputs.Inputs.dataset(data), out, stage="stem")
 
 
 def test_a_bare_backbone_and_a_stage_of_it(ray_local: Any, data: str, tmp_path: Path) -> None:
     embedder, out = embed.Embedder.backbone("resnet10t-nano", None, 32), tmp_path / "out"
     backbone = Backbone("resnet10t-nano", "builtin", size=32).eval()
     stage = backbone.stages[1]
-    found = embed.embed(embedder, inputs.Source.dataset(data, ["test"]), str(out), stage)
+    found = embed.embed(embedder, inputs.Inputs.dataset(data, ["test"]), str(out), stage)
     assert found["dim"] == backbone.channels[1] and list(found["parts"]) == [
         "data/test-00000-of-00001.parquet"
     ]
@@ -64,7 +64,7 @@ def test_a_bare_backbone_and_a_stage_of_it(ray_local: Any, data: str, tmp_path: 
 
 
 def test_an_unknown_stage_or_backbone(data: str, tmp_path: Path) -> None:
-    source = inputs.Source.dataset(data)
+    source = inputs.Inputs.dataset(data)
     with pytest.raises(ConfigError, match="stage 'nothing'"):
         embed.embed(
             embed.Embedder.backbone("resnet10t-nano", None, 32), source, str(tmp_path / "a"), "nothing"

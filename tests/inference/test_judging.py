@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from tlray import tasks
-from tlray.inference.judging import BLOCKS, Gain, Parts, gain
+from tlray.inference.judging import BLOCKS, Gain, SplitEvaluation, gain
 from tlray.report.run_files import equal
 from tlray.tasks.base import Goal
 
 LABELS = ["a", "b"]
 
 
-def parts(right: np.ndarray) -> Parts:
+def parts(right: np.ndarray) -> SplitEvaluation:
     """A classifier that is right where it says so, of one class alone."""
     task = tasks.load({"name": "classification"})
-    found = Parts(partial(task.metrics, LABELS))
+    found = SplitEvaluation(partial(task.metrics, LABELS))
     said = [
         {
             "index": int(not hit),
@@ -47,12 +47,12 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert float(np.mean(errors)) == pytest.approx(math.sqrt(p * (1 - p) / n), rel=0.15)
 
 
-def multilabel(rng: np.random.Generator, n: int) -> Parts:
+def multilabel(rng: np.random.Generator, n: int) -> SplitEvaluation:
     """Three classes, of which the first is rare: few of its pictures lie in one part, or none."""
     task = tasks.load({"name": "multilabel"})
     truth_NC = rng.random((n, 3)) < (0.06, 0.2, 0.4)
     p_NC = 1 / (1 + np.exp(-(rng.normal(size=(n, 3)) + 2 * truth_NC - 1)))
-    found = Parts(partial(task.metrics, ["a", "b", "c"]))
+    found = SplitEvaluation(partial(task.metrics, ["a", "b", "c"]))
     said = [{"labels": [{"index": i, "probability": float(v)} for i, v in enumerate(row)]} for row in p_NC]
     found.update(said, [{"labels": np.flatnonzero(row).tolist()} for row in truth_NC])
     return found
@@ -66,10 +66,10 @@ def test_the_standard_error_of_a_metric_that_is_no_mean() -> None:
     assert told == pytest.approx(true, rel=0.25)
 
 
-def people(rng: np.random.Generator, by: str | None) -> Parts:
+def people(rng: np.random.Generator, by: str | None) -> SplitEvaluation:
     """Twelve people, ten pictures each, one person after the other: as they lie in a folder a person."""
     task = tasks.load({"name": "face_recognition"})
-    found = Parts(partial(task.metrics, []), by=by)
+    found = SplitEvaluation(partial(task.metrics, []), by=by)
     for person, centre_D in enumerate(rng.normal(size=(12, 16))):
         x_ND = centre_D + 0.8 * rng.normal(size=(10, 16))
         x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
@@ -90,7 +90,7 @@ def test_pictures_of_one_person_are_left_out_together() -> None:
 def two_models(seed: int, by: str | None, people: int = 8) -> Gain:
     """How much better one is at telling people apart than another that sees the same pictures."""
     rng, task = np.random.default_rng(seed), tasks.load({"name": "face_recognition"})
-    found = [Parts(partial(task.metrics, []), by=by) for _ in range(2)]
+    found = [SplitEvaluation(partial(task.metrics, []), by=by) for _ in range(2)]
     for person, centre_D in enumerate(rng.normal(size=(people, 16))):
         noise_ND = rng.normal(size=(10, 16))
         for parts, loud in zip(found, (0.8, 1.0), strict=True):
@@ -112,7 +112,7 @@ def test_faces_are_judged_without_some_people_where_no_block_has_pairs() -> None
 
 def test_parts_of_workers_leave_out_the_same() -> None:
     whole, total = people(np.random.default_rng(3), "label"), people(np.random.default_rng(3), "label")
-    empty = Parts(total._make, by="label")
+    empty = SplitEvaluation(total._make, by="label")
     empty.merge(total.states())
     assert empty.judged().parts == whole.judged().parts and len(empty.judged().parts) == BLOCKS
     assert empty.standard_errors() == whole.standard_errors()
@@ -132,7 +132,7 @@ def test_where_nothing_is_known_nothing_is_told() -> None:
     assert parts(np.array([True])).standard_errors() == {}
     assert "accuracy" not in parts(np.ones(30, bool)).standard_errors()  # all right
     task = tasks.load({"name": "classification"})
-    assert Parts(partial(task.metrics, LABELS), blocks=False).standard_errors() == {}
+    assert SplitEvaluation(partial(task.metrics, LABELS), blocks=False).standard_errors() == {}
 
 
 def test_trials_within_one_standard_error_are_told_as_equal() -> None:

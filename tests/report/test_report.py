@@ -23,7 +23,7 @@ from tlray.config import Config
 from tlray.data.schema import IMAGE_TYPE, class_label, dataset_schema
 from tlray.errors import HIDDEN, RunError, redact, redact_tree
 from tlray.report import view
-from tlray.report.run_files import Goal, Run
+from tlray.report.run_files import ReportedGoal, RunFiles
 
 EVIL = '<script>alert("x")</script> & $x$'
 LABELS = ["dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", EVIL]
@@ -423,7 +423,7 @@ def test_curves_of_numbers_and_of_objects_are_both_understood() -> None:
             "curve": [{"epoch": 1, "val_accuracy": 0.4}],
         },
     ]
-    run = Run("r", trials={"trials": trials, "best": 1}, goal=Goal("accuracy", "max"))
+    run = RunFiles("r", trials={"trials": trials, "best": 1}, goal=ReportedGoal("accuracy", "max"))
     sections = view.curves(run)
     assert [s.title for s in sections] == ["Accuracy"]
     assert b">winner<" in sections[0].svgs[0] and b">stopped<" in sections[0].svgs[0]

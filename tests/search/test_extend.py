@@ -12,12 +12,12 @@ from tests.search.test_searcher import opened, settings
 from tlray.search.extend import beyond
 from tlray.search.searcher import SCORE
 from tlray.search.space import Axis
-from tlray.search.trial_log import Table
+from tlray.search.trial_log import TrialLog
 
 RATES = {"optim.lr": {"choice": [0.001, 0.002, 0.004]}}
 
 
-def trained(config: Any, score: Any, tell: Any = None) -> tuple[list[dict[str, Any]], Table]:
+def trained(config: Any, score: Any, tell: Any = None) -> tuple[list[dict[str, Any]], TrialLog]:
     """What a search tries where ``score`` says what its trials come to, and its table."""
     sampler, table = opened(config)
     sampler.tell = tell or sampler.tell
@@ -123,7 +123,7 @@ def test_a_kill_between_two_axes_loses_neither(tmp_path: Path) -> None:
         """The lowest decay is best at the highest of these rates."""
         return 1 - abs(params["optim.lr"] - 0.002) - params["optim.weight_decay"] / 1000
 
-    def end(one: dict[str, Any], table: Table) -> None:
+    def end(one: dict[str, Any], table: TrialLog) -> None:
         table.start(one["id"], one["params"])
         table.epoch(one["id"], {"epoch": 1, "goal": score(one["params"]), "seconds": 1.0})
         table.end(one["id"], "finished")

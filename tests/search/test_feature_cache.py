@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tlray import cli, storage
 from tlray.errors import StorageError
 from tlray.search import feature_cache as module
-from tlray.search.feature_cache import Key, Shards, Store
+from tlray.search.feature_cache import FeatureCache, Key, Shards
 
 KEY = Key("data0", "train", '{"size": 32}', "resnet@0123", "3 of 1,2,3", "fp32")
 SHAPES: dict[str, tuple[int, ...]] = {"stage1": (3, 4, 5), "pooled": (8,), "one": ()}
@@ -62,14 +62,14 @@ def outputs(num_rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def fill(store: Store, key: Key, rows: dict[str, np.ndarray], batch: int = 5) -> None:
+def fill(store: FeatureCache, key: Key, rows: dict[str, np.ndarray], batch: int = 5) -> None:
     num_rows = len(rows["pooled"])
     with store.write(key, num_rows) as writer:
         for start in range(0, num_rows, batch):
             writer.add({name: x[start : start + batch] for name, x in rows.items()})
 
 
-def found(store: Store, key: Key) -> Shards:
+def found(store: FeatureCache, key: Key) -> Shards:
     shards = store.find(key)
     assert shards is not None
     return shards
@@ -95,13 +95,13 @@ def test_digests() -> None:
 
 
 def test_what_is_written_is_found_bit_by_bit(uri: str) -> None:
-    store, rows = Store(uri), outputs(30)
+    store, rows = FeatureCache(uri), outputs(30)
     rows["pooled"][3, :4] = [np.nan, np.inf, -0.0, 1e-45]
     assert store.find(KEY) is None
     assert KEY not in store
     fill(store, KEY, rows)
     assert KEY in store
-    with found(Store(uri), KEY) as shards:
+    with found(FeatureCache(uri), KEY) as shards:
         assert (shards.num_rows, shards.shapes) == (30, SHAPES)
         assert shards.max_error == {"stage1": 0.0, "pooled": 0.0, "one": 0.0}
         assert shards.nbytes > 30 * ROW_BYTES
@@ -140,7 +140,7 @@ def denormals(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_rounding_is_to_nearest_and_its_error_is_stated(denormals: None, tmp_path: Path, dtype: str) -> None:
-    store, rows = Store(str(tmp_path)), outputs(30)
+    store, rows = FeatureCache(str(tmp_path)), outputs(30)
     # Ties, to even in both directions; subnormals of fp16; zeros; the largest.
     rows["pooled"][0] = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 1e-7, -6e-8, -0.0, 65504]
     fill(store, key(dtype=dtype), rows)
@@ -162,7 +162,7 @@ def test_rounding_is_to_nearest_and_its_error_is_stated(denormals: None, tmp_pat
 def test_wide_and_narrow_rows_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, wide: int
 ) -> None:
-    rows, store = outputs(40), Store(str(tmp_path))
+    rows, store = outputs(40), FeatureCache(str(tmp_path))
     fill(store, key(dtype=dtype), rows)
     order = np.random.default_rng(1).integers(0, 40, 100)
     with found(store, key(dtype=dtype)) as shards:
@@ -174,7 +174,7 @@ def test_wide_and_narrow_rows_are_the_same(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65505.0])
 def test_values_that_a_type_cannot_hold(tmp_path: Path, value: float) -> None:
-    rows, store = outputs(30), Store(str(tmp_path))
+    rows, store = outputs(30), FeatureCache(str(tmp_path))
     rows["pooled"][17, 2] = value
     with pytest.raises(StorageError, match=r"pooled: .* 65504, the largest of fp16; accepted: bf16, fp32"):
         fill(store, key(dtype="fp16"), rows)
@@ -188,7 +188,7 @@ def test_values_that_a_type_cannot_hold(tmp_path: Path, value: float) -> None:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shards, dict[str, np.ndarray]]]:
-    store, rows = Store(str(tmp_path_factory.mktemp("kept"))), outputs(53)
+    store, rows = FeatureCache(str(tmp_path_factory.mktemp("kept"))), outputs(53)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PART_BYTES", 7 * ROW_BYTES)
         fill(store, KEY, rows, batch=17)
@@ -204,7 +204,7 @@ def test_gather_in_any_order(kept: tuple[Shards, dict[str, np.ndarray]], wanted:
 
 
 def test_files_are_plain_arrow(tmp_path: Path) -> None:
-    store, rows = Store(str(tmp_path)), outputs(10)
+    store, rows = FeatureCache(str(tmp_path)), outputs(10)
     fill(store, key(dtype="fp16"), rows)
     with pa.memory_map(str(tmp_path / key(dtype="fp16").digest / "part-00000.arrow")) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -214,7 +214,7 @@ def test_files_are_plain_arrow(tmp_path: Path) -> None:
 
 
 def test_what_fails_leaves_nothing(uri: str) -> None:
-    store, rows = Store(uri), outputs(30)
+    store, rows = FeatureCache(uri), outputs(30)
     with pytest.raises(RuntimeError, match="power"), store.write(KEY, 30) as writer:
         writer.add(rows)
         raise RuntimeError("power")
@@ -261,7 +261,7 @@ def writer(uri: str, name: Path, seed: int) -> subprocess.Popen[bytes]:
 
 
 def test_a_killed_writer_leaves_what_gc_removes(tmp_path: Path) -> None:
-    uri, store = str(tmp_path / "cache"), Store(str(tmp_path / "cache"))
+    uri, store = str(tmp_path / "cache"), FeatureCache(str(tmp_path / "cache"))
     process = writer(uri, tmp_path / "a", 0)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -278,7 +278,7 @@ def test_a_killed_writer_leaves_what_gc_removes(tmp_path: Path) -> None:
 
 
 def test_a_slow_writer_is_not_taken_for_dead(tmp_path: Path) -> None:
-    store, rows = Store(str(tmp_path)), outputs(2)
+    store, rows = FeatureCache(str(tmp_path)), outputs(2)
     with store.write(KEY, 2) as writer:
         (staging,) = tmp_path.iterdir()
         os.utime(staging, (0, 0))
@@ -292,12 +292,12 @@ def test_two_processes_write_the_same_key(uri: str, tmp_path: Path) -> None:
     first, second = writer(uri, tmp_path / "a", 1), writer(uri, tmp_path / "b", 2)
     Path(tmp_path / "a.go").touch()
     assert first.wait() == 0
-    store, every = Store(uri), range(30)
+    store, every = FeatureCache(uri), range(30)
     early = found(store, KEY)
     same(early.gather(every), outputs(30, 1))
     Path(tmp_path / "b.go").touch()
     assert second.wait() == 0
-    late = found(Store(uri), KEY)
+    late = found(FeatureCache(uri), KEY)
     same(late.gather(every), outputs(30, 1))  # the second was too late: an entry does not change
     same(early.gather(every), outputs(30, 1))
     fill(store, KEY, outputs(30, 3))  # one who has seen that it is there means to replace it
@@ -308,7 +308,7 @@ def test_two_processes_write_the_same_key(uri: str, tmp_path: Path) -> None:
 
 
 def test_readers_outlive_the_entry(uri: str) -> None:
-    store = Store(uri)
+    store = FeatureCache(uri)
     fill(store, KEY, outputs(30))
     shards = found(store, KEY)
     assert [entry.digest for entry in store.rm([KEY.digest])] == [KEY.digest]
@@ -328,9 +328,9 @@ def test_a_copy_of_s3_is_made_once_and_leaves_no_files(
         download(uri, local_dir)
 
     monkeypatch.setattr(storage, "download", counted)
-    store = Store(f"{s3_uri}/cache")
+    store = FeatureCache(f"{s3_uri}/cache")
     fill(store, KEY, outputs(30))
-    one, two = found(store, KEY), found(Store(f"{s3_uri}/cache"), KEY)
+    one, two = found(store, KEY), found(FeatureCache(f"{s3_uri}/cache"), KEY)
     assert len(fetched) == 1
     one.close()
     same(two.gather(range(30)), outputs(30))
@@ -345,7 +345,7 @@ def test_a_copy_of_s3_is_made_once_and_leaves_no_files(
 def test_a_damaged_entry_is_none_and_can_be_written_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str
 ) -> None:
-    store = Store(str(tmp_path))
+    store = FeatureCache(str(tmp_path))
     fill(store, KEY, outputs(30))
     part, marker = tmp_path / KEY.digest / "part-00002.arrow", tmp_path / KEY.digest / "entry.json"
     if harm == "shorter":
@@ -364,7 +364,7 @@ def test_a_damaged_entry_is_none_and_can_be_written_again(
 
 
 def test_half_a_removal_is_in_nobodys_way(uri: str) -> None:
-    store = Store(uri)
+    store = FeatureCache(uri)
     for _ in range(2):
         fill(store, KEY, outputs(30))
         storage.delete(storage.join(uri, KEY.digest, "entry.json"))
@@ -374,13 +374,13 @@ def test_half_a_removal_is_in_nobodys_way(uri: str) -> None:
     assert not storage.exists(storage.join(uri, KEY.digest))
 
 
-def mark(store: Store, key: Key, used: float) -> None:
+def mark(store: FeatureCache, key: Key, used: float) -> None:
     storage.write_json(storage.join(store.uri, "used", key.digest), used)
 
 
 @pytest.mark.usefixtures("large_parts")
 def test_gc_evicts_the_longest_unused(uri: str) -> None:
-    store, keys = Store(uri), [key(f"data{n}") for n in range(4)]
+    store, keys = FeatureCache(uri), [key(f"data{n}") for n in range(4)]
     now = time.time()
     for n, one in enumerate(keys):
         fill(store, one, outputs(2000), batch=2000)  # 0.53 MB
@@ -403,7 +403,7 @@ def test_gc_evicts_the_longest_unused(uri: str) -> None:
 
 @pytest.mark.usefixtures("large_parts")
 def test_a_limit_is_kept_while_writing(tmp_path: Path) -> None:
-    store, keys = Store(str(tmp_path), limit_mb=1), [key(f"data{n}") for n in range(3)]
+    store, keys = FeatureCache(str(tmp_path), limit_mb=1), [key(f"data{n}") for n in range(3)]
     fill(store, keys[0], outputs(2000), batch=2000)
     fill(store, keys[1], outputs(1500), batch=1500)
     mark(store, keys[0], time.time() + 100)
@@ -419,7 +419,7 @@ def test_a_limit_is_kept_while_writing(tmp_path: Path) -> None:
 
 
 def test_finding_marks_at_most_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(str(tmp_path))
+    store = FeatureCache(str(tmp_path))
     fill(store, KEY, outputs(30))
     (before,) = store.ls()
     assert before.used == before.created
@@ -434,7 +434,7 @@ def test_finding_marks_at_most_once_a_minute(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_store_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(str(tmp_path))
+    store = FeatureCache(str(tmp_path))
     fill(store, KEY, outputs(30))
 
     def refuse(uri: str, data: bytes) -> None:
@@ -445,7 +445,7 @@ def test_a_store_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_rm_takes_beginnings(tmp_path: Path) -> None:
-    store, keys = Store(str(tmp_path)), [key(f"data{n}") for n in range(17)]  # two begin alike
+    store, keys = FeatureCache(str(tmp_path)), [key(f"data{n}") for n in range(17)]  # two begin alike
     for one in keys:
         fill(store, one, outputs(1))
     digests = [one.digest for one in keys]
@@ -458,7 +458,7 @@ def test_rm_takes_beginnings(tmp_path: Path) -> None:
     assert [entry.digest for entry in gone] == digests[:2]
     assert {entry.digest for entry in store.ls()} == set(digests[2:])
     with pytest.raises(StorageError, match="accepted: nothing, it is empty"):
-        Store(str(tmp_path / "none")).rm(["a"])
+        FeatureCache(str(tmp_path / "none")).rm(["a"])
 
 
 @pytest.mark.usefixtures("large_parts")
@@ -472,7 +472,7 @@ def test_the_verb(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch
         return result
 
     assert verb("ls") == {"cache": "cache", "entries": [], "bytes": 0}
-    store, keys = Store("cache"), [key(f"data{n}") for n in range(3)]
+    store, keys = FeatureCache("cache"), [key(f"data{n}") for n in range(3)]
     for one in keys:
         fill(store, one, outputs(2000), batch=2000)
     listed = verb("ls", "--cache", str(tmp_path / "cache"))

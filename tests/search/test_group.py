@@ -15,12 +15,13 @@ from tlray import search
 from tlray.config import Config, parse
 from tlray.errors import RunError
 from tlray.search import cost as plan
-from tlray.search.feature_cache import Store
+from tlray.search.feature_cache import FeatureCache
 from tlray.search.group import Group, _spread, together
 from tlray.search.group import plan as search_plan
 from tlray.search.searcher import trial_settings
 from tlray.search.tuner import fit_in
-from tlray.training.loop import Run, Solo
+from tlray.training.run import Run
+from tlray.training.worker import LocalWorker
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_a_depth_that_cannot_train_leaves_the_others_alone(
     group.epoch()
     everywhere = True
     with pytest.raises(RunError, match="does not fit into GPU memory; accepted: a smaller batch"):
-        search_plan(trials, Solo(1))
+        search_plan(trials, LocalWorker(1))
 
 
 def test_as_many_trials_at_once_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,7 @@ def test_a_later_search_finds_the_features(ray_local: Any, data: str, tmp_path: 
         }
     )  # fmt: skip
     first = search.tune(config)
-    kept = {entry.digest: entry.created for entry in Store(str(tmp_path / "cache")).ls()}
+    kept = {entry.digest: entry.created for entry in FeatureCache(str(tmp_path / "cache")).ls()}
     assert len(kept) == 2  # views
     plan = json.loads(Path(config.run_uri, "trials.json").read_text())["plans"][0]
     (depth,) = plan["depths"]
@@ -137,6 +138,6 @@ def test_a_later_search_finds_the_features(ray_local: Any, data: str, tmp_path: 
     assert depth["measured_s"] > 0
 
     second = search.tune(config.override({"name": "later"}))
-    assert {e.digest: e.created for e in Store(str(tmp_path / "cache")).ls()} == kept
+    assert {e.digest: e.created for e in FeatureCache(str(tmp_path / "cache")).ls()} == kept
     for one, other in zip(first.trials, second.trials, strict=True):
         assert [p["train_loss"] for p in one["curve"]] == [p["train_loss"] for p in other["curve"]]

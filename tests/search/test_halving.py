@@ -6,7 +6,7 @@ import math
 
 from tlray.config import Config, Search
 from tlray.search import space as spaces
-from tlray.search.halving import Rungs
+from tlray.search.halving import SuccessiveHalving
 from tlray.search.space import trial_id
 from tlray.search.tuner import default_trial
 from tlray.tasks.base import Goal
@@ -14,8 +14,10 @@ from tlray.tasks.base import Goal
 MAX, MIN = Goal("accuracy", "max"), Goal("loss", "min")
 
 
-def rungs(goal: Goal = MAX, **settings: object) -> Rungs:
-    return Rungs(Search.model_validate({"grace_epochs": 2, "reduction_factor": 3, **settings}), goal, 20)
+def rungs(goal: Goal = MAX, **settings: object) -> SuccessiveHalving:
+    return SuccessiveHalving(
+        Search.model_validate({"grace_epochs": 2, "reduction_factor": 3, **settings}), goal, 20
+    )
 
 
 def test_those_that_arrive_together_are_judged_together() -> None:
@@ -53,7 +55,7 @@ def test_the_trial_with_the_settings_of_a_plain_training_is_never_stopped() -> N
     config = Config().override({"optim.lr": 0.01, "search.space": {"optim.lr": {"choice": [0.1, 0.01]}}})
     id_ = default_trial(config, spaces.build(config))
     assert id_ == trial_id({"optim.lr": 0.01})
-    judge = Rungs(config.search.model_copy(update={"grace_epochs": 2}), MAX, 20, id_)
+    judge = SuccessiveHalving(config.search.model_copy(update={"grace_epochs": 2}), MAX, 20, id_)
     assert judge.tell(2, {"a": 0.9, "b": 0.5, id_: 0.1}) == {"b"}
     other = config.override({"optim.lr": 0.03})
     assert default_trial(other, spaces.build(other)) is None

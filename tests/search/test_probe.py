@@ -17,7 +17,7 @@ from tlray.config import Config, parse
 from tlray.models.backbone import Backbone, Features
 from tlray.search import probe
 from tlray.search.probe import Labels, Linear, drawn, fit, held_out
-from tlray.training.candidate import build_model
+from tlray.training.build import build_model
 
 C, D = 3, 6
 

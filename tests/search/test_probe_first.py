@@ -18,12 +18,12 @@ from tlray import search, storage, tasks
 from tlray.config import Config
 from tlray.errors import BundleError, ConfigError, StorageError
 from tlray.search import scores
-from tlray.search.probe_first import Deepening
-from tlray.search.searcher import SCORE, Sampler
+from tlray.search.probe_first import ProbeFirst
+from tlray.search.searcher import SCORE, TrialSearcher
 from tlray.search.space import trial_id
-from tlray.search.trial_log import RULED_OUT, Table
-from tlray.training.candidate import build_model
-from tlray.training.loop import HEAD
+from tlray.search.trial_log import RULED_OUT, TrialLog
+from tlray.training.build import build_model
+from tlray.training.rundir import HEAD
 
 RESNET = "resnet10t-nano"  # five stages
 LR = {"optim.lr": {"choice": [0.1, 0.01]}}
@@ -34,7 +34,7 @@ def deepening(runs: Path, space: dict[str, Any], **how: Any) -> Config:
     return settings(runs, space, sampler="grid", deepen=True, **how)
 
 
-def finish(table: Table, wave: list[dict[str, Any]], value: Any) -> None:
+def finish(table: TrialLog, wave: list[dict[str, Any]], value: Any) -> None:
     """Have every trial of a wave come to a value of its settings."""
     for one in wave:
         came = value(one["params"])
@@ -43,7 +43,7 @@ def finish(table: Table, wave: list[dict[str, Any]], value: Any) -> None:
         table.end(one["id"], "finished")
 
 
-def drive(sampler: Sampler, table: Table, value: Any) -> list[list[dict[str, Any]]]:
+def drive(sampler: TrialSearcher, table: TrialLog, value: Any) -> list[list[dict[str, Any]]]:
     """All waves of a search, each finished before the next."""
     waves = []
     while wave := sampler.wave():
@@ -52,7 +52,7 @@ def drive(sampler: Sampler, table: Table, value: Any) -> list[list[dict[str, Any
     return waves
 
 
-def with_heads(table: Table, wave: list[dict[str, Any]]) -> None:
+def with_heads(table: TrialLog, wave: list[dict[str, Any]]) -> None:
     """What trainings leave for others to start with."""
     for one in wave:
         storage.write_bytes(storage.join(table.folder(one["id"]), HEAD), b"head")
@@ -107,7 +107,7 @@ def test_depths_are_compared_after_as_many_epochs_and_as_many_tries(tmp_path: Pa
         for epoch, value in enumerate(values, start=1):
             table.epoch(trial_id(params), {"epoch": epoch, "goal": value, "seconds": 1.0})
         table.end(trial_id(params), "stopped")
-        return Deepening(config, table).ruled_out(deeper)
+        return ProbeFirst(config, table).ruled_out(deeper)
 
     assert tell("all", 0.1, 0.3, 0.5, 0.6) is None
     assert tell("all", 0.01, 0.2) is None
@@ -190,11 +190,11 @@ def test_scores_rule_out_only_what_the_results_support(
     for (depth, size), value in zip([("all", 32), (4, 48), (3, 64), (2, 80)], results, strict=False):
         params = {"model.freeze": depth, "input.size": size}
         finish(table, [{"id": f"t{size}", "params": params}], lambda p, value=value: value)
-    reason = Deepening(config, table).ruled_out({"model.freeze": 1, "input.size": 96})
+    reason = ProbeFirst(config, table).ruled_out({"model.freeze": 1, "input.size": 96})
     assert (reason is not None) == out
     assert reason is None or ("linear score 0.5, of the best so far 0.9" in reason and "over 4" in reason)
     quiet = config.override({"search.scores": False})
-    assert Deepening(quiet, table).ruled_out({"model.freeze": 1, "input.size": 96}) is None
+    assert ProbeFirst(quiet, table).ruled_out({"model.freeze": 1, "input.size": 96}) is None
 
 
 def test_a_head_is_taken_or_refused(tmp_path: Path) -> None:

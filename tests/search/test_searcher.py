@@ -12,8 +12,8 @@ from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import ConfigError
 from tlray.search import space as spaces
-from tlray.search.searcher import SCORE, Sampler
-from tlray.search.trial_log import Table
+from tlray.search.searcher import SCORE, TrialSearcher
+from tlray.search.trial_log import TrialLog
 from tlray.search.tuner import _scheduler
 from tlray.tasks.base import Goal
 
@@ -32,13 +32,15 @@ def settings(runs: Path, space: dict[str, Any] = CHOICES, **search: Any) -> Conf
     )
 
 
-def opened(config: Config, fingerprint: str = "f") -> tuple[Sampler, Table]:
+def opened(config: Config, fingerprint: str = "f") -> tuple[TrialSearcher, TrialLog]:
     space = spaces.build(config)
-    table = Table(config, space, GOAL, fingerprint)
-    return Sampler(config, space, table), table
+    table = TrialLog(config, space, GOAL, fingerprint)
+    return TrialSearcher(config, space, table), table
 
 
-def run(sampler: Sampler, table: Table, tune_id: str, value: float, epochs: int = 2) -> dict[str, Any] | None:
+def run(
+    sampler: TrialSearcher, table: TrialLog, tune_id: str, value: float, epochs: int = 2
+) -> dict[str, Any] | None:
     """What Tune and the callback do with one trial."""
     given = sampler.suggest(tune_id)
     if given == Searcher.FINISHED:

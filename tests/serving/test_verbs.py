@@ -25,7 +25,7 @@ from tlray.config import Serving
 from tlray.data import image
 from tlray.serving import deploy
 from tlray.serving.app import create_app
-from tlray.serving.model import Model, Served, load_predictor
+from tlray.serving.model import Served, ServedModel, load_predictor
 from tlray.serving.protocol import ModelCard, Refusal, Reply, prefers_png
 from tlray.tasks.segmentation import from_runs
 
@@ -60,7 +60,7 @@ class Local:
 
     def __init__(self, name: str, settings: Serving, predictor: Any) -> None:
         self.name, self.key = name, f"{name}@1"
-        self.model = Model(Served(name, 1, "unused"), settings, lambda *_: predictor)
+        self.model = ServedModel(Served(name, 1, "unused"), settings, lambda *_: predictor)
         self.model._one = self.gather  # @serve.batch works in Serve's own processes alone
         self.waiting: list[tuple[Any, asyncio.Future[Any]]] = []
 

@@ -28,7 +28,7 @@ from tlray.tasks import detection
 from tlray.tasks.detection.anchors import Anchors
 from tlray.tasks.detection.model import _images
 from tlray.training import fit as train
-from tlray.training.candidate import build_model
+from tlray.training.build import build_model
 
 LABELS = toys.LABELS
 TASK = tasks.load({"name": "detection"})

@@ -17,11 +17,11 @@ from tests.contract.test_prefix import here, settings  # noqa: F401  # batches m
 from tests.toys import dataset
 from tlray import storage
 from tlray.inference import judging
-from tlray.inference.judging import Judged, gain, worth_it
+from tlray.inference.judging import Evaluation, gain, is_significantly_better
 from tlray.tasks.base import Goal
 from tlray.training import average, fit, loop
 from tlray.training.average import Snapshots, Weights
-from tlray.training.loop import Solo
+from tlray.training.worker import LocalWorker
 
 ACCURACY = Goal("accuracy", "max")
 
@@ -36,11 +36,13 @@ class Known:
         return self.values
 
 
-def judged(accuracy: float, log_loss: float = 1.0, parts: list[tuple[float, float]] | None = None) -> Judged:
+def judged(
+    accuracy: float, log_loss: float = 1.0, parts: list[tuple[float, float]] | None = None
+) -> Evaluation:
     parts = parts or [(accuracy, log_loss)] * judging.BLOCKS
     whole: Any = Known(accuracy=accuracy, log_loss=log_loss)
     blocks: list[Any] = [Known(accuracy=a, log_loss=b) for a, b in parts]
-    return Judged(whole, blocks)
+    return Evaluation(whole, blocks)
 
 
 def snapshots(*values: float, count: int = 6, decay: float | None = None) -> tuple[Snapshots, nn.Linear]:
@@ -54,7 +56,7 @@ def snapshots(*values: float, count: int = 6, decay: float | None = None) -> tup
 
 
 def ask(
-    held: Snapshots, best: float, score: Callable[[float], Judged]
+    held: Snapshots, best: float, score: Callable[[float], Evaluation]
 ) -> tuple[list[float], average.Outcome]:
     """What is proposed, and what comes of it where ``score`` judges the one weight."""
     asked = []
@@ -112,12 +114,14 @@ def test_what_is_no_more_than_noise_is_not_kept() -> None:
     even = [(0.5, 1.0)] * judging.BLOCKS
     new, old = judged(0.51, parts=noisy), judged(0.50, parts=even)
     assert 0 < gain(new, old, "accuracy", "max").mean < gain(new, old, "accuracy", "max").error
-    assert not worth_it(new, old, ACCURACY)
+    assert not is_significantly_better(new, old, ACCURACY)
     steady = [(0.51 + 0.001 * (n % 2), 1.0) for n in range(judging.BLOCKS)]
-    assert worth_it(judged(0.51, parts=steady), old, ACCURACY)
+    assert is_significantly_better(judged(0.51, parts=steady), old, ACCURACY)
     # Equal accuracy, a log loss that is better everywhere.
-    assert worth_it(judged(0.5, 0.9, [(0.5, 0.9 + 0.01 * (n % 3)) for n in range(10)]), old, ACCURACY)
-    assert not worth_it(judged(0.49, 0.1, [(0.49, 0.1)] * 10), old, ACCURACY)
+    assert is_significantly_better(
+        judged(0.5, 0.9, [(0.5, 0.9 + 0.01 * (n % 3)) for n in range(10)]), old, ACCURACY
+    )
+    assert not is_significantly_better(judged(0.49, 0.1, [(0.49, 0.1)] * 10), old, ACCURACY)
 
 
 def test_blocks_without_a_value_are_passed_over() -> None:
@@ -160,11 +164,11 @@ def test_a_training_ends_with_an_average_and_goes_on_after_a_kill(task: str, tmp
     made = settings(uri, tmp_path / "a", task, "run", 2, 3e-3, **{"train.epochs": 4, "train.ema": 0.5})
     again = made.override({"runs": str(tmp_path / "b")})
     events: list[dict[str, Any]] = []
-    records = list(loop.epochs(made, Solo(1), events.append))
-    for number, _ in enumerate(loop.epochs(again, Solo(1), lambda event: None), 1):
+    records = list(loop.epochs(made, LocalWorker(1), events.append))
+    for number, _ in enumerate(loop.epochs(again, LocalWorker(1), lambda event: None), 1):
         if number == 3:
             break
-    list(loop.epochs(again, Solo(1), lambda event: None))
+    list(loop.epochs(again, LocalWorker(1), lambda event: None))
     last = records[-1]["average"]
     told = [] if last["kind"] == average.NO_AVERAGE else [last["kind"]]
     assert [e["text"].partition(":")[0] for e in events if e["kind"] == "note"] == told

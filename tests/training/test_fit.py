@@ -18,6 +18,7 @@ from tlray.tasks import classification
 from tlray.training import checkpoint, fit, loop, resume
 from tlray.training.candidate import schedule
 from tlray.training.defaults import settle
+from tlray.training.worker import LocalWorker
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def make(uri, folder, **changes):
 
 def run(settings, stop_after=None):
     records = []
-    training = loop.epochs(settings, loop.Solo(1), lambda event: None)
+    training = loop.epochs(settings, LocalWorker(1), lambda event: None)
     for record in training:
         records.append(record)
         if stop_after and len(records) == stop_after:

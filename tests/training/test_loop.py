@@ -16,10 +16,12 @@ from tests.contract.test_prefix import here, settings  # noqa: F401  # batches m
 from tests.toys import dataset
 from tlray import storage
 from tlray.config import Config
-from tlray.inference.judging import Judged
+from tlray.inference.judging import Evaluation
 from tlray.models import weights
-from tlray.training import checkpoint, fit, loop
-from tlray.training.loop import Loop, Solo
+from tlray.training import checkpoint, fit, loop, rundir
+from tlray.training import run as training_run
+from tlray.training.loop import Loop
+from tlray.training.worker import LocalWorker
 
 
 def trials(uri: str, folder: Path, **more: Any) -> list[Config]:
@@ -33,7 +35,7 @@ def silent(event: dict[str, Any]) -> None:
 
 def test_one_that_fails_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = dataset(tmp_path / "data", train=20, validation=9)
-    made = Loop(trials(uri, tmp_path), Solo(1), silent, sparing=True)
+    made = Loop(trials(uri, tmp_path), LocalWorker(1), silent, sparing=True)
     plain = made.runs[0].candidate.step
 
     def breaks(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -45,13 +47,13 @@ def test_one_that_fails_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     records = list(made.epochs())
     assert [sorted(one) for one in records] == [["a", "b"], ["b"]]
     assert "no memory left" in str(made.runs[0].error) and made.runs[1].error is None
-    assert b"no memory left" in storage.read_bytes(str(tmp_path / "a" / loop.ERROR))
+    assert b"no memory left" in storage.read_bytes(str(tmp_path / "a" / rundir.ERROR))
 
 
 def test_one_that_cannot_be_built_is_refused_alone(tmp_path: Path) -> None:
     uri = dataset(tmp_path / "data", train=20, validation=9)
     good, bad = trials(uri, tmp_path)
-    made = Loop([bad.override({"model.freeze": 99}), good], Solo(1), silent, sparing=True)
+    made = Loop([bad.override({"model.freeze": 99}), good], LocalWorker(1), silent, sparing=True)
     assert [run.name for run in made.runs] == ["a"] and "99" in str(made.refused["b"])
 
 
@@ -65,11 +67,11 @@ def test_one_that_was_saved_later_waits_for_the_others(
     more = {"optim.optimizer": optimizer, "train.channels_last": channels_last}
     whole = trials(uri, tmp_path / "whole", **more)
     for config in whole:
-        list(loop.epochs(config, Solo(1), silent))
+        list(loop.epochs(config, LocalWorker(1), silent))
     broken = trials(uri, tmp_path / "broken", **more)
-    for _ in loop.epochs(broken[1], Solo(1), silent):
+    for _ in loop.epochs(broken[1], LocalWorker(1), silent):
         break  # b has an epoch behind it, a has none
-    made = Loop(broken, Solo(1), silent)
+    made = Loop(broken, LocalWorker(1), silent)
     assert [run.now.step for run in made.runs] == [0, 3]
     records = list(made.epochs())
     assert [sorted(one) for one in records] == [["a"], ["a", "b"]]
@@ -95,7 +97,7 @@ def test_those_that_begin_alike_are_built_once(
         for i, depth in enumerate(("all", 0, 2, 2))
     ]
     configs[3] = configs[3].override({"model.drop_rate": 0.5})
-    made = Loop(configs, Solo(1), silent, sparing=True)
+    made = Loop(configs, LocalWorker(1), silent, sparing=True)
     assert len(built) == 1 and [run.model.freeze_depth for run in made.runs][1:] == [0, 2, 2]
     assert [run.model.backbone["kwargs"]["drop_rate"] for run in made.runs] == [0.1, 0.1, 0.1, 0.5]
     parameters = [dict(run.model.module.named_parameters()) for run in made.runs]
@@ -106,14 +108,14 @@ def test_those_that_begin_alike_are_built_once(
         assert len(set(where)) <= 1 and len({*learn, *where}) == len(learn) + len(set(where)), name
     assert any(len([p for p in parameters if not p[n].requires_grad]) == 3 for n in parameters[0])
     for run in made.runs:
-        alone = Loop([run.config], Solo(1), silent).runs[0].model.module
+        alone = Loop([run.config], LocalWorker(1), silent).runs[0].model.module
         assert [n for n, p in alone.named_parameters() if p.requires_grad] == [
             n for n, p in run.model.module.named_parameters() if p.requires_grad
         ]
         ours = run.model.module.state_dict()
         assert all(torch.equal(value, ours[name]) for name, value in alone.state_dict().items())
     assert len(built) == 5
-    Loop([configs[0], configs[0].override({"name": "other", "seed": 1})], Solo(1), silent)
+    Loop([configs[0], configs[0].override({"name": "other", "seed": 1})], LocalWorker(1), silent)
     assert len(built) == 7
 
 
@@ -124,12 +126,12 @@ def closed(run: Any, *epochs: tuple[float, float]) -> None:
         with torch.no_grad():
             next(p for p in run.model.module.parameters() if p.requires_grad).fill_(len(run.now.history) + 1)
         found = {"accuracy": accuracy, "log_loss": log_loss}
-        run.end_epoch(Judged(SimpleNamespace(compute=partial(dict, found)), []))
+        run.end_epoch(Evaluation(SimpleNamespace(compute=partial(dict, found)), []))
 
 
 def test_of_equal_epochs_the_one_of_the_lower_log_loss_is_kept_and_told(tmp_path: Path) -> None:
     config = trials(dataset(tmp_path / "data", train=20, validation=9), tmp_path)[0]
-    run = Loop([config], Solo(1), silent).runs[0]
+    run = Loop([config], LocalWorker(1), silent).runs[0]
     closed(run, (0.8, 0.5), (0.8, 0.4), (0.8, 0.4), (0.7, 0.1))
     run.write_story()
     (kept, *_) = (run.best.weights[n] for n, p in run.model.module.named_parameters() if p.requires_grad)
@@ -140,7 +142,7 @@ def test_of_equal_epochs_the_one_of_the_lower_log_loss_is_kept_and_told(tmp_path
 
 def test_a_best_epoch_of_before_there_were_ties_stays_the_best(tmp_path: Path) -> None:
     config = trials(dataset(tmp_path / "data", train=20, validation=9), tmp_path)[0]
-    run = Loop([config], Solo(1), silent).runs[0]
+    run = Loop([config], LocalWorker(1), silent).runs[0]
     run.now.best, run.now.best_epoch, run.now.best_metrics = 0.9, 1, None
     closed(run, (0.8, 0.1))
     assert (run.now.best, run.now.best_epoch) == (0.9, 1)
@@ -151,5 +153,5 @@ def test_a_best_epoch_of_before_there_were_ties_stays_the_best(tmp_path: Path) -
 def test_a_step_draws_what_manual_seed_gives() -> None:
     torch.manual_seed(int(np.random.SeedSequence((1, 2, 3)).generate_state(1)[0]))
     wanted = torch.rand(3)
-    loop._seed(1, 2, 3)
+    training_run._seed(1, 2, 3)
     assert torch.equal(torch.rand(3), wanted)

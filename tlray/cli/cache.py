@@ -29,9 +29,9 @@ def ls(cache: Cache = "cache", json: Json = False) -> None:
     """List the entries, the longest unused first."""
     with output(json) as out:
         from tlray.cli.progress import table
-        from tlray.search.feature_cache import Store
+        from tlray.search.feature_cache import FeatureCache
 
-        found = Store(cache).ls()
+        found = FeatureCache(cache).ls()
         out.result = {"cache": cache, "entries": [_facts(entry) for entry in found], "bytes": _bytes(found)}
         headings = ["digest", "split", "backbone", "outputs", "type", "rows", "MB", "max error", "used"]
         rows = [
@@ -53,9 +53,9 @@ def rm(
 ) -> None:
     """Remove entries; readers keep what they have open."""
     with output(json) as out:
-        from tlray.search.feature_cache import Store
+        from tlray.search.feature_cache import FeatureCache
 
-        gone = Store(cache).rm(digests)
+        gone = FeatureCache(cache).rm(digests)
         out.result = {"cache": cache, "removed": [_facts(entry) for entry in gone], "bytes": _bytes(gone)}
         out.say(_removed(cache, gone))
 
@@ -69,9 +69,9 @@ def gc(
 ) -> None:
     """Remove leftovers; --limit-mb: entries, too."""
     with output(json) as out:
-        from tlray.search.feature_cache import Store
+        from tlray.search.feature_cache import FeatureCache
 
-        store = Store(cache)
+        store = FeatureCache(cache)
         leftovers, gone = store.sweep(), store.gc(limit_mb)
         out.result = {
             "cache": cache, "removed": [_facts(entry) for entry in gone], "bytes": _bytes(gone),

@@ -24,7 +24,7 @@ ENDPOINT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Found:
+class Check:
     """One fact. ``ok`` None: neither good nor bad; ``required``: nothing works without."""
 
     name: str
@@ -37,12 +37,12 @@ class Found:
         return asdict(self)
 
 
-def examine(verbose: bool = False) -> list[Found]:
+def examine(verbose: bool = False) -> list[Check]:
     """Look at everything; never raises for what it finds. Joins a cluster, starts none."""
     return [*_software(), *_machine(), *_gpus(), *_cluster(verbose), *_storage()]
 
 
-def to_text(found: list[Found]) -> str:
+def to_text(found: list[Check]) -> str:
     """One line a fact, what is missing marked and said again at the end."""
     marks = {True: "ok", False: "!!", None: "  "}
     width = max(len(f.name) for f in found)
@@ -51,17 +51,17 @@ def to_text(found: list[Found]) -> str:
     return "\n".join([*lines, "", *(hints or ["nothing is missing"])])
 
 
-def _software() -> list[Found]:
+def _software() -> list[Check]:
     here = platform.python_version()
     new = tuple(int(n) for n in re.findall(r"\d+", here)[:2]) >= (3, 11)
-    facts = [Found("Python", here, new, "" if new else "3.11 or newer is needed", True)]
+    facts = [Check("Python", here, new, "" if new else "3.11 or newer is needed", True)]
     for name in PACKAGES:
         version = _version(name)
         hint = "" if version else f"not installed: pip install {name}"
-        facts.append(Found(name, version or "-", version is not None, hint, True))
+        facts.append(Check(name, version or "-", version is not None, hint, True))
     for name, hint in OPTIONAL.items():
         version = _version(name) or _version(f"{name}-skinny")
-        facts.append(Found(name, version or f"- (optional; {hint})"))
+        facts.append(Check(name, version or f"- (optional; {hint})"))
     return facts
 
 
@@ -72,28 +72,28 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _machine() -> list[Found]:
-    facts = [Found("system", f"{platform.system()} {platform.release()} {platform.machine()}")]
+def _machine() -> list[Check]:
+    facts = [Check("system", f"{platform.system()} {platform.release()} {platform.machine()}")]
     cores = runtime.cores()
-    facts.append(Found("CPU cores", str(cores), cores >= 2, "below 2, Ray has little room"))
+    facts.append(Check("CPU cores", str(cores), cores >= 2, "below 2, Ray has little room"))
     memory = _memory_gib()
     if memory is not None:
         enough = memory >= MEMORY_GIB
-        facts.append(Found("memory", f"{memory:.1f} GiB", enough, f"{MEMORY_GIB} GiB or more are needed"))
+        facts.append(Check("memory", f"{memory:.1f} GiB", enough, f"{MEMORY_GIB} GiB or more are needed"))
     free = shutil.disk_usage(".").free / 2**30
     hint = f"{DISK_GIB} GiB should be free"
-    facts.append(Found("free disk here", f"{free:.1f} GiB", free >= DISK_GIB, hint))
+    facts.append(Check("free disk here", f"{free:.1f} GiB", free >= DISK_GIB, hint))
     shared = Path("/dev/shm")
     if shared.is_dir():
         size = shutil.disk_usage(shared).total / 2**30
         hint = "Ray's object store falls back to disk: slow (docker run --shm-size=2g)"
-        facts.append(Found("shared memory", f"{size:.1f} GiB", size >= SHM_GIB, hint))
+        facts.append(Check("shared memory", f"{size:.1f} GiB", size >= SHM_GIB, hint))
     try:
         import resource
 
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         hint = "ulimit -n 65536 helps large clusters"
-        facts.append(Found("open files", str(files), files >= OPEN_FILES, hint))
+        facts.append(Check("open files", str(files), files >= OPEN_FILES, hint))
     except ImportError:
         pass
     return facts
@@ -113,50 +113,50 @@ def _memory_gib() -> float | None:
     return total / 2**30
 
 
-def _gpus() -> list[Found]:
+def _gpus() -> list[Check]:
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         said = ""
     if not said:
-        return [Found("GPUs", "none: training runs on the CPU")]
-    facts = [Found(f"GPU {n}", line.strip()) for n, line in enumerate(said.splitlines())]
+        return [Check("GPUs", "none: training runs on the CPU")]
+    facts = [Check(f"GPU {n}", line.strip()) for n, line in enumerate(said.splitlines())]
     import torch  # takes seconds; only where there is something to ask it
 
     usable = torch.cuda.is_available()
     hint = "torch cannot use the GPUs: driver and torch's CUDA version do not go together"
-    return [*facts, Found("torch with CUDA", str(torch.version.cuda), usable, hint)]
+    return [*facts, Check("torch with CUDA", str(torch.version.cuda), usable, hint)]
 
 
-def _cluster(verbose: bool) -> list[Found]:
+def _cluster(verbose: bool) -> list[Check]:
     address = runtime.joined()
     if address is None:
-        return [Found("Ray cluster", "none (RAY_ADDRESS is not set): Ray is started here when needed")]
+        return [Check("Ray cluster", "none (RAY_ADDRESS is not set): Ray is started here when needed")]
     try:
         with runtime.session(verbose):
             nodes = runtime.nodes()
     except TlrayError as error:
-        return [Found("Ray cluster", address, False, str(error))]
-    facts = [Found("Ray cluster", f"{address}, {len(nodes)} nodes", True)]
+        return [Check("Ray cluster", address, False, str(error))]
+    facts = [Check("Ray cluster", f"{address}, {len(nodes)} nodes", True)]
     for name, resources in nodes:
         said = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-        facts.append(Found(f"node {name}", f"{said}, {resources.get('memory', 0) / 2**30:.1f} GiB"))
+        facts.append(Check(f"node {name}", f"{said}, {resources.get('memory', 0) / 2**30:.1f} GiB"))
     return facts
 
 
-def _storage() -> list[Found]:
+def _storage() -> list[Check]:
     """Whether object storage answers, where the environment says that it is used. Shows no credentials."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_REGION")
     if not any(os.environ.get(name) for name in names):
-        return [Found("object storage", "not set up (no AWS_* variables): s3:// URIs need them")]
+        return [Check("object storage", "not set up (no AWS_* variables): s3:// URIs need them")]
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     endpoint = own or f"https://s3.{region}.amazonaws.com"
     shown = re.sub(r"//[^/@]*@", "//", endpoint)
     if not re.match(r"https?://", endpoint):
         return [
-            Found(
+            Check(
                 "object storage", shown, False, "accepted: an endpoint that begins with http:// or https://"
             )
         ]
@@ -166,5 +166,5 @@ def _storage() -> list[Found]:
         pass  # it answers; that it wants to know who asks is well
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return [Found("object storage", shown, False, f"{shown} does not answer: {reason}")]
-    return [Found("object storage", f"{shown} answers", True)]
+        return [Check("object storage", shown, False, f"{shown} does not answer: {reason}")]
+    return [Check("object storage", f"{shown} answers", True)]

@@ -200,7 +200,7 @@ def models(models: Models = "models", json: Json = False) -> None:
     with output(json) as out:
         from tlray.bundle import registry
         from tlray.cli.progress import table
-        from tlray.errors import misspelt
+        from tlray.errors import spelling_hint
 
         found = registry.list_models(models)
         out.result = {
@@ -213,7 +213,7 @@ def models(models: Models = "models", json: Json = False) -> None:
             [m.name, str(m.live), ", ".join(map(str, m.versions)), metrics(m.metrics or {})] for m in found
         ]
         headings = ["name", "live", "versions", "metrics of the live one"]
-        nothing = f"{models}: no model yet; tlray promote RUN NAME" + misspelt(models)
+        nothing = f"{models}: no model yet; tlray promote RUN NAME" + spelling_hint(models)
         out.say(table(headings, rows) if rows else nothing)
 
 
@@ -273,11 +273,11 @@ def _pictures(files: list[str]) -> Iterator[str]:
     """Files as they are, folders as the pictures below them. Raises DataError for what is not there."""
     from tlray import storage
     from tlray.data.image import EXTENSIONS
-    from tlray.errors import DataError, misspelt
+    from tlray.errors import DataError, spelling_hint
 
     for file in files:
         if not storage.exists(file):
-            raise DataError(f"{file}: not found; accepted: pictures, or folders of them{misspelt(file)}")
+            raise DataError(f"{file}: not found; accepted: pictures, or folders of them{spelling_hint(file)}")
         if not storage.is_dir(file):
             yield file
             continue

@@ -11,7 +11,7 @@ from tlray import api, runtime, storage
 from tlray.cli.progress import Display, duration
 from tlray.config import Config, parse
 from tlray.data.schema import IMAGE, LABEL
-from tlray.errors import DataError, RunError, misspelt
+from tlray.errors import DataError, RunError, spelling_hint
 from tlray.storage import targets
 
 STEPS = ("Sample", "Ingest", "Search", "Evaluate", "Promote", "Serve")
@@ -61,7 +61,7 @@ def run(
     began = time.monotonic()
     if source is not None and not storage.exists(source):
         raise DataError(
-            f"{source}: not found; accepted: a folder or table of labelled pictures{misspelt(source)}"
+            f"{source}: not found; accepted: a folder or table of labelled pictures{spelling_hint(source)}"
         )
     targets.check_folder(work)
     work = storage.absolute(work)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from tlray.config import recipe
 from tlray.config.validation import AUTO, set_key, validate
-from tlray.errors import ConfigError, misspelt
+from tlray.errors import ConfigError, spelling_hint
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -95,7 +95,7 @@ class Augmentation(Strict):
         return value
 
 
-class Model(Strict):
+class ModelSettings(Strict):
     """The pretrained network and how much of it stays as it is."""
 
     backbone: str = "resnet10t-nano"
@@ -251,7 +251,7 @@ class Config(Strict):
     data: Data = Data()
     input: Input = Input()
     augment: Augmentation = Augmentation()
-    model: Model = Model()
+    model: ModelSettings = ModelSettings()
     optim: Optim = Optim()
     train: Train = Train()
     scale: Scale = Scale()
@@ -296,7 +296,7 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ConfigError(
-                f"{path}: cannot be read ({why}); accepted: a YAML file{misspelt(path)}"
+                f"{path}: cannot be read ({why}); accepted: a YAML file{spelling_hint(path)}"
             ) from None
         tree = recipe.read(text, path)
         tree = {} if tree is None else tree

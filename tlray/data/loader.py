@@ -1,6 +1,6 @@
 """From Parquet to batches of uint8 model input: tlray decides the order, Ray Data does the work.
 
-``order.py`` says which rows a step has; a Ray Data pipeline over step numbers reads, renders and
+`sampler.Order` says which rows a step has; a Ray Data pipeline over step numbers reads, renders and
 augments them in parallel tasks, with back-pressure and in order, one block a batch. Rendering
 processes keep the row groups they read lately, so a lane's sequential reads hit storage once.
 A pipeline can start at any step: that is all that resuming in the middle of an epoch takes.
@@ -275,7 +275,7 @@ def plain(source: Source, split: str) -> Source:
     return replace(source, split=split, augment=None)
 
 
-class Held:
+class CachedBatches:
     """A rank's evaluation batches, rendered once and kept in memory where they fit, else made anew."""
 
     def __init__(self, source: Source, rank: int, world: int, batch_size: int) -> None:

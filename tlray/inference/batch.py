@@ -33,7 +33,7 @@ from tlray.data import shards as files
 from tlray.data.image import Geometry, Preprocess, render
 from tlray.data.schema import Row
 from tlray.errors import DataError, PictureError, RunError, StorageError, TlrayError
-from tlray.inference.inputs import Source
+from tlray.inference.inputs import Inputs
 from tlray.ingestion import writer
 from tlray.tasks.base import Prediction
 
@@ -65,7 +65,7 @@ class Work(Protocol):
 
 
 def run(
-    source: Source,
+    source: Inputs,
     work: Work,
     out: str,
     marker: str,
@@ -136,7 +136,7 @@ def _errors(uri: str) -> int:
         return int((files.Parquet(uri).schema.metadata or {}).get(b"num_errors", 0))
 
 
-def _pipeline(source: Source, work: Work, out: str, todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _pipeline(source: Inputs, work: Work, out: str, todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Parts as they are written: name, num_rows, num_errors. Raises what was the matter with one."""
     if not todo:
         return
@@ -319,7 +319,7 @@ class Predictions:
         return apply
 
 
-def predict(bundle_uri: str, source: Source, out: str, progress: Progress | None = None) -> dict[str, Any]:
+def predict(bundle_uri: str, source: Inputs, out: str, progress: Progress | None = None) -> dict[str, Any]:
     """Predictions of a bundle for every picture, as Parquet at ``out``: see `run`."""
     bundle_uri = storage.absolute(bundle_uri)
     manifest = bundle.verify(bundle_uri)

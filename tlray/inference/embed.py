@@ -18,7 +18,7 @@ from tlray.bundle import bundle
 from tlray.bundle.predictor import Predictor
 from tlray.data.image import Geometry, Preprocess, render
 from tlray.inference import batch
-from tlray.inference.inputs import Source
+from tlray.inference.inputs import Inputs
 from tlray.inference.neighbors import EMBEDDINGS
 from tlray.models import weights as origins
 from tlray.models.backbone import Backbone
@@ -119,7 +119,7 @@ class _Work:
 
 def embed(
     embedder: Embedder,
-    source: Source,
+    source: Inputs,
     out: str,
     stage: str | None = None,
     progress: batch.Progress | None = None,

@@ -13,7 +13,7 @@ from tlray.bundle.predictor import Predictor
 from tlray.data import loader, schema
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.inference.judging import Parts
+from tlray.inference.judging import SplitEvaluation
 
 BATCH_SIZE = 64
 FEW = 1000  # rows, below which a figure comes with its standard error
@@ -56,7 +56,7 @@ def evaluate(
     source = loader.Source(data_uri, split, task, tuple(labels), predictor.preprocess)
     columns = [name for name in (*task.columns, schema.ID) if name in data.schema.names]
     rows = data.read(split, columns).to_pylist()
-    parts, records = Parts(partial(task.metrics, labels), len(rows) < FEW, tasks.identity(task)), []
+    parts, records = SplitEvaluation(partial(task.metrics, labels), len(rows) < FEW, tasks.identity(task)), []
     for batch in loader.evaluation_batches(source, 0, 1, BATCH_SIZE):
         found = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
         ours = [rows[int(i)] for i in batch.rows]

@@ -17,11 +17,11 @@ from tlray import storage
 from tlray.data import schema
 from tlray.data.dataset import MANIFEST, Dataset
 from tlray.data.image import EXTENSIONS
-from tlray.errors import DataError, misspelt
+from tlray.errors import DataError, spelling_hint
 
 
 @dataclass(frozen=True)
-class Source:
+class Inputs:
     """Pictures to work on: splits of a data set, or files; ``columns`` of a row go along."""
 
     uri: str  # the data set's, or what the paths of the files are relative to ("": they are URIs)
@@ -32,7 +32,7 @@ class Source:
     paths: Sequence[str] = ()
 
     @classmethod
-    def dataset(cls, uri: str, splits: Sequence[str] = ()) -> Source:
+    def dataset(cls, uri: str, splits: Sequence[str] = ()) -> Inputs:
         """Splits (none named: all) of a data set. Raises DataError."""
         data = Dataset.open(uri)
         groups = {split: data.group_rows(split) for split in splits or data.splits}
@@ -47,7 +47,7 @@ class Source:
         return cls(data.uri, data.fingerprint, pa.schema([*common, *others]), labels, groups)
 
     @classmethod
-    def files(cls, uri: str, paths: Sequence[str]) -> Source:
+    def files(cls, uri: str, paths: Sequence[str]) -> Inputs:
         """Pictures that lie somewhere, as they are; a row's id is its path."""
         listed = sorted(paths)
         digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
@@ -90,7 +90,7 @@ def cuts(groups: Sequence[int], most: int) -> list[tuple[int, int]]:
     return [*ranges, (start, at)] if at > start else ranges
 
 
-def find(places: Sequence[str], splits: Sequence[str]) -> Source:
+def find(places: Sequence[str], splits: Sequence[str]) -> Inputs:
     """The data set at the one place, else the pictures at all of them.
 
     Raises DataError for what is not there.
@@ -99,7 +99,8 @@ def find(places: Sequence[str], splits: Sequence[str]) -> Source:
     for place in places:
         if not storage.exists(place):
             raise DataError(
-                f"{place}: not found; accepted: a data set, pictures, or folders of them{misspelt(place)}"
+                f"{place}: not found; accepted: a data set, pictures, or folders of them"
+                f"{spelling_hint(place)}"
             )
         inside = [f.path for f in storage.walk(place)]
         if any(path.endswith((".parquet", ".arrow")) or path == MANIFEST for path in inside) or (
@@ -107,7 +108,7 @@ def find(places: Sequence[str], splits: Sequence[str]) -> Source:
         ):
             if len(places) > 1:
                 raise DataError(f"{place}: is a data set beside other places; accepted: one data set alone")
-            return Source.dataset(place, splits)
+            return Inputs.dataset(place, splits)
         if splits:
             raise DataError(f"{place}: has no splits, it is no data set; accepted: the same without --split")
         if inside == [""]:
@@ -119,4 +120,4 @@ def find(places: Sequence[str], splits: Sequence[str]) -> Source:
             raise DataError(f"{place}: holds no picture; accepted: files ending in {', '.join(EXTENSIONS)}")
         alone = len(places) == 1
         paths += found if alone else [storage.join(storage.absolute(place), path) for path in found]
-    return Source.files(places[0] if folders and len(places) == 1 else "", paths)
+    return Inputs.files(places[0] if folders and len(places) == 1 else "", paths)

@@ -15,7 +15,7 @@ SHARE = "accuracy"  # the metric that is a share of independent pictures
 BLOCKS = 10  # parts of a split, by which the noise of a value or of a comparison is known
 
 
-class Judged:
+class Evaluation:
     """Metrics of one set of weights over the validation split, as a whole and in `BLOCKS` parts.
 
     Computed once, when they are asked for: some take longer than the network.
@@ -43,7 +43,7 @@ class Gain(NamedTuple):
     error: float
 
 
-def gain(new: Judged, old: Judged, name: str, direction: str) -> Gain:
+def gain(new: Evaluation, old: Evaluation, name: str, direction: str) -> Gain:
     """Of a metric: the difference as a whole, its standard error by the differences of the parts.
 
     Both have seen the same pictures, so that what makes a block hard for both does not count as noise.
@@ -68,7 +68,7 @@ def share_error(share: float, num_rows: int) -> float:
     return math.sqrt(share * (1 - share) / num_rows)
 
 
-def worth_it(new: Judged, old: Judged, goal: Goal) -> bool:
+def is_significantly_better(new: Evaluation, old: Evaluation, goal: Goal) -> bool:
     """Whether the goal is no worse, and it or the log loss is better by more than its standard error."""
     if goal.beats(old.values, new.values):
         return False
@@ -78,7 +78,7 @@ def worth_it(new: Judged, old: Judged, goal: Goal) -> bool:
     return any(one.mean > one.error for one in found)
 
 
-class Parts:
+class SplitEvaluation:
     """Metrics of a split and of each of its `BLOCKS` parts; rows go to the parts in turn.
 
     ``by``: a column of whole numbers; rows with the same one go to the same part, and are left out together.
@@ -113,11 +113,11 @@ class Parts:
         for metrics, state in zip(self.metrics, others, strict=True):
             metrics.merge(state)
 
-    def judged(self) -> Judged:
+    def judged(self) -> Evaluation:
         """What all of it comes to."""
         if self._by is None:
-            return Judged(self.metrics[0], self.metrics[1:])
-        return Judged(self.metrics[0], self._without(), left_out=True)
+            return Evaluation(self.metrics[0], self.metrics[1:])
+        return Evaluation(self.metrics[0], self._without(), left_out=True)
 
     def _without(self) -> list[Metrics]:
         """The whole without one part, for each part that has rows."""

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _PROBE_PX = 64  # small, and a multiple of every stride; networks tied to their size are probed at that
 
 
-class Plan(NamedTuple):
+class StagePlan(NamedTuple):
     """A cut that was checked: per stage its name, the steps to run, and what comes out."""
 
     stages: tuple[str, ...]
@@ -41,7 +41,7 @@ class _Event(NamedTuple):
     result: Tensor
 
 
-_plans: dict[Any, Plan] = {}  # the probe costs two forward passes: once per architecture and process
+_plans: dict[Any, StagePlan] = {}  # the probe costs two forward passes: once per architecture and process
 
 
 class Glue(nn.Module):
@@ -133,7 +133,7 @@ def steps(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
     return [_step(model, name) for name in names]
 
 
-def plan(model: nn.Module, key: Any, in_chans: int, hw: tuple[int, int], fixed: bool, name: str) -> Plan:
+def plan(model: nn.Module, key: Any, in_chans: int, hw: tuple[int, int], fixed: bool, name: str) -> StagePlan:
     """Cut a freshly made model into stages; the weights stay as they are.
 
     hw is the input size in px; ``fixed`` says that the model was built for it. Results are kept by ``key``.
@@ -208,7 +208,7 @@ def _disturb(model: nn.Module) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _cut(model: Any, in_chans: int, tried: list[tuple[int, int]], name: str) -> Plan:
+def _cut(model: Any, in_chans: int, tried: list[tuple[int, int]], name: str) -> StagePlan:
     marks = _marks(model)
     for hw in tried:
         x = torch.randn((1, in_chans, *hw), generator=torch.Generator().manual_seed(0))
@@ -225,7 +225,7 @@ def _cut(model: Any, in_chans: int, tried: list[tuple[int, int]], name: str) -> 
     if result is None:
         log.info("%s: its forward pass is no chain of modules; it is one stage (freeze: 0 or all)", name)
         channels, stride, layout = _shape(model, expected, x, None)
-        return Plan(("all",), (("@whole",),), (channels,), (stride,), (layout,))
+        return StagePlan(("all",), (("@whole",),), (channels,), (stride,), (layout,))
     return result
 
 
@@ -350,7 +350,7 @@ def _learns(model: nn.Module, name: str) -> bool:
 
 def _outputs(
     model: nn.Module, groups: dict[str, list[str]], marks: dict[str, Any], x: Tensor, expected: Tensor
-) -> Plan | None:
+) -> StagePlan | None:
     """Replay the chain from the probe picture; None when it does not give the expected output exactly."""
     shapes, here = [], x.clone()
     for name, group in groups.items():
@@ -365,7 +365,7 @@ def _outputs(
     if not torch.equal(here, expected):
         return None
     channels, strides, layouts = zip(*shapes, strict=True)
-    return Plan(tuple(groups), tuple(tuple(g) for g in groups.values()), channels, strides, layouts)
+    return StagePlan(tuple(groups), tuple(tuple(g) for g in groups.values()), channels, strides, layouts)
 
 
 def _shape(model: Any, y: Any, x: Tensor, info: dict[str, Any] | None) -> tuple[int, int, str]:

@@ -22,10 +22,11 @@ import yaml
 from markupsafe import Markup
 
 from tlray import storage
-from tlray.errors import RunError, TlrayError, misspelt, redact, redact_tree
+from tlray.errors import RunError, TlrayError, redact, redact_tree, spelling_hint
 from tlray.figures import charts
 from tlray.report import formatting, view
-from tlray.report.run_files import Goal, Run
+from tlray.report.run_files import ReportedGoal, RunFiles
+from tlray.training import rundir
 
 if TYPE_CHECKING:
     from tlray.tasks.base import Task
@@ -42,19 +43,19 @@ def write(run_uri: str) -> str:
     """
     storage.absolute(run_uri)  # raises for what is no URI
     notes: list[str] = []
-    run = Run(
+    run = RunFiles(
         uri=run_uri,
-        config=_read(storage.join(run_uri, "config.json"), notes),
-        metrics=_read(storage.join(run_uri, "metrics.json"), notes),
-        trials=_read(storage.join(run_uri, "trials.json"), notes),
-        evaluation=_read(storage.join(run_uri, "evaluation.json"), notes),
-        manifest=_read(storage.join(run_uri, "best", "manifest.json"), notes),
+        config=_read(storage.join(run_uri, rundir.CONFIG), notes),
+        metrics=_read(storage.join(run_uri, rundir.METRICS), notes),
+        trials=_read(storage.join(run_uri, rundir.TRIALS), notes),
+        evaluation=_read(storage.join(run_uri, rundir.EVALUATION), notes),
+        manifest=_read(storage.join(run_uri, rundir.BEST, "manifest.json"), notes),
     )
     if not (run.config or run.metrics or run.trials or run.evaluation):
         seen = f" ({redact('; '.join(notes))})" if notes else ""
         raise RunError(
             f"{run_uri}: no run lies here{seen}; accepted: a run's folder, with config.json in it"
-            f"{misspelt(run_uri) if not storage.exists(run_uri) else ''}"
+            f"{spelling_hint(run_uri) if not storage.exists(run_uri) else ''}"
         )
     for note in notes:
         logger.warning("report without %s", redact(note))
@@ -79,7 +80,7 @@ def write(run_uri: str) -> str:
         facts=view.facts(run),
         notes=notes,
     )
-    target = storage.join(run_uri, "report.html")
+    target = storage.join(run_uri, rundir.REPORT)
     storage.write_bytes(target, page.encode())
     return target
 
@@ -100,15 +101,15 @@ def _read(uri: str, notes: list[str]) -> dict[str, Any]:
     return found
 
 
-def _goal(run: Run, notes: list[str]) -> Goal | None:
+def _goal(run: RunFiles, notes: list[str]) -> ReportedGoal | None:
     """The metric that decides: the search's own word, else the task's."""
     if said := run.trials.get("goal"):
-        return Goal(str(said["name"]), str(said.get("direction", "max")))
+        return ReportedGoal(str(said["name"]), str(said.get("direction", "max")))
     task = _task(run, notes)
-    return None if task is None else Goal(str(task.goal.name), str(task.goal.direction))
+    return None if task is None else ReportedGoal(str(task.goal.name), str(task.goal.direction))
 
 
-def _task(run: Run, notes: list[str]) -> Task | None:
+def _task(run: RunFiles, notes: list[str]) -> Task | None:
     """The run's task; None where it has none, or one that this version does not know."""
     from tlray import tasks
 
@@ -122,13 +123,13 @@ def _task(run: Run, notes: list[str]) -> Task | None:
         return None
 
 
-def _evaluated(run: Run, notes: list[str]) -> Sequence[charts.Section]:
+def _evaluated(run: RunFiles, notes: list[str]) -> Sequence[charts.Section]:
     """What the task shows of its evaluation."""
     task = _task(run, notes) if run.evaluation.get("rows") else None
     return [] if task is None else task.figures(run.evaluation)
 
 
-def _pictures(run: Run, sections: Sequence[charts.Section], notes: list[str]) -> dict[int, str]:
+def _pictures(run: RunFiles, sections: Sequence[charts.Section], notes: list[str]) -> dict[int, str]:
     """``data:`` URIs of the pictures that the sections want, by position in the evaluation's rows."""
     wanted = sorted({row for section in sections for shot in section.shots for row in shot.rows})
     task = _task(run, notes)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 Json = dict[str, Any]
 
 
-class Goal(NamedTuple):
+class ReportedGoal(NamedTuple):
     """The metric that decides, and which way is better (max, min)."""
 
     name: str
@@ -18,7 +18,7 @@ class Goal(NamedTuple):
 
 
 @dataclass
-class Run:
+class RunFiles:
     """The files of a run's folder; an empty dict where one is missing."""
 
     uri: str
@@ -28,7 +28,7 @@ class Run:
     evaluation: Json = field(default_factory=dict)
     manifest: Json = field(default_factory=dict)
     preflight: Json = field(default_factory=dict)
-    goal: Goal | None = None
+    goal: ReportedGoal | None = None
 
     @property
     def name(self) -> str:

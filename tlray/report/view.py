@@ -11,7 +11,7 @@ from tlray.errors import redact_tree
 from tlray.figures import charts
 from tlray.figures.charts import Column, Line, Point, Section, Table
 from tlray.report.formatting import leaves, plain, short
-from tlray.report.run_files import Goal, Json, Run, equal, finite
+from tlray.report.run_files import Json, ReportedGoal, RunFiles, equal, finite
 
 FREEZE, RATE = "model.freeze", "optim.lr"
 MOST_FILES = 100  # shown of those that were left out
@@ -36,7 +36,7 @@ class Head(NamedTuple):
     others: list[tuple[str, float | None, float | None]]  # the evaluation's other metrics, standard errors
 
 
-class Trial(NamedTuple):
+class TrialLine(NamedTuple):
     """A row of the table of trials; ``spark`` are points of a polyline in a box of 72 x 20."""
 
     id: str
@@ -51,9 +51,9 @@ class Trial(NamedTuple):
     spark: str
 
 
-class Trials(NamedTuple):
+class TrialLines(NamedTuple):
     params: list[tuple[str, str]]  # (dotted key, the shortest name that tells it from the others)
-    rows: list[Trial]
+    rows: list[TrialLine]
     goal: str
     caption: str
     heatmap: bytes | None
@@ -71,7 +71,7 @@ class Data(NamedTuple):
     tables: list[Section]
 
 
-def headline(run: Run) -> Head:
+def headline(run: RunFiles) -> Head:
     """Metric, task, data, winner, time."""
     measured: Json = run.evaluation.get("metrics") or run.manifest.get("metrics") or {}
     goal = run.goal.name if run.goal else next(iter(measured), "")
@@ -125,7 +125,7 @@ def headline(run: Run) -> Head:
     return Head(goal, value, finite(errors.get(goal)), where, task, run.data_uri, tiles, others)
 
 
-def curves(run: Run) -> list[Section]:
+def curves(run: RunFiles) -> list[Section]:
     """Loss, metrics and learning rate by epoch; behind the winner's, the other trials'."""
     epochs, goal = run.epochs, run.goal.name if run.goal else ""
     names = list(dict.fromkeys(k for e in epochs for k, v in e.items() if isinstance(v, (int, float))))
@@ -151,7 +151,7 @@ def curves(run: Run) -> list[Section]:
     return found
 
 
-def trials(run: Run) -> Trials | None:
+def trials(run: RunFiles) -> TrialLines | None:
     """The table of trials, best first, and the result over freeze depth and learning rate."""
     all_trials: list[Json] = run.trials.get("trials", [])
     if not all_trials:
@@ -168,7 +168,7 @@ def trials(run: Run) -> Trials | None:
     keys = list(dict.fromkeys(key for t in all_trials for key in t["params"]))
     dearest = max((float(t.get("seconds") or 0) for t in all_trials), default=0.0) or 1.0
     rows = [
-        Trial(
+        TrialLine(
             str(t["id"]),
             [t["params"].get(key) for key in keys],
             str(t.get("status", "")),
@@ -197,10 +197,10 @@ def trials(run: Run) -> Trials | None:
         caption += f" Tried beyond the search's space, where the winner had an axis' last value: {said}."
     if told := [line for row in run.trials.get("averages", []) for line in row["told"]]:
         caption += f" Averages of weights: {'; '.join(told)}."
-    return Trials([(k, short(k, keys)) for k in keys], rows, goal, caption, _heatmap(run, all_trials))
+    return TrialLines([(k, short(k, keys)) for k in keys], rows, goal, caption, _heatmap(run, all_trials))
 
 
-def baseline(run: Run) -> list[Section]:
+def baseline(run: RunFiles) -> list[Section]:
     """What linear probes of the frozen features came to before the trials."""
     probes: list[Json] = run.trials.get("probes") or []
     if not probes:
@@ -226,7 +226,7 @@ def baseline(run: Run) -> list[Section]:
     return [Section("Probe of frozen features", caption, tables=[Table(columns, rows)])]
 
 
-def cost(run: Run) -> list[Section]:
+def cost(run: RunFiles) -> list[Section]:
     """What trials that trained side by side cost, as it was planned and as it was measured."""
     plans: list[Json] = run.trials.get("plans") or []
     if not plans:
@@ -256,7 +256,7 @@ def cost(run: Run) -> list[Section]:
     return [Section("Cost by freeze depth", caption, tables=[Table(columns, rows)])]
 
 
-def evidence(run: Run) -> list[Section]:
+def evidence(run: RunFiles) -> list[Section]:
     """How well scores from before the search foretold what trials came to."""
     told: list[Json] = run.trials.get("scores") or []
     rho: dict[str, float | None] = run.trials.get("correlation") or {}
@@ -320,7 +320,7 @@ def data(preflight: Json) -> Data | None:
     return Data(caption, found, tables)
 
 
-def time(run: Run) -> Section | None:
+def time(run: RunFiles) -> Section | None:
     """Seconds by stage, as a bar each."""
     stages = run.stages
     if not stages:
@@ -340,7 +340,7 @@ def changed(config: Json) -> Table | None:
     return Table([Column("setting"), Column("value"), Column("default")], rows) if rows else None
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: RunFiles) -> list[tuple[str, str]]:
     """Versions and identities that it takes to make this run again."""
     found = [("run", run.uri)]
     for name in ("created", "fingerprint"):
@@ -353,7 +353,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return found + [(str(k), plain(v)) for k, v in sorted(run.manifest.get("versions", {}).items())]
 
 
-def _heatmap(run: Run, all_trials: Sequence[Json]) -> bytes | None:
+def _heatmap(run: RunFiles, all_trials: Sequence[Json]) -> bytes | None:
     if not any(FREEZE in t["params"] or RATE in t["params"] for t in all_trials):
         return None
     stages = run.manifest.get("stages")
@@ -371,19 +371,19 @@ def _heatmap(run: Run, all_trials: Sequence[Json]) -> bytes | None:
     if not points:
         return None
     points.sort(key=lambda p: freeze_order(p.y, stages if isinstance(stages, int) else None))
-    goal = run.goal or Goal("best", "max")
+    goal = run.goal or ReportedGoal("best", "max")
     name = goal.name.replace("_", " ")
     return charts.heatmap(points, "learning rate", "frozen", name, goal.direction == "max")
 
 
-def _curve_name(key: str, run: Run) -> str:
+def _curve_name(key: str, run: RunFiles) -> str:
     """Of a curve in the legend: what the plot's title leaves open."""
     losses = {"train_loss": "train", "val_loss": "validation"}
     name = losses.get(key, key.removeprefix("val_").replace("_", " "))
     return "winner" if run.trials and name == _decides(run).replace("_", " ") else name
 
 
-def _decides(run: Run) -> str:
+def _decides(run: RunFiles) -> str:
     return run.goal.name if run.goal else ""
 
 
@@ -399,7 +399,7 @@ def _curve(trial: Json, metric: str) -> list[tuple[float, float | None]]:
     return found
 
 
-def _behind(trial: Json, run: Run, key: str) -> Line | None:
+def _behind(trial: Json, run: RunFiles, key: str) -> Line | None:
     """A trial's curve behind the winner's."""
     if not key:
         return None

@@ -9,7 +9,7 @@ import ray
 import ray.train
 
 
-class Leader(ray.train.UserCallback):
+class ControllerHandle(ray.train.UserCallback):
     """Runs inside Ray Train's controller and says who that is."""
 
     def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:

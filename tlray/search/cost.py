@@ -28,8 +28,10 @@ import torch
 from tlray import runtime
 from tlray.data import loader
 from tlray.models.backbone import Backbone, Boundary, Features
-from tlray.training.candidate import Candidate, autocast, copy_model
-from tlray.training.loop import Loop, Run
+from tlray.training.build import copy_model
+from tlray.training.candidate import Candidate, autocast
+from tlray.training.loop import Loop
+from tlray.training.run import Run
 
 SAMPLE = 32  # pictures that are measured with
 REPEAT, BUDGET_S = 3, 1.0  # runs of what is timed; fewer where they take longer
@@ -52,7 +54,7 @@ class Depth:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """Depths, what is done at each (recompute, memory, store), and the seconds that follow."""
 
     depths: list[Depth]
@@ -91,7 +93,7 @@ def choose(
     store_bytes: int,
     ready: Callable[[Boundary], bool] = lambda boundary: False,
     widening: float = 1.0,
-) -> Plan:
+) -> CostPlan:
     """The quickest of all cuts: depths up to the cut are computed with each batch, deeper ones kept.
 
     ``ready``: whether the store has a boundary already. What fits goes to the store, where it is found again,
@@ -124,10 +126,10 @@ def choose(
         options.append((seconds, -cut, where))
     planned, _, where = min(options, key=lambda option: option[:2])
     decisions = [where.get(d.boundary, "recompute") if d.boundary else "recompute" for d in depths]
-    return Plan(list(depths), rows, views, decisions, naive, planned, ceiling, where, widening)
+    return CostPlan(list(depths), rows, views, decisions, naive, planned, ceiling, where, widening)
 
 
-def measure(loop: Loop, views: int, ready: Callable[[Boundary], bool]) -> Plan:
+def measure(loop: Loop, views: int, ready: Callable[[Boundary], bool]) -> CostPlan:
     """Time the group's depths on a batch, and choose; see `choose`. Leaves the candidates as they were."""
     search, config = loop.runs[0].config.search, loop.runs[0].config
     rows = np.arange(min(SAMPLE, loop.order.num_rows, config.train.batch_size), dtype=np.int64)

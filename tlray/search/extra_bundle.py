@@ -12,7 +12,7 @@ from tlray.config import Config
 from tlray.data.dataset import Dataset
 from tlray.data.schema import IMAGE
 from tlray.training import checkpoint
-from tlray.training.loop import METRICS
+from tlray.training.rundir import BEST, CONFIG, METRICS
 
 
 def leave(
@@ -28,10 +28,10 @@ def leave(
     ``epochs``: of the training that the model comes from, as the loop records them.
     """
     data, split = Dataset.open(config.data.uri), config.data.validation_split
-    stored, uri = config.model_dump(mode="json"), storage.join(config.run_uri, "best")
+    stored, uri = config.model_dump(mode="json"), storage.join(config.run_uri, BEST)
     golden = data.rows(split, checkpoint.golden_rows(sum(data.group_rows(split))), [IMAGE])[IMAGE].to_pylist()
     bundle.save(uri, model, metrics, stored, [picture["bytes"] for picture in golden])
-    storage.write_json(storage.join(config.run_uri, "config.json"), stored)
+    storage.write_json(storage.join(config.run_uri, CONFIG), stored)
     told = {"epochs": list(epochs), "stages": [{"name": stage[0], "seconds": stage[1]}]}
     storage.write_json(storage.join(config.run_uri, METRICS), told)
     return uri

@@ -66,7 +66,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as `Store.ls` lists it; times in seconds since 1970."""
+    """One entry as `FeatureCache.ls` lists it; times in seconds since 1970."""
 
     digest: str
     key: Key
@@ -77,7 +77,7 @@ class Entry:
     max_error: dict[str, float]  # of each output; see `Shards`
 
 
-class Store:
+class FeatureCache:
     """Entries below one URI. ``limit_mb``: what all of them together may take, kept to by every `write`."""
 
     def __init__(self, uri: str, limit_mb: int | None = None) -> None:
@@ -285,7 +285,7 @@ class Writer:
                 self._flush()
         self._rows += num
         with contextlib.suppress(OSError):
-            os.utime(self._folder)  # alive; see `Store.sweep`
+            os.utime(self._folder)  # alive; see `FeatureCache.sweep`
 
     def finish(self) -> None:
         """Write what is left, and the marker."""

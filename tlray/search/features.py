@@ -1,8 +1,9 @@
 """The frozen part computed once: batches of features for candidates that begin behind a frozen prefix.
 
-`Shared` is what a search feeds its loop with. Every batch goes through the deepest frozen prefix once, and
-each candidate takes it up at its own boundary. Boundaries that the plan (plan.py) wants kept come from
-tables instead: in memory, or Arrow shards in a store (store.py) that later searches and other workers find.
+A search gives its loop `PrefixBatches`: every batch passes the deepest frozen prefix once, and each trial
+begins at its own boundary. Features of a boundary that the plan (cost.py) keeps are read instead: from
+memory, or from Arrow shards in the feature cache (feature_cache.py), which later searches and other workers
+find.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from tlray.data.image import Geometry
 from tlray.data.sampler import Indices, share
 from tlray.errors import StorageError
 from tlray.models.backbone import Backbone, Boundary, Features
-from tlray.search.feature_cache import Key, Store
+from tlray.search.feature_cache import FeatureCache, Key
+from tlray.training.batches import DeviceBatch, RenderedBatches
 from tlray.training.candidate import autocast
-from tlray.training.loop import Fed, Loop, Pixels
+from tlray.training.loop import Loop
 
 POOLED = "pooled"
 
 
-class Table(Protocol):
+class FeatureTable(Protocol):
     """Features of a whole split, by row."""
 
     @property
@@ -40,7 +42,7 @@ class Table(Protocol):
         ...
 
 
-class Memory:
+class FeaturesInMemory:
     """A table in this process, as float32."""
 
     def __init__(self, num_rows: int) -> None:
@@ -79,7 +81,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], size: tuple[int, int]) -> Feat
     return Features(maps, pooled, torch.Size((num_rows, 3, size[1], size[0])))
 
 
-class Shared(Pixels):
+class PrefixBatches(RenderedBatches):
     """Batches with features at every candidate's boundary.
 
     ``keep``: boundary -> "memory" or "store"; the others are computed with each batch.
@@ -92,8 +94,8 @@ class Shared(Pixels):
         lead = max(loop.runs, key=lambda run: run.model.freeze_depth)
         self.backbone: Backbone = lead.model.module.backbone  # type: ignore[assignment]
         uri = config.search.cache
-        self.store = Store(uri, config.search.cache_mb) if uri else None
-        self.tables: dict[tuple[str, int | None, Boundary], Table] = {}
+        self.store = FeatureCache(uri, config.search.cache_mb) if uri else None
+        self.tables: dict[tuple[str, int | None, Boundary], FeatureTable] = {}
         self._targets: dict[tuple[int | None, int], tuple[Any, Geometry]] = {}
         self._targets_bytes = 0
         epochs = max(run.config.train.epochs for run in loop.runs)
@@ -105,7 +107,7 @@ class Shared(Pixels):
         """Whether the store has a boundary for all views of the training split."""
         return self.store is not None and all(self.key(v, boundary) in self.store for v in self.views)
 
-    def train(self, first: int, last: int) -> Iterator[Fed | None]:
+    def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
         """As `Pixels.train`; pictures are not even opened while every candidate begins at a kept boundary."""
         step, pixels = first, None
         while step < last:
@@ -122,10 +124,10 @@ class Shared(Pixels):
                 yield self._stored(step, rows) if len(rows) else None
             step += 1
 
-    def one(self, epoch: int, row: Indices) -> Fed:
+    def one(self, epoch: int, row: Indices) -> DeviceBatch:
         return self._complete(super().one(epoch, row), epoch * self.order.steps_per_epoch)
 
-    def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[Fed]:
+    def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[DeviceBatch]:
         """Features are kept in memory where they fit: these pictures are plain in every epoch."""
         split, behind = self.loop.validation_split, {b for b in boundaries if b is not None}
         known = all((split, None, b) in self.tables for b in behind)
@@ -133,7 +135,9 @@ class Shared(Pixels):
             self._held.forget()  # nobody begins at the pixels any more
             yield from self._known_features(split, behind)
             return
-        tables = {b: Memory(len(self.loop.rows)) for b in behind} if not known and self._room else {}
+        tables = (
+            {b: FeaturesInMemory(len(self.loop.rows)) for b in behind} if not known and self._room else {}
+        )
         geometries: list[Geometry] = []
         for fed in super().validation(boundaries):
             if known:
@@ -155,19 +159,21 @@ class Shared(Pixels):
 
     def _fits(self, num_bytes: int) -> bool:
         """Whether so much more may be kept in memory, beside what the plan keeps there of all views."""
-        kept = {key: table.nbytes for key, table in self.tables.items() if isinstance(table, Memory)}
+        kept = {
+            key: table.nbytes for key, table in self.tables.items() if isinstance(table, FeaturesInMemory)
+        }
         train = {b: size for (split, _, b), size in kept.items() if split == self.loop.split}
         others = sum(size for (split, _, _), size in kept.items() if split != self.loop.split)
         held = len(self.views) * sum(train.values()) + others + self._targets_bytes
         return held + num_bytes <= self.config.search.memory_mb * 2**20
 
-    def _known_features(self, split: str, boundaries: Collection[Boundary]) -> Iterator[Fed]:
+    def _known_features(self, split: str, boundaries: Collection[Boundary]) -> Iterator[DeviceBatch]:
         ours = share(self.loop.num_rows, self.worker.rank, self.worker.world)
         size = self.config.train.batch_size
         for start in range(0, len(ours), size):
             at = np.arange(start, min(start + size, len(ours)))
             features = {b: self._gather(split, None, b, at) for b in boundaries}
-            yield Fed(None, features, {}, ours[at], self._geometries[start : start + size])
+            yield DeviceBatch(None, features, {}, ours[at], self._geometries[start : start + size])
 
     def _boundaries(self) -> list[Boundary | None]:
         return [run.boundary for run in self.loop.active] or [None]
@@ -178,7 +184,7 @@ class Shared(Pixels):
         with autocast(self.worker.device, precision):
             return self.backbone.features(x_BCHW, wanted)
 
-    def _complete(self, fed: Fed, step: int) -> Fed:
+    def _complete(self, fed: DeviceBatch, step: int) -> DeviceBatch:
         """Features beside the pixels of a training batch."""
         wanted = {b for b in self._boundaries() if b is not None}
         fed.features = self._features(fed.x_BCHW, wanted - self.keep.keys(), self.config.train.precision)
@@ -206,14 +212,14 @@ class Shared(Pixels):
         wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
         return epoch, Augment.view(self.source.augment, epoch), wanted
 
-    def _stored(self, step: int, rows: Indices) -> Fed:
+    def _stored(self, step: int, rows: Indices) -> DeviceBatch:
         """A training batch from tables alone."""
         epoch, view, wanted = self._tables_of(step)
         twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as stream.to_device does
         features = {b: self._gather(self.loop.split, view, b, twice) for b in wanted}
         found = [self._target(view, epoch, int(row)) for row in twice]
         targets = loader.on_device(loader.collate([target for target, _ in found]), self.worker.device)
-        return Fed(None, features, targets, rows, [geometry for _, geometry in found[: len(rows)]])
+        return DeviceBatch(None, features, targets, rows, [geometry for _, geometry in found[: len(rows)]])
 
     def _target(self, view: int | None, epoch: int, row: int) -> tuple[Any, Geometry]:
         if (view, row) not in self._targets:
@@ -250,7 +256,7 @@ class Shared(Pixels):
                 if self.keep[b] == "store" and self.store:
                     writers[b] = stack.enter_context(self.store.write(keys[b], num_rows))
                 else:
-                    writers[b] = self.tables[split, view, b] = Memory(num_rows)
+                    writers[b] = self.tables[split, view, b] = FeaturesInMemory(num_rows)
             for batch in loader.pipeline(self.source, plan):
                 x_BCHW = batch.x_BCHW.to(self.worker.device)
                 for b, features in self._features(x_BCHW, missing, self.config.train.precision).items():

@@ -19,15 +19,17 @@ import ray
 from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import RunError, TlrayError
-from tlray.search.cost import Plan, measure
-from tlray.search.features import Shared
-from tlray.search.halving import Rungs
-from tlray.search.searcher import Sampler
+from tlray.search.cost import CostPlan, measure
+from tlray.search.features import PrefixBatches
+from tlray.search.halving import SuccessiveHalving
+from tlray.search.searcher import TrialSearcher
 from tlray.search.space import lineage
 from tlray.search.trial import free_memory, one_line
-from tlray.search.trial_log import Table
-from tlray.training.loop import Loop, Record, Solo, Worker
+from tlray.search.trial_log import TrialLog
+from tlray.training.loop import Loop
 from tlray.training.resume import flat
+from tlray.training.run import Record
+from tlray.training.worker import LocalWorker, Worker
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class Group:
     """A process that trains groups of trials."""
 
     def __init__(self, threads: int, emit: Emit) -> None:
-        self._worker, self._emit = Solo(threads), emit
+        self._worker, self._emit = LocalWorker(threads), emit
         self._loop: Any = None
         self._epochs: Any = None
 
@@ -98,7 +100,7 @@ class Group:
             self._emit(event)
 
 
-def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> Plan:
+def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> CostPlan:
     """What these trials would cost side by side. Raises TlrayError."""
     configs = [_config(one["tree"]) for one in trials]
     try:
@@ -109,12 +111,12 @@ def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> Plan:
         raise RunError(one_line(error, configs[0])) from error
 
 
-def _planned(configs: Sequence[Config], worker: Worker, tell: Emit) -> tuple[Loop, Plan]:
+def _planned(configs: Sequence[Config], worker: Worker, tell: Emit) -> tuple[Loop, CostPlan]:
     """A loop over these trials whose batches are made as its plan says, and the plan."""
-    plans: list[Plan] = []
+    plans: list[CostPlan] = []
 
-    def feed(made: Loop) -> Shared:
-        found = Shared(made)
+    def feed(made: Loop) -> PrefixBatches:
+        found = PrefixBatches(made)
         plans.append(measure(made, len(found.views), found.ready))
         found.keep = plans[0].keep
         return found
@@ -136,10 +138,10 @@ def together(settings: Iterable[dict[str, Any]], most: int) -> Iterator[list[dic
             yield group[start : start + most]
 
 
-class Watch:
+class TrialReporter:
     """What happens to trials: into the table, and on to whoever shows progress."""
 
-    def __init__(self, table: Table, tell: Emit, epochs: int) -> None:
+    def __init__(self, table: TrialLog, tell: Emit, epochs: int) -> None:
         self.table, self.tell, self.epochs = table, tell, epochs
 
     def start(self, id_: str, params: dict[str, Any]) -> None:
@@ -174,7 +176,7 @@ class Watch:
         self.tell({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
 
 
-class Team:
+class GroupProcess:
     """A worker process and the group that it trains now."""
 
     def __init__(self, options: dict[str, Any], threads: int, emit: Emit) -> None:
@@ -201,19 +203,19 @@ class Team:
 
 def search(
     config: Config,
-    sampler: Sampler,
-    table: Table,
-    watch: Watch,
+    sampler: TrialSearcher,
+    table: TrialLog,
+    watch: TrialReporter,
     from_workers: Emit,
     room: Any,
-    rungs: Rungs,
+    rungs: SuccessiveHalving,
 ) -> list[dict[str, Any]]:
     """Train whatever the sampler proposes, in groups; what was planned and measured. Raises RunError."""
     options = {"num_cpus": room.cpus, "num_gpus": room.gpus, "max_restarts": 0}
     plans: list[dict[str, Any]] = []
-    teams: list[Team] = []
+    teams: list[GroupProcess] = []
     waiting: list[list[dict[str, Any]]] = []
-    under_way: dict[Any, Team] = {}
+    under_way: dict[Any, GroupProcess] = {}
     try:
         while True:
             if not waiting and not under_way:
@@ -225,7 +227,7 @@ def search(
             while waiting and len(under_way) < room.concurrent:
                 team = next((t for t in teams if id(t) not in busy), None)
                 if team is None:
-                    team = Team(options, room.cpus, from_workers)
+                    team = GroupProcess(options, room.cpus, from_workers)
                     teams.append(team)
                 busy.add(id(team))
                 group = waiting.pop(0)
@@ -269,7 +271,9 @@ def search(
     return plans
 
 
-def _take(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:
+def _take(
+    found: dict[str, Any], team: GroupProcess, table: TrialLog, watch: TrialReporter, rungs: SuccessiveHalving
+) -> None:
     """What a group's process has said."""
     if "plan" in found:
         team.plan = found["plan"]
@@ -282,7 +286,9 @@ def _take(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: 
     _judge(found, team, table, watch, rungs)
 
 
-def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs: Rungs) -> None:
+def _judge(
+    found: dict[str, Any], team: GroupProcess, table: TrialLog, watch: TrialReporter, rungs: SuccessiveHalving
+) -> None:
     """Take an epoch of a group; end the trials that are over or fall behind."""
     by_epoch: dict[int, dict[str, float | None]] = {}
     with table.one_write():
@@ -304,7 +310,7 @@ def _judge(found: dict[str, Any], team: Team, table: Table, watch: Watch, rungs:
         watch.over(id_, "failed" if id_ in failed else status, failed.get(id_), bundle=id_ in keep)
 
 
-def _beside(team: Team) -> dict[str, Any]:
+def _beside(team: GroupProcess) -> dict[str, Any]:
     """A group's plan with what was measured beside what was predicted."""
     try:
         measured: dict[str, Any] = ray.get(team.actor.measured.remote())

@@ -15,7 +15,7 @@ from tlray.config import Search
 from tlray.tasks.base import Goal
 
 
-class Rungs:
+class SuccessiveHalving:
     """Scores by rung; rungs are grace, grace * factor, grace * factor^2, ... epochs."""
 
     def __init__(self, search: Search, goal: Goal, longest: int, spared: str | None = None) -> None:

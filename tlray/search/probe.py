@@ -35,8 +35,8 @@ from tlray.models.backbone import Features
 from tlray.search.extra_bundle import leave
 from tlray.search.transferability import BATCH, POOLED, features_by_stage
 from tlray.tasks.base import TIE, Metrics
-from tlray.training.candidate import begin, is_head
-from tlray.training.loop import HEAD
+from tlray.training.build import initial_model, is_head
+from tlray.training.rundir import HEAD
 
 ROWS = 20_000  # of the training split at most, drawn by class
 STRENGTHS = tuple(10.0 ** (1 - k / 2) for k in range(11))  # of L2, beside the mean loss: 10 to 1e-4
@@ -221,7 +221,7 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
     own = {"name": id_, "runs": f"{config.run_uri}/trials", "model.head": None, "model.freeze": "all"}
     config = config.override({**params, **own}, f"trial {id_}")
     split, data = config.data.train_split, Dataset.open(config.data.uri)
-    model = begin(config, data)
+    model = initial_model(config, data)
     task = model.task
     module: Any = model.module.to(device).eval()
 

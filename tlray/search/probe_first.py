@@ -22,18 +22,18 @@ from tlray.models.backbone import Backbone
 from tlray.search import scores
 from tlray.search.scores import JUDGE
 from tlray.search.space import Params, lineage, trial_id
-from tlray.search.trial_log import Row, Table
-from tlray.training.loop import HEAD
+from tlray.search.trial_log import TrialLog, TrialRow
+from tlray.training.rundir import HEAD
 
 SUPPORT, CELLS = 0.8, 4  # of the rank correlation, and places (backbone and depth) that it is taken over
 
 One = TypeVar("One")
 
 
-class Deepening:
+class ProbeFirst:
     """What a search's table says of trials to come."""
 
-    def __init__(self, config: Config, table: Table) -> None:
+    def __init__(self, config: Config, table: TrialLog) -> None:
         self._config, self._table = config, table
         self._backbones: dict[str, Backbone] = {}
 
@@ -116,9 +116,9 @@ class Deepening:
             f"in a rank correlation with results of {support:.2f} over {len(known)}"
         )
 
-    def _before(self, params: Params) -> dict[int, list[Row]]:
+    def _before(self, params: Params) -> dict[int, list[TrialRow]]:
         """The lineage's trials that are over and freeze more, by depth; not those that were ruled out."""
-        here, by_depth = self.depth(params), dict[int, list[Row]]()
+        here, by_depth = self.depth(params), dict[int, list[TrialRow]]()
         for row in self._table.rows.values():
             if row["curve"] and self._table.over(row["id"]) and lineage(row["params"]) == lineage(params):
                 depth = self.depth(row["params"])

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import StorageContext  # type: ignore[attr-defined]
 
 from tlray import storage
-from tlray.search.trial_log import TRIALS
+from tlray.training.rundir import TRIALS
 
 
 def result_grid(run_uri: str) -> ResultGrid:

@@ -1,4 +1,4 @@
-"""Cheap scores (rank.py) of the backbones and freeze depths of a space, and how far a search bears them out.
+"""Scores (transferability.py) of the backbones and freeze depths of a space, and how far results agree.
 
 A score is taken at the end of the frozen stages, so freeze depth 0 has none. Whether scores may decide
 anything is for the search's own results to say: `correlation` (Spearman's) of scores and results.
@@ -15,17 +15,17 @@ import torch
 from tlray.config import Config
 from tlray.search import transferability
 from tlray.search.space import Params
-from tlray.search.trial_log import Table
+from tlray.search.trial_log import TrialLog
 
 NAMES = ("linear", "knn", "logme")
 JUDGE = "linear"  # the one that prunes
 FEWEST = 3  # places (backbone and depth) that a rank correlation is taken over
 
 
-def measure(config: Config, table: Table, cpus: int, gpus: float) -> list[dict[str, Any]]:
+def measure(config: Config, table: TrialLog, cpus: int, gpus: float) -> list[dict[str, Any]]:
     """Scores of each backbone of the space at each depth that the table lacks, on the cluster.
 
-    Raises what `rank.rank` does.
+    Raises what `transferability.rank` does.
     """
     axis = next((axis for axis in table.space.axes if axis.key == "model.backbone"), None)
     known = {one["backbone"] for one in table.scores}
@@ -46,7 +46,7 @@ def measure(config: Config, table: Table, cpus: int, gpus: float) -> list[dict[s
     ]
 
 
-def beside(table: Table, place: Callable[[Params], tuple[str, int]]) -> list[dict[str, Any]]:
+def beside(table: TrialLog, place: Callable[[Params], tuple[str, int]]) -> list[dict[str, Any]]:
     """The table's scores, each with the best value that trials there came to (None: there is none).
 
     ``place``: a trial's backbone and freeze depth.

@@ -14,16 +14,16 @@ from ray.tune.search.optuna import OptunaSearch
 from tlray.config import Config
 from tlray.search import extend
 from tlray.search.probe import start
-from tlray.search.probe_first import Deepening
+from tlray.search.probe_first import ProbeFirst
 from tlray.search.space import Params, Space, trial_id
-from tlray.search.trial_log import OVER, RULED_OUT, Table
+from tlray.search.trial_log import OVER, RULED_OUT, TrialLog
 
 MANY = 10**9  # trials of a space without end
 TRIES = 30  # proposals that were there already, before a trial is taken from the rest of the space
 SCORE = "score"  # the metric under which Tune, its scheduler and the sampler know the goal
 
 
-class Sampler(Searcher):
+class TrialSearcher(Searcher):
     """A Ray Tune searcher around Ray's OptunaSearch, with a memory: the table of trials.
 
     Tune's own would propose a combination again (TPE does so often among few choices) and knows
@@ -34,7 +34,7 @@ class Sampler(Searcher):
         self,
         config: Config,
         space: Space,
-        table: Table,
+        table: TrialLog,
         tell: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> None:
         """``tell`` gets a ``note`` and ``search_more`` where the space grows, see extend.py."""
@@ -42,7 +42,7 @@ class Sampler(Searcher):
         self.config, self.space, self.table, self.tell = config, space, table, tell
         self.queue: list[Params] = [row["params"] for row in table.waiting()]
         self.given = {row["id"] for row in table.rows.values()}
-        self.deepening = Deepening(config, table) if config.search.deepen else None
+        self.deepening = ProbeFirst(config, table) if config.search.deepen else None
         inside = [row for row in table.rows.values() if space.encode(row["params"]) is not None]
         if config.search.sampler == "grid":
             self.fresh = max(0, (space.size or 0) - len(inside))
@@ -66,7 +66,7 @@ class Sampler(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def __deepcopy__(self, memo: Any) -> Sampler:
+    def __deepcopy__(self, memo: Any) -> TrialSearcher:
         return self
 
     @property
@@ -151,7 +151,7 @@ class Sampler(Searcher):
         return []
 
     def steps(self) -> list[list[tuple[str, Params]]]:
-        """New trials in steps of which each waits for the one before; without `Deepening` there is one."""
+        """New trials in steps of which each waits for the one before; without `ProbeFirst` there is one."""
         size = self.num_left if self.inner is None else min(self.num_left, self._third)
         drawn = []
         for number in range(size):
@@ -224,7 +224,7 @@ def trial_settings(config: Config, params: Params, head: str | None = None) -> d
     return {"id": id_, "params": params, "tree": trial.model_dump_json()}
 
 
-def _optuna(config: Config, space: Space, table: Table) -> Any:
+def _optuna(config: Config, space: Space, table: TrialLog) -> Any:
     """Ray's OptunaSearch, seeded, told of every trial that is over."""
     import optuna
 

@@ -29,13 +29,13 @@ from tlray.bundle.bundle import Manifest
 from tlray.config import Config, parse
 from tlray.data import loader
 from tlray.data.dataset import Dataset
-from tlray.inference.judging import Judged, Parts
+from tlray.inference.judging import Evaluation, SplitEvaluation
 from tlray.models import weights
 from tlray.search.extra_bundle import leave
 from tlray.tasks.base import TIE, Goal
 from tlray.training.average import NO_AVERAGE, Weights, greedy, outcome
-from tlray.training.candidate import begin
-from tlray.training.loop import METRICS
+from tlray.training.build import initial_model
+from tlray.training.rundir import METRICS
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the winner, between it and the probe
 PICTURES = 1024  # of the training split, by which statistics of batch norm are estimated
@@ -100,7 +100,7 @@ def _start(manifest: Manifest) -> Any:
     return begins, config["input"], config["task"], config["seed"], manifest.labels
 
 
-def _driven(asking: Generator[Weights, Judged, T], judge: Any) -> T:
+def _driven(asking: Generator[Weights, Evaluation, T], judge: Any) -> T:
     """What a generator comes to that asks for the judgement of one average after the other."""
     try:
         asked = next(asking)
@@ -112,8 +112,8 @@ def _driven(asking: Generator[Weights, Judged, T], judge: Any) -> T:
 
 
 def _between(
-    winner: Weights, judged: Judged, probe: Weights, judge: _Judge, goal: Goal
-) -> tuple[Weights, Judged, float]:
+    winner: Weights, judged: Evaluation, probe: Weights, judge: _Judge, goal: Goal
+) -> tuple[Weights, Evaluation, float]:
     """The best mean of a winner and a probe, how good it is, and the winner's share; 1: the winner itself."""
     best = winner, judged, 1.0
     for share in SHARES:
@@ -135,7 +135,7 @@ class _Judge:
         """``trained``: weights of all trials, which tell the batch norms that have learned."""
         self.config, data = config, Dataset.open(config.data.uri)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = begin(config, data)
+        self.model = initial_model(config, data)
         split, task = config.data.train_split, self.model.task
         own = bundle.weights(self.model.module)  # on a CPU it would change with the model
         self.initial = {name: value.clone() for name, value in own.items()}
@@ -152,7 +152,7 @@ class _Judge:
         self._shown = list(self._training(source, data.num_rows(split))) if self._norms else []
         validation = config.data.validation_split
         plain = loader.plain(source, validation)
-        self._held = loader.Held(plain, 0, 1, config.train.batch_size)
+        self._held = loader.CachedBatches(plain, 0, 1, config.train.batch_size)
         self._rows = data.read(validation, list(task.columns)).to_pylist()
 
     def _training(self, source: loader.Source, num_rows: int) -> Iterator[Tensor]:
@@ -166,18 +166,18 @@ class _Judge:
                 yield batch.x_BCHW
 
     @torch.inference_mode()
-    def __call__(self, weights: Weights) -> Judged:
+    def __call__(self, weights: Weights) -> Evaluation:
         """How good weights are."""
         self._module.load_state_dict(weights, strict=False)
         task = self.model.task
-        parts = Parts(partial(task.metrics, self.model.labels), by=tasks.identity(task))
+        parts = SplitEvaluation(partial(task.metrics, self.model.labels), by=tasks.identity(task))
         for batch in self._held:
             told = self.model.predict_rendered(batch.x_BCHW, batch.geometries, self.device)
             parts.update(told, [self._rows[int(i)] for i in batch.rows])
         return parts.judged()
 
     @torch.inference_mode()
-    def average(self, weights: Weights) -> Judged:
+    def average(self, weights: Weights) -> Evaluation:
         """How good an average is with statistics of its own, which are written into it."""
         if self._norms:
             self._module.load_state_dict(weights, strict=False)

@@ -25,9 +25,10 @@ from ray import tune
 from tlray import runtime, storage
 from tlray.config import Config, parse
 from tlray.errors import StorageError, TlrayError
-from tlray.search.controller import Leader
+from tlray.search.controller import ControllerHandle
 from tlray.search.searcher import SCORE
-from tlray.training import checkpoint, fit, loop
+from tlray.training import checkpoint, fit, loop, rundir
+from tlray.training.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Trial(tune.Trainable):
         # What happened before an interruption is told again, so that the scheduler judges the whole curve.
         self._past = deque(story(self._config.run_uri))
         self._last: Record | None = None
-        self._team: Team | None = None
+        self._team: RayTrainThread | None = None
         self._records: Iterator[Record] | None = None
 
     def _end(self) -> None:
@@ -87,9 +88,9 @@ class Trial(tune.Trainable):
         config = self._config
         storage.write_json(storage.join(config.run_uri, "config.json"), config.model_dump(mode="json"))
         if config.scale.num_workers > 1:
-            self._team = Team(config, self._tell)
+            self._team = RayTrainThread(config, self._tell)
             return self._team.records()
-        return loop.epochs(config, loop.Solo(self._threads), self._tell)
+        return loop.epochs(config, LocalWorker(self._threads), self._tell)
 
     def step(self) -> dict[str, Any]:
         """One epoch. What goes wrong in the trial ends the trial, and neither this process nor the search."""
@@ -100,7 +101,7 @@ class Trial(tune.Trainable):
             reason = one_line(error, self._config)
             with contextlib.suppress(StorageError):
                 text = "".join(traceback.format_exception(error))
-                storage.write_bytes(storage.join(self._config.run_uri, loop.ERROR), text.encode())
+                storage.write_bytes(storage.join(self._config.run_uri, rundir.ERROR), text.encode())
             error.__traceback__ = None  # holds the loop's tensors
             self._end()
             return {"epoch": 0, SCORE: self._worst, "failed": reason, "done": True}
@@ -131,7 +132,7 @@ class Trial(tune.Trainable):
         }  # fmt: skip
 
 
-class Team:
+class RayTrainThread:
     """Ray Train in a thread of this process; its epochs as an iterator; an end that frees what it holds."""
 
     def __init__(self, config: Config, emit: Emit) -> None:
@@ -145,7 +146,7 @@ class Team:
         end: BaseException | None = None
         try:
             with runtime.events(self._hear) as tell:
-                fit.fit(self._config, tell, [Leader(tell)])
+                fit.fit(self._config, tell, [ControllerHandle(tell)])
         except BaseException as error:
             end = error
         self._inbox.put(end)

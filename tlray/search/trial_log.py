@@ -23,18 +23,19 @@ from tlray.search.extend import wider
 from tlray.search.space import Params, Space
 from tlray.tasks.base import TIE, Goal
 from tlray.training import checkpoint, resume
+from tlray.training.rundir import BEST, CHECKPOINTS, CONFIG, METRICS, TRIALS
 
 log = logging.getLogger(__name__)
 
-TRIALS, BEST, CHECKPOINTS, MANIFEST = "trials.json", "best", "checkpoints", "manifest.json"
+MANIFEST = "manifest.json"
 RESULTS = "result.json"  # in a trial's folder: its epochs, a line each, as Ray Tune writes them
 NEAR = 0.5  # standard errors of accuracy within which trials are told apart by log loss
-RULED_OUT = "ruled out"  # before it began, see deepen.py
+RULED_OUT = "ruled out"  # before it began, see probe_first.py
 OVER = ("finished", "stopped", RULED_OUT)  # never run again; a failed one is, when the search is
-Row = dict[str, Any]
+TrialRow = dict[str, Any]
 
 
-class Table:
+class TrialLog:
     """All trials of a search, written after each change, whole or not at all."""
 
     def __init__(
@@ -47,11 +48,11 @@ class Table:
         self.pictures = pictures
         self.run_uri, self.goal, self.fingerprint = config.run_uri, goal, fingerprint
         self.given, self.extended = space, dict[str, list[Any]]()  # values beyond the axes, see extend.py
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, TrialRow] = {}
         self.notes: list[str] = []
-        self.plans: list[dict[str, Any]] = []  # of groups, see plan.py; what was measured beside
-        self.probes: list[Row] = []  # of frozen features, see probe.py; they compete, and are no trials
-        self.averages: list[Row] = []  # of weights of trials, see soup.py; so do they
+        self.plans: list[dict[str, Any]] = []  # of groups, see cost.py; what was measured beside
+        self.probes: list[TrialRow] = []  # of frozen features, see probe.py; they compete, and are no trials
+        self.averages: list[TrialRow] = []  # of weights of trials, see soup.py; so do they
         # Trials beside the best whose bundles stay until their weights were averaged; 0: none.
         self.soup = config.search.soup if config.search.soup > 1 else 0
         self.scores: list[dict[str, Any]] = []  # see scores.py; results beside
@@ -70,12 +71,12 @@ class Table:
             self.averages = stored.get("averages", [])
             self.extended = self._tried(stored.get("extended", {}))
             self._mark_outside()
-        elif storage.exists(storage.join(self.run_uri, "metrics.json")) or checkpoint.listing(self.run_uri):
+        elif storage.exists(storage.join(self.run_uri, METRICS)) or checkpoint.listing(self.run_uri):
             raise ConfigError(
                 f"name = {config.name!r}: {self.run_uri} is a training; accepted: a new name, or --fresh to "
                 "begin anew"
             )
-        storage.write_json(storage.join(self.run_uri, "config.json"), config.model_dump(mode="json"))
+        storage.write_json(storage.join(self.run_uri, CONFIG), config.model_dump(mode="json"))
         self.write()
         self.tidy()
 
@@ -96,7 +97,7 @@ class Table:
         }
 
     def _compare(self, stored: Mapping[str, Any], config: Config) -> None:
-        before = storage.read_json(storage.join(self.run_uri, "config.json"))
+        before = storage.read_json(storage.join(self.run_uri, CONFIG))
         free = (*resume.FREE_OF_SEARCH, *before["search"]["space"], *config.search.space)
         note = resume.compare(config, before, free, stored.get("fingerprint"), self.fingerprint, "search")
         if note:
@@ -157,7 +158,7 @@ class Table:
         self.write()
         return True
 
-    def end(self, id_: str, status: str, reason: str | None = None, bundle: bool = True) -> Row:
+    def end(self, id_: str, status: str, reason: str | None = None, bundle: bool = True) -> TrialRow:
         """A trial is over and has left a bundle or not; what it no longer needs on disk goes."""
         row = self.rows[id_]
         row["status"] = status
@@ -174,13 +175,13 @@ class Table:
         self.tidy()
         return row
 
-    def probed(self, row: Row) -> None:
+    def probed(self, row: TrialRow) -> None:
         """A probe was fitted."""
         self.probes.append(row)
         self.write()
         self.tidy()
 
-    def averaged(self, row: Row | None) -> None:
+    def averaged(self, row: TrialRow | None) -> None:
         """Weights of trials were averaged, or there was nothing to average: only the best bundle stays."""
         if row is not None:
             self.averages.append(row)
@@ -195,25 +196,25 @@ class Table:
         return storage.join(self.run_uri, "trials", id_)
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> TrialRow | None:
         """The best trial that is over, probe or average; of equals a trial."""
         return self.best_of(row for row in self._all() if row["status"] in OVER and row["bundle"])
 
-    def _all(self) -> list[Row]:
+    def _all(self) -> list[TrialRow]:
         return [*self.rows.values(), *self.probes, *self.averages]
 
-    def with_bundles(self, ending: Collection[str] = ()) -> list[Row]:
+    def with_bundles(self, ending: Collection[str] = ()) -> list[TrialRow]:
         """What has to have a bundle once these trials have ended, too: the best of all, and the best trials,
         as many as may be averaged; the best one first."""
         left = [r for r in self._all() if r["id"] in ending or (r["status"] in OVER and r["bundle"])]
-        best, found = self.best_of(left), list[Row]()
+        best, found = self.best_of(left), list[TrialRow]()
         left = [row for row in left if row["id"] in self.rows]
         while left and len(found) < self.soup and (next_ := self.best_of(left)) is not None:
             found.append(next_)
             left.remove(next_)
         return found if best is None or best in found else [best, *found]
 
-    def best_of(self, rows: Iterable[Row]) -> Row | None:
+    def best_of(self, rows: Iterable[TrialRow]) -> TrialRow | None:
         """The best of some trials; None where none came to anything.
 
         Of those whose accuracy is within `NEAR` standard errors of the highest, and of equals in other goals,
@@ -231,7 +232,7 @@ class Table:
         ]
         return min(near, key=lambda row: float(row["tie"]), default=best)
 
-    def _metrics(self, row: Row) -> dict[str, float]:
+    def _metrics(self, row: TrialRow) -> dict[str, float]:
         """A trial's best value, and the log loss that decides between equals, where the task has one."""
         tie = row.get("tie")
         return {self.goal.name: row["best"], **({} if tie is None else {TIE: tie})}
@@ -240,7 +241,7 @@ class Table:
         """Whether a trial has its result."""
         return id_ in self.rows and self.rows[id_]["status"] in OVER
 
-    def waiting(self) -> list[Row]:
+    def waiting(self) -> list[TrialRow]:
         """Trials to run before any new one: those that were under way, and those that failed, once more."""
         rows = [row for row in self.rows.values() if row["status"] not in OVER and not row.get("outside")]
         return sorted(rows, key=lambda row: row["status"] == "failed")
@@ -313,14 +314,14 @@ class Table:
         if changed:
             self.write()
 
-    def publish(self, row: Row) -> str:
+    def publish(self, row: TrialRow) -> str:
         """Put the winner's bundle and story at RUN/best and RUN/metrics.json; the bundle's URI."""
         target, folder = storage.join(self.run_uri, BEST), self.folder(row["id"])
         if row["bundle"] != target:
             with storage.publish(target, MANIFEST) as staging:
                 storage.download(row["bundle"], staging)
-            story = storage.read_json(storage.join(folder, "metrics.json"))
-            storage.write_json(storage.join(self.run_uri, "metrics.json"), {**story, "stages": []})
+            story = storage.read_json(storage.join(folder, METRICS))
+            storage.write_json(storage.join(self.run_uri, METRICS), {**story, "stages": []})
             row["bundle"] = target
             self.write()
         _drop(storage.join(folder, BEST))
@@ -329,7 +330,7 @@ class Table:
 
 def _stages(folder: str) -> dict[str, float]:
     try:
-        stages = storage.read_json(storage.join(folder, "metrics.json"))["stages"]
+        stages = storage.read_json(storage.join(folder, METRICS))["stages"]
     except (StorageError, KeyError, ValueError):
         return {}
     return {stage["name"]: stage["seconds"] for stage in stages}

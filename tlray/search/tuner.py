@@ -1,7 +1,7 @@
 """The search: Ray Tune over trials of one configuration, and what is left when it is over.
 
 A trial is a training run in RUN/trials/ID. A search that was killed and is run again by the same name
-reads RUN/trials.json (see trials.py), goes on with trials that were under way and proposes new ones.
+reads RUN/trials.json (see trial_log.py), goes on with trials that were under way and proposes new ones.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, TlrayError
 from tlray.search import group, probe, scores, soup
 from tlray.search import space as spaces
-from tlray.search.group import Watch
-from tlray.search.halving import Rungs
+from tlray.search.group import TrialReporter
+from tlray.search.halving import SuccessiveHalving
 from tlray.search.probe import head_of
-from tlray.search.probe_first import Deepening
-from tlray.search.searcher import SCORE, Sampler, trial_settings
+from tlray.search.probe_first import ProbeFirst
+from tlray.search.searcher import SCORE, TrialSearcher, trial_settings
 from tlray.search.space import trial_id
 from tlray.search.trial import WORST, Trial, one_line
-from tlray.search.trial_log import Row, Table
+from tlray.search.trial_log import TrialLog, TrialRow
 from tlray.training import fit, resume
-from tlray.training.candidate import copy_model, kind
-from tlray.training.loop import Solo
+from tlray.training.build import copy_model, start_key
+from tlray.training.rundir import BEST
+from tlray.training.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,9 @@ class SearchResult:
     value: float
     epochs: int  # over all trials
     seconds: float  # of this start
-    trials: list[Row] = field(default_factory=list)
-    probes: list[Row] = field(default_factory=list)
-    averages: list[Row] = field(default_factory=list)
+    trials: list[TrialRow] = field(default_factory=list)
+    probes: list[TrialRow] = field(default_factory=list)
+    averages: list[TrialRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     if fresh:
         resume.clear(config)
     data = Dataset.open(config.data.uri)
-    table = Table(config, space, task.goal, data.fingerprint, data.num_rows(config.data.validation_split))
+    table = TrialLog(config, space, task.goal, data.fingerprint, data.num_rows(config.data.validation_split))
     for note in table.notes:
         log.warning("%s", note)
         tell({"kind": "note", "run": config.run_uri, "text": note})
@@ -109,7 +110,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
         tell({"kind": "note", "run": config.run_uri, "text": note})
     if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
         log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
-    sampler = Sampler(config, space, table, tell)
+    sampler = TrialSearcher(config, space, table, tell)
     if sampler.num_left or sampler.extend():
         with runtime.session(), runtime.events(tell) as from_workers:
             _search(config, sampler, table, head_of(model) is not None, tell, from_workers)
@@ -153,26 +154,26 @@ def explain(config: Config) -> list[dict[str, Any]]:
     _check_choices(config, space, model)
     with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:
         config = config.override({"runs": folder, "track.tensorboard": False, "track.mlflow": None})
-        table = Table(config, space, model.task.goal, Dataset.open(config.data.uri).fingerprint)
+        table = TrialLog(config, space, model.task.goal, Dataset.open(config.data.uri).fingerprint)
         plans = []
-        for step in Sampler(config, space, table).steps():
+        for step in TrialSearcher(config, space, table).steps():
             trials = [trial_settings(config, params) for _, params in step]
             plans += [
-                group.plan(settings, Solo(runtime.cores())).to_dict()
+                group.plan(settings, LocalWorker(runtime.cores())).to_dict()
                 for settings in group.together(trials, config.search.side_by_side)
             ]
         return plans
 
 
 def _search(
-    config: Config, sampler: Sampler, table: Table, linear: bool, tell: Emit, from_workers: Emit
+    config: Config, sampler: TrialSearcher, table: TrialLog, linear: bool, tell: Emit, from_workers: Emit
 ) -> None:
     """Probes where heads are ``linear``; then trials, side by side in groups or one by one through Tune."""
     room = fit_in(config)
     sampler.config = config.override(
         {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
     )
-    watch = Watch(table, tell, config.train.epochs)
+    watch = TrialReporter(table, tell, config.train.epochs)
     over = sum(map(table.over, table.rows))
     tell({
         "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
@@ -187,7 +188,9 @@ def _search(
         except DataError as error:  # labels tell no picture from another; trials may learn all the same
             table.notes.append(f"search.scores: {error}")
     if _fused(config):
-        rungs = Rungs(config.search, table.goal, _longest(config), default_trial(config, table.space))
+        rungs = SuccessiveHalving(
+            config.search, table.goal, _longest(config), default_trial(config, table.space)
+        )
         for row in table.rows.values():
             for point in row["curve"] if table.over(row["id"]) else ():
                 rungs.tell(point["epoch"], {row["id"]: point.get("best")})
@@ -197,13 +200,13 @@ def _search(
         while sampler.extend():
             _by_tune(config, sampler, table, watch, from_workers, room)
     if table.scores:
-        deepening = sampler.deepening or Deepening(config, table)
+        deepening = sampler.deepening or ProbeFirst(config, table)
         table.scores = scores.beside(table, deepening.place)
         table.correlation = scores.correlation(table.scores, table.goal.direction)
     table.write()
 
 
-def _probe(config: Config, table: Table, tell: Emit, room: Room) -> None:
+def _probe(config: Config, table: TrialLog, tell: Emit, room: Room) -> None:
     """Probes of the space's backbones that the table lacks, on the cluster."""
     axis = next((axis for axis in table.space.axes if axis.key == "model.backbone"), None)
     for name in [None] if axis is None else axis.values or ():
@@ -218,8 +221,8 @@ def _probe(config: Config, table: Table, tell: Emit, room: Room) -> None:
 
 
 def _on_cluster(
-    key: str, measure: Callable[..., Row], config: Config, table: Table, room: Room, *args: Any
-) -> Row | None:
+    key: str, measure: Callable[..., TrialRow], config: Config, table: TrialLog, room: Room, *args: Any
+) -> TrialRow | None:
     """What a worker measures; None where it failed. The trials stand all the same, and a note has the reason.
 
     ``key``: of the configuration, that asks for it.
@@ -227,17 +230,17 @@ def _on_cluster(
     work: Any = ray.remote(measure)
     work = work.options(num_cpus=room.cpus, num_gpus=room.gpus)
     try:
-        row: Row = ray.get(work.remote(config, *args, room.cpus))
+        row: TrialRow = ray.get(work.remote(config, *args, room.cpus))
     except (TlrayError, ray.exceptions.RayError) as error:
         table.notes.append(f"{key}: {one_line(getattr(error, 'cause', None) or error, config)}")
         return None
     return row
 
 
-def _average(config: Config, table: Table, tell: Emit) -> None:
+def _average(config: Config, table: TrialLog, tell: Emit) -> None:
     """Averages of the best trials' weights, and of the winner's and the probe's, on the cluster."""
     trials = [row for row in table.with_bundles() if row["id"] in table.rows]
-    new = [row for row in trials if row["bundle"] != storage.join(config.run_uri, "best")]
+    new = [row for row in trials if row["bundle"] != storage.join(config.run_uri, BEST)]
     head = probe.head_beside(config, table.probes, trials[0]["params"]) if new else None
     row = None
     if config.search.soup and new and (head is not None or len(trials) > 1):
@@ -250,7 +253,12 @@ def _average(config: Config, table: Table, tell: Emit) -> None:
 
 
 def _by_tune(
-    config: Config, sampler: Sampler, table: Table, watch: Watch, from_workers: Emit, room: Room
+    config: Config,
+    sampler: TrialSearcher,
+    table: TrialLog,
+    watch: TrialReporter,
+    from_workers: Emit,
+    room: Room,
 ) -> None:
     """Trials one by one: Tune is kept quiet, its own state in a folder that goes when it is over."""
     workers = config.scale.num_workers
@@ -294,13 +302,13 @@ def _by_tune(
 
 
 class OfTune(tune.Callback):
-    """What Tune tells, on the driver, handed to a `Watch`."""
+    """What Tune tells, on the driver, handed to a `TrialReporter`."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: TrialReporter) -> None:
         self.watch = watch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the Sampler's: nobody restores it
+        return {}  # as the TrialSearcher's: nobody restores it
 
     def __deepcopy__(self, memo: Any) -> OfTune:
         return self
@@ -329,7 +337,7 @@ class OfTune(tune.Callback):
         self.watch.over(trial.config["id"], "failed", lost if died else lines[-1][:300])
 
 
-def _scheduler(config: Config, table: Table) -> Any:
+def _scheduler(config: Config, table: TrialLog) -> Any:
     """ASHA over epochs and best value so far, with the trials from before a restart on its rungs."""
     search = config.search
     if search.scheduler == "none":
@@ -447,7 +455,7 @@ def _check_choices(config: Config, space: spaces.Space, model: Model) -> None:
         for value in axis.values:
             try:
                 tried = config.override({axis.key: value})
-                if kind(tried) == kind(config):
+                if start_key(tried) == start_key(config):
                     copy_model(model, tried)
                 else:
                     fit.check(tried)

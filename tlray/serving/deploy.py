@@ -25,7 +25,7 @@ from tlray import config, runtime, storage
 from tlray.config import Serving, Strict
 from tlray.errors import ConfigError, RegistryError, RunError
 from tlray.serving.app import ingress
-from tlray.serving.model import Loader, Model, Served, load_predictor
+from tlray.serving.model import Loader, Served, ServedModel, load_predictor
 from tlray.storage import targets
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def application(
             user_config={"max_batch_size": settings.max_batch_size, "batch_wait_s": settings.batch_wait_s},
             **_replicas(settings.min_replicas, settings.max_replicas, settings.target_ongoing_requests),
             **_common(settings, logs),
-        )(Model)
+        )(ServedModel)
         bound.append(deployment.bind(one, settings, load))
     names = [(m.name, m.version, m.key, f"model-{m.key.replace('@', '-v')}") for m in models]
     front = serve.deployment(

@@ -116,7 +116,7 @@ class Outcome:
     model_s: float | None  # of batch_s, where the predictor says
 
 
-class Model:
+class ServedModel:
     """Ready once built: the predictor is loaded and has run batches of 1 and of the largest size.
 
     Its verbs answer what the client can mend, and what passes, with a Refusal as value: raised, it would

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
-from tlray.errors import DRIVE, StorageError, misspelt
+from tlray.errors import DRIVE, StorageError, spelling_hint
 
 UNFINISHED = ".unfinished"  # object that lies in an s3 target for as long as it is being written
 _STALE_S = 24 * 3600  # age after which staging of a process that died is swept away
@@ -94,7 +94,7 @@ def _split(uri: str) -> tuple[str, str]:
     if "\0" in uri:
         raise StorageError(f"{uri!r}: holds a zero byte; accepted: a name without")
     if DRIVE.match(uri):
-        raise StorageError(f"{uri}: no place on this machine{misspelt(uri)}")
+        raise StorageError(f"{uri}: no place on this machine{spelling_hint(uri)}")
     if found is None:
         path = os.path.expanduser(uri)
         if uri.startswith("~") and path == uri and not os.path.lexists(uri):
@@ -181,7 +181,7 @@ def _fault(uri: str, error: BaseException) -> StorageError:
     if isinstance(error, FileNotFoundError):
         if not local and (code == "NoSuchBucket" or not _bucket_there(uri)):
             return StorageError(f"s3://{_split(uri)[1].partition('/')[0]}: bucket not found; make it first")
-        return StorageError(f"{uri}: not found{misspelt(uri)}")
+        return StorageError(f"{uri}: not found{spelling_hint(uri)}")
     if isinstance(error, PermissionError):
         why = f" ({code}); accepted: AWS credentials that may use this bucket" if not local else ""
         return StorageError(f"{uri}: access denied{why}")

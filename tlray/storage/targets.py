@@ -14,7 +14,7 @@ import stat
 from pathlib import PurePath
 
 from tlray import storage
-from tlray.errors import StorageError, misspelt
+from tlray.errors import StorageError, spelling_hint
 
 _ASIDE = len(".") + len(".tmp-01234567")  # bytes that names of staging have more, see storage
 _LONGEST = 255 - _ASIDE
@@ -55,7 +55,7 @@ def _path(uri: str) -> str | None:
         shown = uri.encode(errors="surrogateescape").decode(errors="replace")
         raise StorageError(f"{shown}: holds bytes that are no UTF-8; accepted: a name in UTF-8") from None
     path = storage.absolute(uri)
-    why = misspelt(uri.removeprefix("file://"))
+    why = spelling_hint(uri.removeprefix("file://"))
     if why and not storage.exists(uri):
         raise StorageError(f"{uri}: is not there, and is not made under that name{why}")
     if not storage.is_local(uri):

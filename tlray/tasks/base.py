@@ -106,7 +106,7 @@ class Metrics(Protocol):
 
 
 class Remark(NamedTuple):
-    """What a task found in the labels of a data set; see preflight.py for the severities."""
+    """What a task found in the labels of a data set; see `ingestion.findings` for the severities."""
 
     severity: Literal["error", "warning", "info"]
     kind: str

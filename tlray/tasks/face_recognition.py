@@ -99,7 +99,7 @@ class Task(Strict):
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
         """Linear embedding and batch norm over the backbone's pooled features; in training the head."""
         head = None if counts is None else _head(self, len(counts.by_class))
-        return Embedder(backbone, self, head)
+        return FaceEmbedder(backbone, self, head)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
         return {LABEL: np.int64(row[LABEL])}
@@ -170,7 +170,7 @@ class Task(Strict):
         ]
 
 
-class Embedder(nn.Module):
+class FaceEmbedder(nn.Module):
     """backbone -> pooled features (B, num_features) -> unit vectors (B, D)."""
 
     training_only = ("identities.",)

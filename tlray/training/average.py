@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tlray.inference.judging import Judged, worth_it
+from tlray.inference.judging import Evaluation, is_significantly_better
 from tlray.tasks.base import Goal
 
 Weights = dict[str, torch.Tensor]
@@ -32,7 +32,7 @@ class Outcome:
     after: float
     kept: bool
     weights: Weights
-    judged: Judged
+    judged: Evaluation
 
     def line(self, goal: Goal) -> str:
         """For a person."""
@@ -95,7 +95,7 @@ class Snapshots:
             else:
                 self.taken.setdefault(int(key), {})[name] = tensor
 
-    def proposals(self, best: Weights, best_step: int, goal: Goal) -> Generator[Weights, Judged, Outcome]:
+    def proposals(self, best: Weights, best_step: int, goal: Goal) -> Generator[Weights, Evaluation, Outcome]:
         """Weights to be judged, the best epoch's first; in the end what came of it.
 
         ``best_step``: after which they were taken. All workers must be asked the same, and statistics of
@@ -114,17 +114,19 @@ class Snapshots:
         return outcome(kind, (best, judged), (chosen, found), goal)
 
 
-def outcome(kind: str, before: tuple[Weights, Judged], after: tuple[Weights, Judged], goal: Goal) -> Outcome:
+def outcome(
+    kind: str, before: tuple[Weights, Evaluation], after: tuple[Weights, Evaluation], goal: Goal
+) -> Outcome:
     """``after`` where it is better than ``before`` by more than noise."""
     old, new = (judged.values[goal.name] for _, judged in (before, after))
-    kept = after[1] is not before[1] and worth_it(after[1], before[1], goal)
+    kept = after[1] is not before[1] and is_significantly_better(after[1], before[1], goal)
     kind = NO_AVERAGE if after[1] is before[1] else kind
     return Outcome(kind, old, new, kept, *(after if kept else before))
 
 
 def greedy(
-    best: Weights, found: Judged, others: Sequence[Weights], goal: Goal
-) -> Generator[Weights, Judged, tuple[Weights, Judged, list[int]]]:
+    best: Weights, found: Evaluation, others: Sequence[Weights], goal: Goal
+) -> Generator[Weights, Evaluation, tuple[Weights, Evaluation, list[int]]]:
     """A soup: averages to be judged, the next of the others in each; one stays in where it does no harm.
 
     ``found``: how good the best are. In the end: the average, how good it is, and which others are in it.

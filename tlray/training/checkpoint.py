@@ -20,6 +20,7 @@ from tlray import storage
 from tlray.bundle import bundle
 from tlray.errors import BundleError, StorageError
 from tlray.training.candidate import Candidate
+from tlray.training.rundir import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ AVERAGES = "averages.safetensors"
 
 
 def _folder(run_uri: str) -> str:
-    return storage.join(run_uri, "checkpoints")
+    return storage.join(run_uri, CHECKPOINTS)
 
 
 def save(

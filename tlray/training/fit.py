@@ -24,13 +24,13 @@ from tlray.data.sampler import Order
 from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
 from tlray.tasks.base import TIE, Task
 from tlray.training import defaults, range_test, resume
-from tlray.training.candidate import begin
-from tlray.training.loop import ERROR, METRICS, epochs
+from tlray.training.build import initial_model
+from tlray.training.loop import epochs
+from tlray.training.rundir import BEST, CONFIG, ERROR, METRICS, REFUSED
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[dict[str, Any]], None]
-REFUSED = "refused.json"  # a mistake of the user's that a worker met: no reason to try again
 
 
 class Member:
@@ -143,7 +143,7 @@ def check(config: Config) -> Model:
         config.seed,
         config.scale.num_workers,
     )
-    return begin(config, data)
+    return initial_model(config, data)
 
 
 def _check_goal(config: Config, task: Task, data: Dataset, labels: list[str]) -> None:
@@ -175,7 +175,7 @@ def fit(
     if fresh:
         resume.clear(config)
     storage.delete(storage.join(config.run_uri, REFUSED))
-    storage.write_json(storage.join(config.run_uri, "config.json"), config.model_dump(mode="json"))
+    storage.write_json(storage.join(config.run_uri, CONFIG), config.model_dump(mode="json"))
     filesystem, path = storage.open_fs(storage.join(config.run_uri, "ray"))
     trainer = TorchTrainer(
         _work,
@@ -228,7 +228,7 @@ def result(config: Config) -> dict[str, Any]:
     kept = best or story[-1]
     found = {
         "run": config.run_uri,
-        "bundle": storage.join(config.run_uri, "best"),
+        "bundle": storage.join(config.run_uri, BEST),
         "metrics": {k: v for k, v in kept.items() if k.startswith("val_") or k == "train_loss"},
         "epochs": len(story),
         "steps": story[-1]["step"],

@@ -12,329 +12,29 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save
 
 from tlray import storage, tasks
 from tlray.bundle import bundle
 from tlray.config import Config
 from tlray.data import loader
 from tlray.data.dataset import Dataset
-from tlray.data.image import Geometry
-from tlray.data.sampler import Indices, Order, share
+from tlray.data.sampler import Order, share
 from tlray.data.schema import IMAGE, Row
-from tlray.errors import RunError, StorageError
-from tlray.inference.judging import Judged, Parts
-from tlray.models.backbone import Boundary, Features
-from tlray.tasks.base import TIE
-from tlray.training import checkpoint
-from tlray.training.average import NO_AVERAGE, Outcome, Weights, changing
-from tlray.training.candidate import Candidate, begin, copy_model, is_head, kind
-from tlray.training.tracking import Tracker
+from tlray.errors import StorageError
+from tlray.inference.judging import Evaluation, SplitEvaluation
+from tlray.training import checkpoint, rundir
+from tlray.training.average import NO_AVERAGE, Outcome, Weights
+from tlray.training.batches import BatchSource, RenderedBatches
+from tlray.training.build import copy_model, initial_model, start_key
+from tlray.training.run import Record, Run
+from tlray.training.worker import Worker
 
-Record = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
-METRICS = "metrics.json"
-HEAD = "head.safetensors"  # of the best epoch, where a search goes deeper from it
-ERROR = "error.txt"  # in a failed candidate's folder: the whole story of what its one line says
-SAVE_EVERY_S = 60.0  # candidates of a search: how much of its own work a kill may cost each of them
-
-
-class Worker(Protocol):
-    """One of the processes that train together."""
-
-    rank: int
-    world: int
-    device: torch.device
-    threads: int
-
-    def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, by rank, on every rank: a barrier."""
-        ...
-
-
-@dataclass
-class Solo:
-    """A process that trains alone."""
-
-    threads: int
-    rank: int = 0
-    world: int = 1
-
-    def __post_init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-
-@dataclass
-class Fed:
-    """A batch as candidates take it, on the device: ``x_BCHW`` uint8 pixels (None where no candidate begins
-    there), features by boundary; targets by name, rows (B,) and geometries as in `stream.Batch`."""
-
-    x_BCHW: torch.Tensor | None
-    features: dict[Boundary, Features]
-    targets: dict[str, Any]
-    rows: Indices
-    geometries: list[Geometry]
-
-    def input(self, boundary: Boundary | None) -> Any:
-        """What a candidate's module takes: features at its boundary, else pixels."""
-        return self.x_BCHW if boundary is None else self.features.get(boundary, self.x_BCHW)
-
-
-class Feed(Protocol):
-    """Where batches come from."""
-
-    def train(self, first: int, last: int) -> Iterator[Fed | None]:
-        """This rank's batches of the steps [first, last); None where it has no row in a step."""
-        ...
-
-    def one(self, epoch: int, row: Indices) -> Fed:
-        """A batch of one row, for a rank that has none in a step."""
-        ...
-
-    def validation(self, boundaries: Collection[Boundary | None]) -> Iterable[Fed]:
-        """This rank's part of the validation split, for candidates that begin at these boundaries."""
-        ...
-
-
-class Pixels:
-    """Every batch rendered for its step: what plain training eats."""
-
-    def __init__(self, source: loader.Source, order: Order, config: Config, worker: Worker) -> None:
-        self.source, self.order, self.worker = source, order, worker
-        self.channels_last = config.train.channels_last
-        plain = loader.plain(source, config.data.validation_split)
-        self._held = loader.Held(plain, worker.rank, worker.world, config.train.batch_size)
-        self._fingerprint = Dataset.open(source.uri).fingerprint
-
-    def train(self, first: int, last: int) -> Iterator[Fed | None]:
-        for batch in loader.train_batches(self.source, self.order, self.worker.rank, first, last):
-            yield self.fed(batch) if batch else None
-
-    def one(self, epoch: int, row: Indices) -> Fed:
-        return self.fed(loader.make_batch(self.source, self._fingerprint, epoch, row))
-
-    def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[Fed]:
-        for batch in self._held:
-            x_BCHW = batch.x_BCHW.to(self.worker.device, non_blocking=True)
-            yield Fed(x_BCHW, {}, {}, batch.rows, batch.geometries)
-
-    def fed(self, batch: loader.Batch) -> Fed:
-        """A batch on the device."""
-        x_BCHW, targets = loader.to_device(batch, self.worker.device, self.channels_last)
-        return Fed(x_BCHW, {}, targets, batch.rows, batch.geometries)
-
-
-@dataclass
-class Progress:
-    """What a checkpoint knows besides weights and optimiser: the cursor and the story so far."""
-
-    step: int = 0  # optimiser steps done: the cursor in the order of rows
-    loss_sum: float = 0.0  # of the running epoch, over this run's rows
-    loss_rows: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    best_epoch: int = 0
-    best_metrics: dict[str, float] | None = None
-    history: list[Record] = field(default_factory=list)
-
-
-@dataclass
-class Best:
-    """The best epoch of a candidate whose bundle is not written yet."""
-
-    weights: dict[str, torch.Tensor]
-    model: bundle.Model
-    metrics: dict[str, float]
-
-
-class Run:
-    """One candidate on its way through the loop: model, optimiser, cursor, story, and the folder it fills."""
-
-    def __init__(self, config: Config, loop: Loop) -> None:
-        self.config, self.uri, self.loop, self.worker = config, config.run_uri, loop, loop.worker
-        self.began = time.perf_counter()
-        # Where the weights come from: 1. this run's newest sound checkpoint, whether Ray started the workers
-        # anew or the user ran the same name again; 2. pretrained weights; 3. scratch (weights: none).
-        self.model = loop.model(config)
-        self.task = self.model.task
-        self.steps_per_epoch = loop.order.steps_per_epoch
-        self.num_steps = config.train.epochs * self.steps_per_epoch
-        self.candidate = Candidate(
-            self.model, config, self.steps_per_epoch, self.worker.device, self.worker.world
-        )
-        restored = checkpoint.restore(self.uri, self.candidate)
-        self.now = Progress(**restored) if restored else Progress()
-        if len(set(self.worker.gather(self.now.step))) > 1:
-            raise RunError(
-                f"{self.uri}: workers found different checkpoints; accepted: a folder that all nodes share"
-            )
-        self.begin_sums()
-        self.first_step = self.now.step  # of this start
-        self.ended = False  # by whoever drives the loop
-        self.error: Exception | None = None  # of a candidate of many: it ends this one alone
-        self.best: Best | None = None
-        prepared = time.perf_counter() - self.began
-        self.spent = {"prepare": prepared, "wait": 0.0, "train": 0.0, "validate": 0.0, "save": 0.0}
-        self.saved_s = self.seconds
-        self.tracker = Tracker(self.uri, config) if self.worker.rank == 0 else None
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def over(self) -> bool:
-        """Whether it has had all its epochs, or stopped early."""
-        patience = self.config.train.early_stop_epochs
-        waited = bool(patience and len(self.now.history) - self.now.best_epoch >= patience)
-        return self.ended or self.now.step >= self.num_steps or waited
-
-    @property
-    def boundary(self) -> Boundary | None:
-        """Where what it trains begins; None: at the pixels."""
-        module: Any = self.model.module
-        if not self.model.freeze_depth:
-            return None
-        reads = getattr(module, "reads", None)
-        return Boundary(self.model.freeze_depth, None if reads is None else tuple(reads))
-
-    @property
-    def judged_at(self) -> Boundary | None:
-        """Where evaluation begins; None: at the pixels."""
-        return None if getattr(self.model.module, "needs_pixels", False) else self.boundary
-
-    def learn(self, fed: Fed, ours: int, num_rows: int) -> None:
-        """One step on a batch of which ``ours`` of ``num_rows`` rows are this rank's."""
-        mark = time.perf_counter()
-        _seed(self.config.seed, self.now.step, self.worker.rank)
-        weight = ours * self.worker.world / num_rows
-        loss = self.candidate.step(fed.input(self.boundary), fed.targets, self.now.step, weight)
-        self.loss_sum += loss * ours
-        self.loss_rows += ours
-        self.now.step += 1
-        self.spent["train"] += time.perf_counter() - mark
-
-    def sum_up(self) -> None:
-        """The epoch's loss so far, over all ranks."""
-        sums = self.worker.gather((float(self.loss_sum), self.loss_rows))
-        self.now.loss_sum, self.now.loss_rows = sum(s for s, _ in sums), sum(r for _, r in sums)
-
-    def end_epoch(self, judged: Judged) -> Record:
-        """Close an epoch with its metrics; the best so far is kept, or written at once."""
-        now, metrics, goal = self.now, judged.values, self.task.goal
-        epoch, value = now.step // self.steps_per_epoch, metrics[goal.name]
-        # Checkpoints of earlier versions hold the best goal alone.
-        before = now.best_metrics or (None if now.best is None else {goal.name: now.best})
-        improved = value == value and goal.beats(metrics, before)
-        if improved:
-            now.best, now.best_epoch, now.best_metrics = value, epoch, dict(metrics)
-        record = {
-            "epoch": epoch, "step": now.step, "lr": self.candidate.lr(now.step - 1),
-            "train_loss": now.loss_sum / max(1, now.loss_rows),
-            **{f"val_{name}": value for name, value in metrics.items()},
-            "goal": value, "best": now.best, "tie": (now.best_metrics or {}).get(TIE),
-            "seconds": self.seconds,
-        }  # fmt: skip
-        now.history.append(record)
-        now.loss_sum, now.loss_rows = 0.0, 0
-        # Where no epoch had a value the last one is kept: better than nothing, and `train.result` says so.
-        if improved or (self.over and now.best is None):
-            state = self.model.module.state_dict()
-            kept = {name: state[name].detach().clone() for name in changing(self.model.module)}
-            self.best = Best(kept, replace(self.model, task=self.task.decided(judged.whole)), metrics)
-            if self.config.search.deepen and self.worker.rank == 0:
-                head = {name: value.cpu().contiguous() for name, value in kept.items() if is_head(name)}
-                storage.write_bytes(storage.join(self.uri, HEAD), save(head))
-        return record
-
-    def best_weights(self) -> Weights:
-        """What training changed, as it was after the best epoch."""
-        if self.best is not None:
-            return self.best.weights
-        with storage.local_copy(storage.join(self.uri, "best")) as folder:
-            stored = load_file(folder / bundle.WEIGHTS)
-        # What only training needs is not in a bundle; nothing is judged by it.
-        state = self.model.module.state_dict()
-        return {name: stored.get(name, state[name]).to(state[name]) for name in changing(self.model.module)}
-
-    def settle(self, outcome: Outcome, record: Record) -> None:
-        """Take over what averaging came to: it ends the last epoch's record."""
-        kept = outcome.judged.values
-        record["average"] = {
-            "kind": outcome.kind, "before": outcome.before, "after": outcome.after, "kept": outcome.kept,
-            **({f"val_{name}": value for name, value in kept.items()} if outcome.kept else {}),
-        }  # fmt: skip
-        if outcome.kept:
-            self.now.best, self.now.best_metrics = outcome.after, kept
-            record["best"], record["tie"] = outcome.after, kept.get(TIE)
-            task = self.task.decided(outcome.judged.whole)
-            self.best = Best(outcome.weights, replace(self.model, task=task), kept)
-
-    @property
-    def seconds(self) -> float:
-        """Spent on it, over all its starts; of what candidates share (batches, validation) its part."""
-        return self.now.seconds + sum(self.spent.values())
-
-    def publish_best(self) -> None:
-        """Write the best epoch's bundle, if it is not there yet."""
-        if self.best is None or self.worker.rank != 0:
-            return
-        best, self.best = self.best, None
-        stored = self.config.model_dump(mode="json")
-        with self.with_weights(best.weights):
-            bundle.save(storage.join(self.uri, "best"), best.model, best.metrics, stored, self.loop.golden())
-
-    @contextlib.contextmanager
-    def with_weights(self, weights: Weights) -> Iterator[None]:
-        """Other weights in the model for the length of the block."""
-        module = self.model.module
-        state = module.state_dict()
-        current = {name: state[name].clone() for name in weights}
-        module.load_state_dict(weights, strict=False)
-        try:
-            yield
-        finally:
-            module.load_state_dict(current, strict=False)
-
-    def due(self, ended: bool) -> bool:
-        """Whether a checkpoint is due, at the end of an epoch or within it."""
-        every = self.config.train.checkpoint_every_steps
-        long_ago = self.seconds - self.saved_s > SAVE_EVERY_S
-        return bool(every and self.now.step % every == 0) or (ended and (not self.loop.sparing or long_ago))
-
-    def save(self, shown: dict[str, float]) -> None:
-        """A checkpoint of where it stands, and what is best so far."""
-        mark = time.perf_counter()
-        if self.worker.rank == 0:
-            self.publish_best()
-            stored, state = self.config.model_dump(mode="json"), {**asdict(self.now), "seconds": self.seconds}
-            checkpoint.save(
-                self.uri, self.candidate, state, shown, stored, self.config.train.keep_checkpoints
-            )
-        self.spent["save"] += time.perf_counter() - mark
-        self.saved_s = self.seconds
-
-    def write_story(self) -> None:
-        """The epochs so far, and where the time went, into the run's folder."""
-        stages = [{"name": name, "seconds": seconds} for name, seconds in self.spent.items()]
-        told = {"epochs": self.now.history, "stages": stages}
-        storage.write_json(storage.join(self.uri, METRICS), told)
-
-    def begin_sums(self) -> None:
-        """From here on rank 0 carries what all ranks have come to."""
-        first = self.worker.rank == 0
-        self.loss_sum = torch.tensor(self.now.loss_sum if first else 0.0, device=self.worker.device)
-        self.loss_rows = self.now.loss_rows if first else 0
 
 
 def epochs(config: Config, worker: Worker, emit: Emit) -> Iterator[Record]:
@@ -358,7 +58,7 @@ class Loop:
         configs: Sequence[Config],
         worker: Worker,
         emit: Emit,
-        feed: Callable[[Loop], Feed] | None = None,
+        feed: Callable[[Loop], BatchSource] | None = None,
         sparing: bool = False,
     ) -> None:
         torch.set_num_threads(worker.threads)
@@ -383,7 +83,9 @@ class Loop:
         self._many, self._built = len(configs) > 1, dict[str, bundle.Model]()
         for one in configs:
             try:
-                self.runs.append(Run(one, self))
+                self.runs.append(
+                    Run(one, self.model, self.order.steps_per_epoch, worker, self.golden, sparing)
+                )
             except Exception as error:
                 if not sparing:
                     raise
@@ -395,15 +97,17 @@ class Loop:
             config.data.uri, self.split, task, tuple(self.labels), self.runs[0].model.preprocess,
             config.augment, config.seed, config.data.cache_mb,
         )  # fmt: skip
-        self.feed: Feed = feed(self) if feed else Pixels(self.source, self.order, config, worker)
+        self.feed: BatchSource = (
+            feed(self) if feed else RenderedBatches(self.source, self.order, config, worker)
+        )
 
     def model(self, config: Config) -> bundle.Model:
         """A candidate's model as it begins. Of many that begin alike one is built, and theirs are copies."""
-        alike = kind(config)
+        alike = start_key(config)
         built = self._built.get(alike)
         if built is None:
             torch.manual_seed(config.seed)
-            built = begin(config, self.data)
+            built = initial_model(config, self.data)
             if not self._many:
                 return built
             built.module.to(self.worker.device)  # else each copy would take statistics there for itself
@@ -428,7 +132,11 @@ class Loop:
                 self.emit({"kind": "start", "run": run.uri, "step": run.now.step, "steps": run.num_steps})
             for run in self.runs:
                 # A start that was killed at its very end has not written it.
-                if run.over and not self.sparing and not storage.exists(storage.join(run.uri, METRICS)):
+                if (
+                    run.over
+                    and not self.sparing
+                    and not storage.exists(storage.join(run.uri, rundir.METRICS))
+                ):
                     run.write_story()
         told = 0.0
         step = min((run.now.step for run in self.active), default=0)
@@ -480,7 +188,7 @@ class Loop:
             run.error, run.ended = error, True
             with contextlib.suppress(StorageError):
                 text = "".join(traceback.format_exception(error))
-                storage.write_bytes(storage.join(run.uri, ERROR), text.encode())
+                storage.write_bytes(storage.join(run.uri, rundir.ERROR), text.encode())
             error.__traceback__ = None  # holds the step's tensors
 
     @property
@@ -530,7 +238,7 @@ class Loop:
 
     def _average(self, runs: Sequence[Run], records: dict[str, Record]) -> None:
         """Of trainings that end here: is an average of their weights better than their best epoch?"""
-        asked: dict[str, tuple[Run, Generator[Weights, Judged, Outcome], Weights]] = {}
+        asked: dict[str, tuple[Run, Generator[Weights, Evaluation, Outcome], Weights]] = {}
         mark = time.perf_counter()
         for run in runs:
             with self.alone(run):
@@ -557,12 +265,14 @@ class Loop:
         for run in runs:
             run.spent["validate"] += (time.perf_counter() - mark) / len(runs)
 
-    def validate(self, runs: Sequence[Run], blocks: bool = False) -> dict[str, Judged]:
+    def validate(self, runs: Sequence[Run], blocks: bool = False) -> dict[str, Evaluation]:
         """Metrics of each run over the whole validation split, by name, the same on every rank; every row
         counted once whatever the number of workers. ``blocks``: in parts, too."""
         found, total = (
             {
-                run.name: Parts(partial(run.task.metrics, self.labels), blocks, tasks.identity(run.task))
+                run.name: SplitEvaluation(
+                    partial(run.task.metrics, self.labels), blocks, tasks.identity(run.task)
+                )
                 for run in runs
             }
             for _ in range(2)
@@ -595,20 +305,10 @@ class Loop:
         return self._golden
 
 
-def _answer(proposals: Generator[Weights, Judged, Outcome], judged: Judged) -> Weights | Outcome:
+def _answer(proposals: Generator[Weights, Evaluation, Outcome], judged: Evaluation) -> Weights | Outcome:
     """The next weights to be judged, or what came of them all."""
     try:
         return proposals.send(judged)
     except StopIteration as end:
         outcome: Outcome = end.value
         return outcome
-
-
-def _seed(*entropy: int) -> None:
-    """Seed the random numbers of a step: as `torch.manual_seed`, which for each kind of GPU that it does not
-    find formats a stack trace, 0.3 ms a step, nearly what a linear probe takes for its own."""
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    if torch.cuda.is_initialized():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)

@@ -13,9 +13,7 @@ from tlray import storage, tasks
 from tlray.bundle.bundle import MANIFEST
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
-from tlray.training import checkpoint
-
-CONFIG, METRICS, TRIALS, BEST = "config.json", "metrics.json", "trials.json", "best"
+from tlray.training import checkpoint, rundir
 
 # What may differ when a run goes on. The data's place is not compared, but what lies there.
 FREE = (
@@ -27,19 +25,13 @@ FREE = (
 FREE_OF_TRAINING = (*FREE, "search", "train.epochs")  # of a single training besides
 FREE_OF_SEARCH = (*FREE, "search")  # and the keys of its space
 
-# All that a run leaves in its folder, in the order in which it goes: first what could be gone on with.
-_OURS = (
-    "checkpoints", TRIALS, "trials", BEST, METRICS, "evaluation.json", "report.html", "head.safetensors",
-    "tensorboard", "mlflow.json", "refused.json", "error.txt", "ray", CONFIG,
-)  # fmt: skip
-
 
 def check_training(config: Config, fingerprint: str) -> list[str]:
     """Raise ConfigError where the run's folder holds another run than this training; notes for the user.
 
     ``fingerprint``: of the data.
     """
-    if storage.exists(storage.join(config.run_uri, TRIALS)):
+    if storage.exists(storage.join(config.run_uri, rundir.TRIALS)):
         raise ConfigError(f"name = {config.name!r}: {config.run_uri} is a search; {_way_out(config)}")
     before = _trained(config.run_uri)
     if before is None:
@@ -65,7 +57,7 @@ def as_begun(config: Config) -> Config:
     new training has its own defaults for, are those that the run has. One from before there was such a
     setting has the task's plain default, which means what was done then.
     """
-    place = storage.join(config.run_uri, CONFIG)
+    place = storage.join(config.run_uri, rundir.CONFIG)
     try:
         stored = storage.read_json(place) if storage.exists(place) else {}
     except StorageError:  # damaged; checkpoints know, too
@@ -120,7 +112,7 @@ def clear(config: Config) -> None:
     Raises ConfigError where the new run needs a part of the old one.
     """
     home = storage.absolute(config.run_uri)
-    ours = [storage.join(home, entry) for entry in _OURS]
+    ours = [storage.join(home, entry) for entry in rundir.ALL]
     needed = {
         "data.uri": config.data.uri,
         "model.head": config.model.head,
@@ -133,7 +125,9 @@ def clear(config: Config) -> None:
                 f"{key} = {place!r}: lies in the run that --fresh deletes; accepted: a new name than "
                 f"{config.name!r}"
             )
-    if any(storage.exists(storage.join(home, entry)) for entry in (CONFIG, METRICS, TRIALS)):
+    if any(
+        storage.exists(storage.join(home, entry)) for entry in (rundir.CONFIG, rundir.METRICS, rundir.TRIALS)
+    ):
         for uri in ours:
             storage.delete(uri)
 
@@ -168,12 +162,12 @@ def _trained(run_uri: str) -> tuple[dict[str, Any], str | None, int] | None:
     By the newest checkpoint; where there is none any more, by its best epoch.
     """
     names = [f"checkpoints/{name}" for name in reversed(checkpoint.listing(run_uri))]
-    for name in (*names, BEST):
+    for name in (*names, rundir.BEST):
         place = storage.join(run_uri, name)
         try:
             manifest = storage.read_json(storage.join(place, MANIFEST))
             config = dict(manifest["config"])
-            state = storage.read_json(storage.join(place, checkpoint.STATE)) if name != BEST else {}
+            state = storage.read_json(storage.join(place, checkpoint.STATE)) if name != rundir.BEST else {}
             return config, manifest.get("fingerprint"), len(state.get("history") or [])
         except (StorageError, KeyError, TypeError, ValueError, AttributeError):
             continue  # damaged: training passes it over, too

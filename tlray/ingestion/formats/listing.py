@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tlray import storage
 from tlray.data.image import EXTENSIONS
 from tlray.data.schema import SPLITS
-from tlray.errors import DataError, misspelt
+from tlray.errors import DataError, spelling_hint
 from tlray.ingestion.findings import Finding, finding
 
 # Pictures that tlray cannot open: listed too, so that the report names each instead of losing them.
@@ -49,7 +49,8 @@ class Listing:
         """List a folder, or the folder that a label file speaks of. Raises DataError, StorageError."""
         if not storage.exists(source):
             raise DataError(
-                f"{source}: not found; accepted: a folder or table of labelled pictures{misspelt(source)}"
+                f"{source}: not found; accepted: a folder or table of labelled pictures"
+                f"{spelling_hint(source)}"
             )
         if storage.is_dir(source):
             return cls._of(source)

@@ -49,7 +49,7 @@ def look(listing: Listing) -> Look | None:
     return Look(summary, pictures, files, gives=_gives(labelled))
 
 
-def _spoken_of(listing: Listing, t: tables.Table) -> set[str]:
+def _spoken_of(listing: Listing, t: tables.LabelTable) -> set[str]:
     """Pictures of a table of which the beginning was read: the rest names those of the same folders."""
     own = {path for path in t.pictures if path is not None}
     if t.file.lower().endswith(".parquet") or len(listing.head(t.file)) >= HEAD:

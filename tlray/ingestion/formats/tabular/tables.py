@@ -19,7 +19,7 @@ _TABLES = 50  # of one ending that are looked into: on object storage each costs
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelTable:
     """One file with a column of paths."""
 
     rows: records.Records
@@ -50,7 +50,7 @@ class Lost:
 class Group:
     """Tables of the same columns, which are read as one."""
 
-    tables: list[Table]
+    tables: list[LabelTable]
     splits: roles.SplitColumns = field(default_factory=roles.SplitColumns)
     labels: roles.Labels | None = None
     why_not: str = ""  # why no column is one of labels
@@ -81,9 +81,9 @@ def _belongs_to_picture(listing: Listing, path: str) -> bool:
     return any(stem.lower() in listing.by_stem for stem in beside)
 
 
-def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[list[Table], list[Lost]]:
+def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[list[LabelTable], list[Lost]]:
     """Files whose cells name pictures; and the others, with the column that seems to name some or ""."""
-    there: list[Table] = []
+    there: list[LabelTable] = []
     lost: list[Lost] = []
     for path in files:
         if not path.lower().endswith(".parquet") and refused.form_of(path, listing.head_text(path)):
@@ -109,7 +109,9 @@ def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[li
                 break
             if column is not None:
                 values = [cells.text(value) for value in read.columns[column]]
-                there.append(Table(read, column, places, split, [places.find(value) for value in values]))
+                there.append(
+                    LabelTable(read, column, places, split, [places.find(value) for value in values])
+                )
                 first = None
                 break
             first = first or read
@@ -123,9 +125,9 @@ def _words(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
-def grouped(tables: Sequence[Table]) -> list[Group]:
+def grouped(tables: Sequence[LabelTable]) -> list[Group]:
     """Tables by their columns, with the roles that these have."""
-    same: dict[frozenset[str], list[Table]] = defaultdict(list)
+    same: dict[frozenset[str], list[LabelTable]] = defaultdict(list)
     for t in tables:
         same[frozenset(t.rows.columns)].append(t)
     made = []
@@ -141,7 +143,7 @@ def grouped(tables: Sequence[Table]) -> list[Group]:
     return made
 
 
-def merged(tables: Sequence[Table]) -> dict[str, list[Any]]:
+def merged(tables: Sequence[LabelTable]) -> dict[str, list[Any]]:
     """The columns of tables, one below the other, without those of paths."""
     names = list(dict.fromkeys(name for t in tables for name in t.others()))
     return {

@@ -1,0 +1,77 @@
+"""Batches on the device, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from tlray.config import Config
+from tlray.data import loader
+from tlray.data.dataset import Dataset
+from tlray.data.image import Geometry
+from tlray.data.sampler import Indices, Order
+from tlray.models.backbone import Boundary, Features
+from tlray.training.worker import Worker
+
+
+@dataclass
+class DeviceBatch:
+    """A batch as candidates take it, on the device: ``x_BCHW`` uint8 pixels (None where no candidate begins
+    there), features by boundary; targets by name, rows (B,) and geometries as in `stream.Batch`."""
+
+    x_BCHW: torch.Tensor | None
+    features: dict[Boundary, Features]
+    targets: dict[str, Any]
+    rows: Indices
+    geometries: list[Geometry]
+
+    def input(self, boundary: Boundary | None) -> Any:
+        """What a candidate's module takes: features at its boundary, else pixels."""
+        return self.x_BCHW if boundary is None else self.features.get(boundary, self.x_BCHW)
+
+
+class BatchSource(Protocol):
+    """Where batches come from."""
+
+    def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
+        """This rank's batches of the steps [first, last); None where it has no row in a step."""
+        ...
+
+    def one(self, epoch: int, row: Indices) -> DeviceBatch:
+        """A batch of one row, for a rank that has none in a step."""
+        ...
+
+    def validation(self, boundaries: Collection[Boundary | None]) -> Iterable[DeviceBatch]:
+        """This rank's part of the validation split, for candidates that begin at these boundaries."""
+        ...
+
+
+class RenderedBatches:
+    """Every batch rendered for its step: what plain training eats."""
+
+    def __init__(self, source: loader.Source, order: Order, config: Config, worker: Worker) -> None:
+        self.source, self.order, self.worker = source, order, worker
+        self.channels_last = config.train.channels_last
+        plain = loader.plain(source, config.data.validation_split)
+        self._held = loader.CachedBatches(plain, worker.rank, worker.world, config.train.batch_size)
+        self._fingerprint = Dataset.open(source.uri).fingerprint
+
+    def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
+        for batch in loader.train_batches(self.source, self.order, self.worker.rank, first, last):
+            yield self.fed(batch) if batch else None
+
+    def one(self, epoch: int, row: Indices) -> DeviceBatch:
+        return self.fed(loader.make_batch(self.source, self._fingerprint, epoch, row))
+
+    def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[DeviceBatch]:
+        for batch in self._held:
+            x_BCHW = batch.x_BCHW.to(self.worker.device, non_blocking=True)
+            yield DeviceBatch(x_BCHW, {}, {}, batch.rows, batch.geometries)
+
+    def fed(self, batch: loader.Batch) -> DeviceBatch:
+        """A batch on the device."""
+        x_BCHW, targets = loader.to_device(batch, self.worker.device, self.channels_last)
+        return DeviceBatch(x_BCHW, {}, targets, batch.rows, batch.geometries)

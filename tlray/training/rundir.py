@@ -1,0 +1,20 @@
+"""Names of the files in a run's folder, with who writes each."""
+
+from __future__ import annotations
+
+CONFIG = "config.json"  # the configuration as training takes it, without an "auto"; by whoever begins the run
+BEST = "best"  # the bundle of the best epoch, or of a search's winner
+CHECKPOINTS = "checkpoints"  # a folder for each checkpoint; checkpoint.py
+METRICS = "metrics.json"  # the epochs so far, and where the time went; run.py
+HEAD = "head.safetensors"  # of the best epoch, where a search trains deeper from it; run.py
+ERROR = "error.txt"  # the traceback behind the one line that was shown; fit.py, loop.py
+REFUSED = "refused.json"  # a mistake of the user that a worker met, no reason to try again; fit.py
+TRIALS = "trials.json"  # all trials of a search; search/trial_log.py
+EVALUATION = "evaluation.json"  # the winner on the validation split; api.py
+REPORT = "report.html"  # report/
+
+# All that a run leaves, in the order in which it is deleted: first what could be gone on with.
+ALL = (
+    CHECKPOINTS, TRIALS, "trials", BEST, METRICS, EVALUATION, REPORT, HEAD, "tensorboard", "mlflow.json",
+    REFUSED, ERROR, "ray", CONFIG,
+)  # fmt: skip

@@ -1,0 +1,36 @@
+"""The processes that train together, and what they tell each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+
+class Worker(Protocol):
+    """One of the processes that train together."""
+
+    rank: int
+    world: int
+    device: torch.device
+    threads: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, by rank, on every rank: a barrier."""
+        ...
+
+
+@dataclass
+class LocalWorker:
+    """A process that trains alone."""
+
+    threads: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
