@@ -34,7 +34,7 @@ def test_the_bundle_says_what_was_reported(
     task: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Averages are kept here whatever the noise says."""
-    monkeypatch.setattr("tlray.training.average.worth_it", lambda new, old, goal: True)
+    monkeypatch.setattr("tlray.training.average.is_significantly_better", lambda new, old, goal: True)
     uri = scenes_dataset(tmp_path / "data", tasks.load({"name": task}).columns, train=20, validation=9)
     config = settings(uri, tmp_path, task, "run", 0, 3e-3, **given)
     last = list(loop.epochs(config, LocalWorker(1), lambda event: None))[-1]

@@ -235,11 +235,11 @@ def test_what_fails_leaves_nothing(uri: str) -> None:
 
 PROCESS = """
 import pathlib, sys, time, numpy as np
-from tlray.search import store
+from tlray.search import feature_cache as store
 uri, name, store.PART_BYTES, *key = sys.argv[1:]
 store.PART_BYTES = int(store.PART_BYTES)
 rows = dict(np.load(name + ".npz"))
-with store.Store(uri).write(store.Key(*key), 30) as writer:
+with store.FeatureCache(uri).write(store.Key(*key), 30) as writer:
     writer.add({n: x[:20] for n, x in rows.items()})
     pathlib.Path(name + ".begun").touch()
     while not pathlib.Path(name + ".go").exists():

@@ -50,7 +50,7 @@ def test_the_bundle_of_an_average_is_what_was_judged(
 ) -> None:
     """Whatever the noise says it is kept here, and each trial does no harm."""
     search, rows = trials(tmp_path, task)
-    monkeypatch.setattr("tlray.training.average.worth_it", lambda new, old, goal: True)
+    monkeypatch.setattr("tlray.training.average.is_significantly_better", lambda new, old, goal: True)
     monkeypatch.setattr("tlray.tasks.base.Goal.beats", lambda self, new, old: False)
     row = soup.measure(search, "average-1", rows, None, 1)
     assert row["of"] == [one["id"] for one in rows] and row["bundle"] == f"{tmp_path}/s/trials/average-1/best"
@@ -73,7 +73,7 @@ def test_the_bundle_of_an_average_is_what_was_judged(
 
 def test_what_is_no_better_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, rows = trials(tmp_path, "classification")
-    monkeypatch.setattr("tlray.training.average.worth_it", lambda new, old, goal: False)
+    monkeypatch.setattr("tlray.training.average.is_significantly_better", lambda new, old, goal: False)
     row = soup.measure(search, "average-1", rows, None, 1)
     assert row["best"] is row["bundle"] is None and row["of"] == [rows[0]["id"]]
     assert all(line.endswith("not kept: no more than noise") for line in row["told"])
@@ -82,7 +82,7 @@ def test_what_is_no_better_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_only_trials_of_one_start_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, rows = trials(tmp_path, "classification", "all")
-    monkeypatch.setattr("tlray.training.average.worth_it", lambda new, old, goal: True)
+    monkeypatch.setattr("tlray.training.average.is_significantly_better", lambda new, old, goal: True)
     monkeypatch.setattr("tlray.tasks.base.Goal.beats", lambda self, new, old: False)
     file = Path(rows[1]["bundle"], "manifest.json")
     manifest = storage.read_json(str(file))
@@ -97,7 +97,7 @@ def test_between_the_probe_and_the_winner(tmp_path: Path, monkeypatch: pytest.Mo
     head = probe.head_beside(search, [found], rows[0]["params"])
     assert head == f"{tmp_path}/s/trials/probe/head.safetensors"
     monkeypatch.setattr(soup, "SHARES", (0.25,))
-    monkeypatch.setattr("tlray.training.average.worth_it", lambda new, old, goal: True)
+    monkeypatch.setattr("tlray.training.average.is_significantly_better", lambda new, old, goal: True)
     monkeypatch.setattr("tlray.tasks.base.Goal.beats", lambda self, new, old: new != old)
     row = soup.measure(search, "average-1", rows[:1], head, 1)
     assert row["told"][-1].startswith("0.25 of the winner, 0.75 of the probe: accuracy ")
