@@ -46,7 +46,7 @@ def ingest(
 
 
 def train(config: Config, show: Observer, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
-    """Train, evaluate, report: the result of `train.fit`, and ``evaluation`` (metrics) and ``report``.
+    """Train, evaluate, report: the result of `fit.fit`, and ``evaluation`` (metrics) and ``report``.
 
     Goes on with the run of this name, or refuses where that was another one; ``fresh``: begins anew.
     """

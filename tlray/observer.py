@@ -16,13 +16,3 @@ class Observer(Protocol):
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` rows or pictures of a stage."""
-
-
-class Silent:
-    """An `Observer` that shows nothing."""
-
-    def begin(self) -> None: ...
-
-    def event(self, event: dict[str, Any]) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int) -> None: ...

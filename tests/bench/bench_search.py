@@ -20,7 +20,7 @@ actors reused, no gradient through what is frozen, no checkpoints; its batches c
 alone, Ray being up and its rendering processes warm.
 
 ``of_ceiling`` is the gain reached / the gain that the plan of the same run holds for possible (naive_s /
-ceiling_s: from P_d and S_d, see tlray/search/plan.py); of all grids, the worst one's stands in the last line.
+ceiling_s: from P_d and S_d, see tlray/search/cost.py); of all grids, the worst one's stands in the last line.
 ``gain_once_started``: without the seconds until the first process that trains has loaded its code, which
 both sides spend once, whatever the number of pictures.
 In every grid all trials must come to the same validation accuracy on both sides, give or take TOLERANCE

@@ -10,7 +10,6 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.roundtrip.runner import map_here
 from tlray import storage
 from tlray.data import masks, schema, synthetic
 from tlray.data.dataset import Dataset
@@ -31,13 +31,7 @@ from tlray.ingestion.ingest import ingest
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do in this process what Ray's tasks do, and return it in the worst order."""
-
-    def map_here(
-        blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any
-    ) -> Iterator[pa.Table]:
-        yield from [work(block, **settings) for block in blocks][::-1]
-
+    """Do in this process what Ray's tasks do."""
     monkeypatch.setattr(module, "_map", map_here)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
+from tests.roundtrip.runner import map_here
 from tlray.data.dataset import Dataset
 from tlray.data.image import decode_mask, encode_mask
 from tlray.errors import DataError
@@ -27,13 +26,7 @@ CASES = Path(__file__).parents[3] / "shared" / "cases"
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do in this process what Ray's tasks do, and return it in the worst order."""
-
-    def map_here(
-        blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any
-    ) -> Iterator[pa.Table]:
-        yield from [work(block, **settings) for block in blocks][::-1]
-
+    """Do in this process what Ray's tasks do."""
     monkeypatch.setattr(module, "_map", map_here)
     monkeypatch.setattr(formats, "names", lambda: ["folder", "masks"])
 

@@ -108,7 +108,7 @@ class PrefixBatches(RenderedBatches):
         return self.store is not None and all(self.key(v, boundary) in self.store for v in self.views)
 
     def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
-        """As `Pixels.train`; pictures are not even opened while every candidate begins at a kept boundary."""
+        """As `RenderedBatches.train`; no picture is opened where every candidate begins at kept features."""
         step, pixels = first, None
         while step < last:
             self._prepare(step)

@@ -29,6 +29,7 @@ from tlray.search.trial_log import TrialLog
 from tlray.training.loop import Loop
 from tlray.training.resume import flat
 from tlray.training.run import Record
+from tlray.training.rundir import CONFIG
 from tlray.training.worker import LocalWorker, Worker
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Group:
         for run in self._loop.runs:
             with self._loop.alone(run):
                 tree = run.config.model_dump(mode="json")
-                storage.write_json(storage.join(run.uri, "config.json"), tree)
+                storage.write_json(storage.join(run.uri, CONFIG), tree)
         stories = {run.name: run.now.history for run in self._loop.runs}
         return {"stories": stories, "failed": self._failed(), "plan": plan.to_dict()}
 

@@ -36,7 +36,7 @@ from tlray.search.extra_bundle import leave
 from tlray.search.transferability import BATCH, POOLED, features_by_stage
 from tlray.tasks.base import TIE, Metrics
 from tlray.training.build import initial_model, is_head
-from tlray.training.rundir import HEAD
+from tlray.training.rundir import HEAD, trial_folder
 
 ROWS = 20_000  # of the training split at most, drawn by class
 STRENGTHS = tuple(10.0 ** (1 - k / 2) for k in range(11))  # of L2, beside the mean loss: 10 to 1e-4
@@ -205,11 +205,11 @@ def _beside(probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> M
 
 
 def _head(config: Config, found: Mapping[str, Any]) -> str:
-    return storage.join(config.run_uri, "trials", found["id"], HEAD)
+    return storage.join(trial_folder(config.run_uri, found["id"]), HEAD)
 
 
 def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Probe the frozen backbone of these settings: a row of `Table.probes`. For models that have a `head_of`.
+    """Probe the frozen backbone of these settings: a row of `TrialLog.probes`, for models with a `head_of`.
 
     Leaves the probe of the pooled features in RUN/trials/ID, as a bundle and as a head.
     Raises DataError for a picture that cannot be read.

@@ -35,7 +35,7 @@ from tlray.search.extra_bundle import leave
 from tlray.tasks.base import TIE, Goal
 from tlray.training.average import NO_AVERAGE, Weights, greedy, outcome
 from tlray.training.build import initial_model
-from tlray.training.rundir import METRICS
+from tlray.training.rundir import METRICS, trial_folder
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the winner, between it and the probe
 PICTURES = 1024  # of the training split, by which statistics of batch norm are estimated
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, threads: int) -> Row:
-    """Average the bundles of these trials, the best one first: a row of `Table.averages`.
+    """Average the bundles of these trials, the best one first: a row of `TrialLog.averages`.
 
     ``head``: a file with the probe's head, where there is a probe of the first one's backbone.
     Leaves the average, where it is kept, in RUN/trials/ID. Raises BundleError, DataError.
@@ -87,7 +87,7 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
     depth = min(manifests[one].freeze_depth for one in of)
     model = replace(judge.model, task=judge.model.task.decided(last.judged.whole), freeze_depth=depth)
     own = judge.config.override({"name": id_, "runs": f"{config.run_uri}/trials"}, "average")
-    story = storage.read_json(storage.join(config.run_uri, "trials", ids[0], METRICS))["epochs"]
+    story = storage.read_json(storage.join(trial_folder(config.run_uri, ids[0]), METRICS))["epochs"]
     metrics = last.judged.values
     row["bundle"] = leave(model, own, metrics, ("average", seconds), story)
     return {**row, "best": metrics[goal.name], "tie": metrics.get(TIE)}

@@ -86,7 +86,7 @@ class Trial(tune.Trainable):
 
     def _train(self) -> Iterator[Record]:
         config = self._config
-        storage.write_json(storage.join(config.run_uri, "config.json"), config.model_dump(mode="json"))
+        storage.write_json(storage.join(config.run_uri, rundir.CONFIG), config.model_dump(mode="json"))
         if config.scale.num_workers > 1:
             self._team = RayTrainThread(config, self._tell)
             return self._team.records()

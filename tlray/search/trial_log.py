@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from tlray import storage
+from tlray.bundle.bundle import MANIFEST
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
 from tlray.inference.judging import SHARE, share_error
@@ -23,11 +24,10 @@ from tlray.search.extend import wider
 from tlray.search.space import Params, Space
 from tlray.tasks.base import TIE, Goal
 from tlray.training import checkpoint, resume
-from tlray.training.rundir import BEST, CHECKPOINTS, CONFIG, METRICS, TRIALS
+from tlray.training.rundir import BEST, CHECKPOINTS, CONFIG, METRICS, TRIALS, trial_folder
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 RESULTS = "result.json"  # in a trial's folder: its epochs, a line each, as Ray Tune writes them
 NEAR = 0.5  # standard errors of accuracy within which trials are told apart by log loss
 RULED_OUT = "ruled out"  # before it began, see probe_first.py
@@ -193,7 +193,7 @@ class TrialLog:
 
     def folder(self, id_: str) -> str:
         """A trial's run folder."""
-        return storage.join(self.run_uri, "trials", id_)
+        return trial_folder(self.run_uri, id_)
 
     @property
     def best(self) -> TrialRow | None:

@@ -89,7 +89,7 @@ def identity(task: Task) -> str | None:
 
 
 def together(task: Task, data: Dataset, split: str) -> Together | None:
-    """What `order.Order` needs for batches in which rows of one label come together; None: they do not."""
+    """What `sampler.Order` needs for batches in which rows of one label come together; None: they do not."""
     if task.together <= 1:
         return None
     column = next(iter(task.columns))

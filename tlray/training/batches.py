@@ -20,7 +20,7 @@ from tlray.training.worker import Worker
 @dataclass
 class DeviceBatch:
     """A batch as candidates take it, on the device: ``x_BCHW`` uint8 pixels (None where no candidate begins
-    there), features by boundary; targets by name, rows (B,) and geometries as in `stream.Batch`."""
+    there), features by boundary; targets by name, rows (B,) and geometries as in `loader.Batch`."""
 
     x_BCHW: torch.Tensor | None
     features: dict[Boundary, Features]

@@ -18,7 +18,6 @@ from tlray.config import Config, Optim
 from tlray.models.backbone import Backbone, Features
 from tlray.training.average import Snapshots
 
-RGB = tuple[float, float, float]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -157,7 +157,7 @@ class Run:
         }  # fmt: skip
         now.history.append(record)
         now.loss_sum, now.loss_rows = 0.0, 0
-        # Where no epoch had a value the last one is kept: better than nothing, and `train.result` says so.
+        # Where no epoch had a value the last one is kept: better than nothing, and `fit.result` says so.
         if improved or (self.over and now.best is None):
             state = self.model.module.state_dict()
             kept = {name: state[name].detach().clone() for name in changing(self.model.module)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tlray import storage
+
 CONFIG = "config.json"  # the configuration as training takes it, without an "auto"; by whoever begins the run
 BEST = "best"  # the bundle of the best epoch, or of a search's winner
 CHECKPOINTS = "checkpoints"  # a folder for each checkpoint; checkpoint.py
@@ -10,11 +12,17 @@ HEAD = "head.safetensors"  # of the best epoch, where a search trains deeper fro
 ERROR = "error.txt"  # the traceback behind the one line that was shown; fit.py, loop.py
 REFUSED = "refused.json"  # a mistake of the user that a worker met, no reason to try again; fit.py
 TRIALS = "trials.json"  # all trials of a search; search/trial_log.py
+TRIAL_FOLDERS = "trials"  # a run's folder for each of them
 EVALUATION = "evaluation.json"  # the winner on the validation split; api.py
 REPORT = "report.html"  # report/
 
 # All that a run leaves, in the order in which it is deleted: first what could be gone on with.
 ALL = (
-    CHECKPOINTS, TRIALS, "trials", BEST, METRICS, EVALUATION, REPORT, HEAD, "tensorboard", "mlflow.json",
+    CHECKPOINTS, TRIALS, TRIAL_FOLDERS, BEST, METRICS, EVALUATION, REPORT, HEAD, "tensorboard", "mlflow.json",
     REFUSED, ERROR, "ray", CONFIG,
 )  # fmt: skip
+
+
+def trial_folder(run_uri: str, id_: str) -> str:
+    """The folder of a trial below its search's."""
+    return storage.join(run_uri, TRIAL_FOLDERS, id_)
