@@ -172,7 +172,7 @@ def test_predictions_are_plain_can_be_kept_and_drawn(name):
         assert isinstance(drawn, Image.Image) and drawn.size == source.size
         served = toy.task.served(prediction)
         assert json.loads(json.dumps(served)) == served and toy.task.served(served) == served
-        assert toy.task.finds or served == prediction
+        assert toy.task.detects or served == prediction
         toy.task.draw(source, toy.task.record(None, served), toy.labels)
         assert "\n" not in toy.task.summary(served, 3)
     records = [toy.task.record(r, p) for r, p in zip(toy.rows, predictions, strict=True)]

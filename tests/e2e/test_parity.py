@@ -71,7 +71,7 @@ def test_the_endpoint_sees_and_says_what_evaluation_does(ray_local: Any, tmp_pat
             source = loader.Source(data[one.name].uri, "test", task, tuple(labels), PRE)
             validated = loader.make_batch(source, data[one.name].fingerprint, 0, np.arange(ROWS)).x_BCHW
             metrics = task.metrics(labels)
-            whole = {"min_score": 0.001} if task.finds else {}  # what people are given is cut
+            whole = {"min_score": 0.001} if task.detects else {}  # what people are given is cut
             for number, row in enumerate(data[one.name].rows("test", range(ROWS)).to_pylist()):
                 reply = httpx.post(
                     f"{server.url}/v1/models/{one.name}/predict", content=row["image"]["bytes"],

@@ -100,7 +100,7 @@ def predict(
 
         predictor, answers, bad = Predictor(uri), [], []
         task = predictor.task
-        if min_score is not None and not task.finds:
+        if min_score is not None and not task.detects:
             said = f"accepted: none, a prediction of {task.name} is no list of finds"
             raise ConfigError(f"--min-score {min_score:g}: {said}")
         for first in range(0, len(places), BATCH_SIZE):

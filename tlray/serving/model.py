@@ -162,7 +162,7 @@ class ServedModel:
         """Encoded pictures of one request -> predictions: ranked lists cut to ``top`` entries, finds to those
         from ``min_score`` on (None: the task's threshold)."""
         task = self._predictor.task
-        if min_score is not None and not task.finds:
+        if min_score is not None and not task.detects:
             return self._no_finds(min_score)
         reply = await self._ask(pictures, Wanted())
         served = (task.served(prediction, min_score) for prediction in reply["results"])
@@ -179,7 +179,7 @@ class ServedModel:
     async def draw(self, pictures: list[bytes], min_score: float | None) -> Reply | Refusal:
         """One encoded picture -> PNG of its prediction over it, in source size; finds as in `predict`."""
         task, limit = self._predictor.task, self._predictor.preprocess.max_pixels
-        if min_score is not None and not task.finds:
+        if min_score is not None and not task.detects:
             return self._no_finds(min_score)
 
         def draw(predictions: list[Any]) -> bytes:

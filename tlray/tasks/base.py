@@ -145,8 +145,8 @@ class Task(Protocol):
     """Rows of one label that come together in a batch; 1: each comes by itself."""
     gallery: ClassVar[bool]
     """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
-    finds: ClassVar[bool]
-    """Whether a prediction is a list of finds with scores; `served` leaves out those of low score."""
+    detects: ClassVar[bool]
+    """Whether a prediction is a list of detections with scores; `served` leaves out those of low score."""
     follows: ClassVar[tuple[str, ...]]
     """Which of augment's mixup, cutmix, mosaic and class_balance its labels can follow. With mixup or cutmix
     targets without places come with a partner's, and the loss is `losses.mixed`."""

@@ -37,7 +37,7 @@ class Task(Strict):
     defaults: ClassVar[Defaults] = Defaults()
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
-    finds: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
     follows: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

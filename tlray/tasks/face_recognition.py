@@ -69,7 +69,7 @@ class Task(Strict):
         task={"mirror": True},
     )
     gallery: ClassVar[bool] = True
-    finds: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
     follows: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

@@ -59,7 +59,7 @@ class Task(Strict):
     )
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
-    finds: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
     follows: ClassVar[tuple[str, ...]] = ("cutmix", "class_balance")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

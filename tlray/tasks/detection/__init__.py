@@ -105,7 +105,7 @@ class Task(Strict):
     )
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
-    finds: ClassVar[bool] = True
+    detects: ClassVar[bool] = True
     follows: ClassVar[tuple[str, ...]] = ("mosaic",)
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
