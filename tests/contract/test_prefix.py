@@ -111,7 +111,7 @@ def test_from_tables_equals_computed(task: str, keep: str, tmp_path: Path) -> No
     trial at the pixels learns beside the others."""
     known = tasks.load({"name": task})
     uri = scenes_dataset(tmp_path / "data", known.columns, train=20, validation=9)
-    more = {"augment.views": 2, **{f"augment.{key}": 0.5 for key in known.follows}}
+    more = {"augment.views": 2, **{f"augment.{key}": 0.5 for key in known.supported_augmentations}}
     computed, kept = (grid(uri, tmp_path / n, task, **more) for n in ("computed", "kept"))
     stories, found = train(computed), train(kept, keep)
     for one, other in zip(computed, kept, strict=True):

@@ -136,7 +136,9 @@ def test_the_loss_is_the_mean_over_rows(name):
         assert torch.allclose(whole, (3 * first + 5 * second) / 8, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if "mixup" in tasks.load({"name": name}).follows])
+@pytest.mark.parametrize(
+    "name", [name for name in TASKS if "mixup" in tasks.load({"name": name}).supported_augmentations]
+)
 def test_the_loss_of_mixed_pictures_is_linear_in_their_shares(name):
     toy = Toy(name)
     toy.module.eval()

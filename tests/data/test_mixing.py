@@ -49,7 +49,9 @@ def same(one: Any, other: Any) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-ALL = {name: {key: 0.6 for key in tasks.load({"name": name}).follows} for name in tasks.names()}
+ALL = {
+    name: {key: 0.6 for key in tasks.load({"name": name}).supported_augmentations} for name in tasks.names()
+}
 
 
 @pytest.mark.parametrize("task", tasks.names())
@@ -285,12 +287,13 @@ def test_a_mask_is_cut_and_pasted_with_its_pixels(tmp_path: Path) -> None:
 def test_what_labels_cannot_follow_is_refused_in_one_line(task: str, key: str) -> None:
     known = tasks.load({"name": task})
     tree = config.parse({"task": {"name": task}}, "test")
-    if key in known.follows:
+    if key in known.supported_augmentations:
         tasks.check_augment(known, settled(**{key: 0.5}))
         assert accepted(tree, f"augment.{key}", 0.5) == 0.5
         return
-    words = rf"augment\.{key} = 0\.5 .*{task} cannot follow it; accepted: augment\.{known.follows[0]}"
-    with pytest.raises(ConfigError, match=words) as error:
+    accepted_key = known.supported_augmentations[0]
+    message = rf"augment\.{key} = 0\.5 .*{task} cannot follow it; accepted: augment\.{accepted_key}"
+    with pytest.raises(ConfigError, match=message) as error:
         tasks.check_augment(known, settled(**{key: 0.5}))
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=rf"search\.space\.augment\.{key}.*cannot follow"):

@@ -80,7 +80,7 @@ class Augmentation(Strict):
     contrast: Share = 0.2
     saturation: Share = 0.2
     erase: Share = 0.0  # how often a random rectangle is erased; never where labels have places
-    # Which of these a task's labels can follow is the task's to say (`Task.follows`); see mixing.py.
+    # A task lists those that its labels can follow (`Task.supported_augmentations`); see mixing.py.
     mixup: NonNegative = 0.0  # alpha of Beta(alpha, alpha), the share of another picture; 0: none
     cutmix: NonNegative = 0.0  # the same for a rectangle of another; where both are set, one at even odds
     mosaic: Share = 0.0  # of the pictures that are made of four; their crops are the mosaic's own

@@ -45,8 +45,8 @@ def check_augment(task: Task, settings: Augmentation, origin: str = "configurati
     """Raise ConfigError for a way to change pictures that the task's labels cannot follow."""
     for key in ("mixup", "cutmix", "mosaic", "class_balance"):
         value = getattr(settings, key)
-        if value and key not in task.follows:
-            accepted = ", ".join(f"augment.{name}" for name in task.follows) or "0"
+        if value and key not in task.supported_augmentations:
+            accepted = ", ".join(f"augment.{name}" for name in task.supported_augmentations) or "0"
             raise ConfigError(
                 f"augment.{key} = {value} ({origin}): the labels of {task.name} cannot follow it; accepted: "
                 f"{accepted}"

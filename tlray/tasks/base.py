@@ -147,8 +147,8 @@ class Task(Protocol):
     """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
     detects: ClassVar[bool]
     """Whether a prediction is a list of detections with scores; `served` leaves out those of low score."""
-    follows: ClassVar[tuple[str, ...]]
-    """Which of augment's mixup, cutmix, mosaic and class_balance its labels can follow. With mixup or cutmix
+    supported_augmentations: ClassVar[tuple[str, ...]]
+    """Those of mixup, cutmix, mosaic and class_balance that the labels can follow. With mixup or cutmix
     targets without places come with a partner's, and the loss is `losses.mixed`."""
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:

@@ -70,7 +70,7 @@ class Task(Strict):
     )
     gallery: ClassVar[bool] = True
     detects: ClassVar[bool] = False
-    follows: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
+    supported_augmentations: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """People with a single picture can be told from others, but show nothing of what stays the same."""

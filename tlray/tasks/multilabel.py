@@ -46,7 +46,7 @@ class Task(Strict):
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     detects: ClassVar[bool] = False
-    follows: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
+    supported_augmentations: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Says which pictures have no class: they are taken, and teach what is none of them."""

@@ -60,7 +60,7 @@ class Task(Strict):
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     detects: ClassVar[bool] = False
-    follows: ClassVar[tuple[str, ...]] = ("cutmix", "class_balance")
+    supported_augmentations: ClassVar[tuple[str, ...]] = ("cutmix", "class_balance")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Masks that cannot be read or have unknown ids are left out."""

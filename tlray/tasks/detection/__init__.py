@@ -106,7 +106,7 @@ class Task(Strict):
     together: ClassVar[int] = 1
     gallery: ClassVar[bool] = False
     detects: ClassVar[bool] = True
-    follows: ClassVar[tuple[str, ...]] = ("mosaic",)
+    supported_augmentations: ClassVar[tuple[str, ...]] = ("mosaic",)
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
         """Boxes are clipped to the picture; what is then no box any more is dropped, its row stays."""
