@@ -194,7 +194,7 @@ def test_metrics_of_parts_merge_into_those_of_the_whole(name):
         merged.merge(json.loads(json.dumps(one.state())))
     assert merged.compute() == pytest.approx(whole.compute(), abs=1e-9, nan_ok=True)
     assert toy.task.goal.name in whole.compute()
-    decided = toy.task.decided(whole)
+    decided = toy.task.with_thresholds(whole)
     assert tasks.load(json.loads(json.dumps(decided.model_dump(mode="json")))) == decided
 
 

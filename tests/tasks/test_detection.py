@@ -177,12 +177,12 @@ def test_the_threshold_is_the_best_one_on_validation():
     objects = [{"index": c, "score": s, "box": [a, a, a + 10.0, a + 10.0]} for c, s, a in found]
     metrics = TASK.metrics(LABELS)
     metrics.update([{"objects": objects}], [truth])
-    decided = TASK.decided(metrics)
-    assert decided.threshold == 0.4 and TASK.threshold is None
+    chosen = TASK.with_thresholds(metrics)
+    assert chosen.threshold == 0.4 and TASK.threshold is None
     whole = {"objects": [{**o, "label": "x"} for o in objects]}
-    assert decided.summary(decided.served(whole), 1).startswith("2 objects  x 0.9000 at 0,0")
+    assert chosen.summary(chosen.served(whole), 1).startswith("2 objects  x 0.9000 at 0,0")
     fixed = tasks.load({"name": "detection", "threshold": 0.7})
-    assert fixed.decided(metrics) is fixed
+    assert fixed.with_thresholds(metrics) is fixed
 
 
 def test_people_are_given_what_is_sure_and_metrics_everything():
@@ -222,10 +222,10 @@ def judged(row, found):
     again = task.metrics(LABELS)
     again.merge(json.loads(json.dumps(metrics.state())))
     assert again.compute() == metrics.compute() or math.isnan(metrics.compute()["map"])
-    decided = task.decided(metrics)
-    record = json.loads(json.dumps(decided.record(row, prediction)))
-    _, mistakes = decided.figures({"rows": [record], "labels": LABELS})
-    return metrics.compute(), decided.threshold, mistakes.caption.split(" ")[0]
+    chosen = task.with_thresholds(metrics)
+    record = json.loads(json.dumps(chosen.record(row, prediction)))
+    _, mistakes = chosen.figures({"rows": [record], "labels": LABELS})
+    return metrics.compute(), chosen.threshold, mistakes.caption.split(" ")[0]
 
 
 A, B, C = [0.0, 0, 20, 20], [30.0, 0, 50, 20], [60.0, 0, 100, 40]
@@ -388,11 +388,11 @@ def test_two_stages_learn():
 def test_a_bundle_gives_the_same_objects(detector, tmp_path):
     toy = Toy("detection", detector=detector, channels=32)
     spec = toy.module.backbone.spec()
-    decided = toy.task.model_copy(update={"threshold": 0.3})
-    model = bundle.Model(toy.module, decided, spec, 0, PRE, toy.labels, "")
+    chosen = toy.task.model_copy(update={"threshold": 0.3})
+    model = bundle.Model(toy.module, chosen, spec, 0, PRE, toy.labels, "")
     bundle.save(str(tmp_path / "b"), model, {"map": 0.5}, {}, toy.pictures[:3])
     loaded = bundle.load(str(tmp_path / "b"))[1]
-    assert loaded.task == decided
+    assert loaded.task == chosen
     toy.module.eval()
     assert loaded.predict(toy.pictures) == model.predict(toy.pictures)
     with torch.no_grad():

@@ -84,16 +84,16 @@ def test_without_pairs_there_are_no_figures_and_no_threshold():
     for degrees, people in (([], []), ([0, 10], [0, 0]), ([0, 10], [0, 1])):
         metrics = scored(degrees, people)
         assert math.isnan(metrics.compute()["verification_accuracy"])
-        assert task.decided(metrics) is task
+        assert task.with_thresholds(metrics) is task
 
 
 def test_the_threshold_of_validation_is_kept_one_set_by_hand_too():
     metrics = scored(*APART)
-    decided = tasks.load({"name": "face_recognition"}).decided(metrics)
-    assert decided.threshold == pytest.approx(metrics.compute()["threshold"], abs=1e-4)
-    assert decided.metrics([]).threshold == decided.threshold
+    chosen = tasks.load({"name": "face_recognition"}).with_thresholds(metrics)
+    assert chosen.threshold == pytest.approx(metrics.compute()["threshold"], abs=1e-4)
+    assert chosen.metrics([]).threshold == chosen.threshold
     by_hand = tasks.load({"name": "face_recognition", "threshold": 0.3})
-    assert by_hand.decided(scored(*APART, threshold=0.3)).threshold == 0.3
+    assert by_hand.with_thresholds(scored(*APART, threshold=0.3)).threshold == 0.3
 
 
 @pytest.mark.parametrize("head", HEADS)

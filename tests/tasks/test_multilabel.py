@@ -48,18 +48,18 @@ def test_metrics_are_those_of_the_library():
 def test_decided_thresholds_have_the_best_f1():
     metrics, p, truth = scored()
     task = tasks.load({"name": "multilabel"})
-    decided = task.decided(metrics)
+    chosen = task.with_thresholds(metrics)
     scores_NC, truth_NC = p.numpy(), truth.numpy().astype(bool)
 
     def f1(i: int, threshold: float) -> float:
         said = scores_NC[:, i] >= threshold
         return float(2 * (said & truth_NC[:, i]).sum() / (said.sum() + truth_NC[:, i].sum()))
 
-    for i, threshold in enumerate(decided.thresholds):
+    for i, threshold in enumerate(chosen.thresholds):
         assert f1(i, threshold) == max(f1(i, t) for t in np.unique(scores_NC[:, i]))
-    assert decided.metrics(LABELS).thresholds == decided.thresholds
+    assert chosen.metrics(LABELS).thresholds == chosen.thresholds
     by_hand = tasks.load({"name": "multilabel", "thresholds": [0.1, 0.2, 0.3]})
-    assert by_hand.decided(metrics) is by_hand and task.decided(task.metrics(LABELS)) is task
+    assert by_hand.with_thresholds(metrics) is by_hand and task.with_thresholds(task.metrics(LABELS)) is task
     logits = torch.logit(torch.tensor([[0.15, 0.15, 0.4]]))
     assert by_hand.decode(logits, [None], LABELS)[0]["present"] == ["waves", "blob"]
     assert multilabel.best_threshold(np.array([0.2, 0.9]), np.array([False, False])) == 0.5
@@ -68,7 +68,7 @@ def test_decided_thresholds_have_the_best_f1():
 def test_figures_are_those_at_the_thresholds_that_ship():
     metrics, _, _ = scored()
     task = tasks.load({"name": "multilabel"})
-    again = task.decided(metrics).metrics(LABELS)
+    again = task.with_thresholds(metrics).metrics(LABELS)
     again.merge(metrics.state())
     assert again.compute() == metrics.compute()
 

@@ -243,7 +243,7 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
     judges = _judged(model, config, probes, device)
     values = {place: judge.compute() for place, judge in judges.items()}
     own_metrics, seconds = values[POOLED], time.perf_counter() - began
-    model = replace(model, task=task.decided(judges[POOLED]))
+    model = replace(model, task=task.with_thresholds(judges[POOLED]))
     uri = leave(model, config, own_metrics, ("probe", seconds))
     head = {name: value for name, value in bundle.weights(module).items() if is_head(name)}
     storage.write_bytes(storage.join(config.run_uri, HEAD), save(head))

@@ -85,7 +85,7 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
     module = judge.model.module
     module.load_state_dict(last.weights, strict=False)
     depth = min(manifests[one].freeze_depth for one in of)
-    model = replace(judge.model, task=judge.model.task.decided(last.judged.whole), freeze_depth=depth)
+    model = replace(judge.model, task=judge.model.task.with_thresholds(last.judged.whole), freeze_depth=depth)
     own = judge.config.override({"name": id_, "runs": f"{config.run_uri}/trials"}, "average")
     story = storage.read_json(storage.join(trial_folder(config.run_uri, ids[0]), METRICS))["epochs"]
     metrics = last.judged.values

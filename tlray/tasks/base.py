@@ -189,7 +189,7 @@ class Task(Protocol):
 
     def metrics(self, labels: list[str]) -> Metrics: ...
 
-    def decided(self, metrics: Metrics) -> Task:
+    def with_thresholds(self, metrics: Metrics) -> Task:
         """This task with what is chosen on validation (thresholds); itself where nothing is."""
         ...
 

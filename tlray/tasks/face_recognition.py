@@ -113,7 +113,7 @@ class Task(Strict):
     def metrics(self, labels: list[str]) -> Metrics:
         return Metrics(self.threshold)
 
-    def decided(self, metrics: base.Metrics) -> Task:
+    def with_thresholds(self, metrics: base.Metrics) -> Task:
         """With the threshold of these pictures, where none was set and there are pairs to choose it by."""
         found = round(metrics.compute()["threshold"], 4)
         return self if found != found else self.model_copy(update={"threshold": found})

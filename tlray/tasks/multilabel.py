@@ -106,7 +106,7 @@ class Task(Strict):
     def metrics(self, labels: list[str]) -> Metrics:
         return Metrics(len(labels), self.thresholds)
 
-    def decided(self, metrics: base.Metrics) -> Task:
+    def with_thresholds(self, metrics: base.Metrics) -> Task:
         """With the thresholds at which each class has its best F1, unless they were set by hand."""
         assert isinstance(metrics, Metrics)
         if self.thresholds is not None or not metrics.scores:

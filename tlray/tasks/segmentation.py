@@ -136,7 +136,7 @@ class Task(Strict):
     def metrics(self, labels: list[str]) -> Metrics:
         return Metrics(len(labels), self.ignore_index)
 
-    def decided(self, metrics: base.Metrics) -> Task:
+    def with_thresholds(self, metrics: base.Metrics) -> Task:
         return self
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:

@@ -161,7 +161,8 @@ class Run:
         if improved or (self.over and now.best is None):
             state = self.model.module.state_dict()
             kept = {name: state[name].detach().clone() for name in changing(self.model.module)}
-            self.best = BestEpoch(kept, replace(self.model, task=self.task.decided(judged.whole)), metrics)
+            task = self.task.with_thresholds(judged.whole)
+            self.best = BestEpoch(kept, replace(self.model, task=task), metrics)
             if self.config.search.deepen and self.worker.rank == 0:
                 head = {name: value.cpu().contiguous() for name, value in kept.items() if is_head(name)}
                 storage.write_bytes(storage.join(self.uri, rundir.HEAD), save(head))
@@ -187,7 +188,7 @@ class Run:
         if outcome.kept:
             self.now.best, self.now.best_metrics = outcome.after, kept
             record["best"], record["tie"] = outcome.after, kept.get(TIE)
-            task = self.task.decided(outcome.judged.whole)
+            task = self.task.with_thresholds(outcome.judged.whole)
             self.best = BestEpoch(outcome.weights, replace(self.model, task=task), kept)
 
     @property

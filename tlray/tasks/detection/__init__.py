@@ -249,7 +249,7 @@ class Task(Strict):
     def metrics(self, labels: list[str]) -> Metrics:
         return Metrics(len(labels))
 
-    def decided(self, metrics: base.Metrics) -> Task:
+    def with_thresholds(self, metrics: base.Metrics) -> Task:
         if self.threshold is not None or not isinstance(metrics, Metrics):
             return self
         return self.model_copy(update={"threshold": metrics.best_threshold()})
