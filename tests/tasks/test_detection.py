@@ -457,7 +457,7 @@ def test_drawing_tells_truth_from_finds_without_colour():
 
 
 def training_rows(sides, size=(256, 256), seed=0):
-    """What `Task.fitted` reads: pictures of one box each, of these sides, anywhere."""
+    """What `Task.adapted_to_data` reads: pictures of one box each, of these sides, anywhere."""
     rng, rows = np.random.default_rng(seed), []
     for w, h in sides:
         x, y = rng.uniform(0, [size[0] - w, size[1] - h])
@@ -489,15 +489,15 @@ def test_anchors_come_from_the_boxes_where_standard_ones_fit_badly():
         Backbone("resnet10t-nano", size=256),
         tasks.load({"name": "detection", "anchors": "auto"}),
     )
-    square, note = task.fitted(training_rows([(24 + n, 30 + n) for n in range(60)]), backbone, LARGE)
+    square, note = task.adapted_to_data(training_rows([(24 + n, 30 + n) for n in range(60)]), backbone, LARGE)
     assert square.anchors == "standard" and square.anchor_recall > 0.9
     assert note.startswith("anchors: ") and "training boxes" in note and "made" not in note
-    long, note = task.fitted(training_rows(LONG), backbone, LARGE)
-    plain, _ = TASK.fitted(training_rows(LONG), backbone, LARGE)
+    long, note = task.adapted_to_data(training_rows(LONG), backbone, LARGE)
+    plain, _ = TASK.adapted_to_data(training_rows(LONG), backbone, LARGE)
     assert len(long.anchors) == 9 and plain.anchors == "standard"
     assert plain.anchor_recall < 0.6 < 0.9 < long.anchor_recall
     assert "made of the boxes" in note and f"{plain.anchor_recall:.1%}" in note
-    assert task.fitted(training_rows(LONG), backbone, LARGE)[0] == long  # the same each time
+    assert task.adapted_to_data(training_rows(LONG), backbone, LARGE)[0] == long  # the same each time
     assert tasks.load(json.loads(json.dumps(long.model_dump(mode="json")))) == long
     for one in (long, long.model_copy(update={"detector": "faster_rcnn"})):
         module = one.build(backbone, LABELS)
@@ -506,7 +506,7 @@ def test_anchors_come_from_the_boxes_where_standard_ones_fit_badly():
         loss = module(torch.zeros(1, 3, 256, 256, dtype=torch.uint8), target)
         assert torch.isfinite(loss)
     for nothing in (training_rows([]), lambda _: pa.table({"objects": []})):
-        assert task.fitted(nothing, backbone, LARGE) == (TASK, "")
+        assert task.adapted_to_data(nothing, backbone, LARGE) == (TASK, "")
 
 
 def test_bundles_from_before_anchors_were_a_setting_have_standard_ones():

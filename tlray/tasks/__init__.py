@@ -97,7 +97,7 @@ def together(task: Task, data: Dataset, split: str) -> Together | None:
 
 
 def training_rows(data: Dataset, split: str) -> TrainingRows:
-    """What `Task.fitted` reads by."""
+    """What `Task.adapted_to_data` reads by."""
     return lambda columns: data.read(split, [name for name in columns if name in data.schema.names])
 
 

@@ -168,7 +168,9 @@ class Task(Protocol):
         """
         ...
 
-    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+    def adapted_to_data(
+        self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess
+    ) -> tuple[Task, str]:
         """This task with what is chosen from the training rows before `build`, and what people are told of it
         in a line; itself and "" where nothing is."""
         ...

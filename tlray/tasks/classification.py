@@ -46,7 +46,9 @@ class Task(Strict):
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
         return None if any(table.num_rows for table in tables) else "it has no pictures"
 
-    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+    def adapted_to_data(
+        self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess
+    ) -> tuple[Task, str]:
         return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:

@@ -93,7 +93,9 @@ class Task(Strict):
             return f"it has {len(counts) or 'no'} person, and no pair of two"
         return None if counts.max() > 1 else "none of its people has two pictures, so there is no pair of one"
 
-    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+    def adapted_to_data(
+        self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess
+    ) -> tuple[Task, str]:
         return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:

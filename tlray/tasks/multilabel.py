@@ -61,7 +61,9 @@ class Task(Strict):
             return None
         return "none of its pictures has a class"
 
-    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+    def adapted_to_data(
+        self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess
+    ) -> tuple[Task, str]:
         return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:

@@ -54,7 +54,7 @@ def build_model(
         std=cast(RGB, backbone.std),
         interpolation="bicubic" if backbone.interpolation == "bicubic" else "bilinear",
     )
-    task, note = (task, "") if rows is None else task.fitted(rows, backbone, preprocess)
+    task, note = (task, "") if rows is None else task.adapted_to_data(rows, backbone, preprocess)
     module = task.build(backbone, labels, counts)
     notes = [note]
     if config.model.head:

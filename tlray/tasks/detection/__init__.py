@@ -81,7 +81,7 @@ class Task(Strict):
     min_stride: Count = 8  # px of the finest map that objects are looked for on
     anchor_scale: Positive = 2.0  # smallest anchor of a map, in strides; 4 in the paper, for larger inputs
     anchors: Annotated[Literal["auto", "standard"] | tuple[Shape, ...], BeforeValidator(_read_anchors)] = (
-        "standard"  # or widths and heights in strides of the map; see `fitted`
+        "standard"  # or widths and heights in strides of the map; see `adapted_to_data`
     )
     anchor_recall: Share | None = None  # told by training: of its boxes, those that an anchor fits
     box_loss: Literal["l1", "giou"] = "l1"  # of RetinaNet's boxes, see `OneStage`
@@ -160,7 +160,9 @@ class Task(Strict):
                 return None
         return "none of its pictures shows an object"
 
-    def fitted(self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess) -> tuple[Task, str]:
+    def adapted_to_data(
+        self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess
+    ) -> tuple[Task, str]:
         """``anchors: auto`` becomes standard ones, or where fewer than 90 % of the boxes have one of IoU 0.5
         shapes made of the boxes. Other tools' data, without columns width and height, has standard ones.
         """
