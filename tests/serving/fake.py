@@ -21,7 +21,7 @@ class FakePredictor:
         self.preprocess = SimpleNamespace(size=(32, 24))
         self.labels = ["a", "b", "c"]
         self.task = SimpleNamespace(
-            gallery=False, finds=False, image_of=lambda _: None, served=lambda prediction, _: prediction
+            gallery=False, detects=False, image_of=lambda _: None, served=lambda prediction, _: prediction
         )
         self.stages = ["stem", "layer1"]
         self.sizes: list[int] = []  # of the batches so far
