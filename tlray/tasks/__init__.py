@@ -1,4 +1,4 @@
-"""Kinds of vision task, one file or folder each; found by its name, so a new task is a new file."""
+"""Vision tasks, one file or folder each. A task is loaded by its module's name: a new file is a new task."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tlray.data.schema import Kind
 from tlray.errors import ConfigError, nearest
 from tlray.tasks.base import Counts, Task, TrainingRows
 
-_SHARED = ("base", "losses")  # modules here that are no task
+_SHARED = ("base", "losses")  # modules of this package that are not tasks
 
 
 def names() -> list[str]:
-    """Tasks that exist."""
+    """Names of all tasks."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
 
 
@@ -36,13 +36,13 @@ def load(settings: dict[str, Any], origin: str = "configuration") -> Task:
 
 
 def kept(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's settings as a bundle or a run of an earlier version holds them, without those that only
-    training read and that are elsewhere now."""
+    """A task's settings from a bundle or a run, without the keys that an earlier version had under ``task``
+    and that have moved to another section."""
     return {key: value for key, value in settings.items() if f"task.{key}" not in MOVED}
 
 
 def check_augment(task: Task, settings: Augmentation, origin: str = "configuration") -> None:
-    """Raise ConfigError for a way to change pictures that the task's labels cannot follow."""
+    """Raise ConfigError for an augmentation that cannot be applied to the task's labels."""
     for key in ("mixup", "cutmix", "mosaic", "class_balance"):
         value = getattr(settings, key)
         if value and key not in task.supported_augmentations:
@@ -54,21 +54,21 @@ def check_augment(task: Task, settings: Augmentation, origin: str = "configurati
 
 
 def for_columns(columns: Iterable[str], kinds: Mapping[str, Kind] | None = None) -> list[str]:
-    """Tasks whose label columns are among these, with these meanings where any are given; the plainest
-    first."""
-    there, meant = set(columns), dict(kinds or {})
+    """Tasks, by name, whose label columns are all among ``columns``; ``kinds``: what columns mean, where
+    known."""
+    available, known_kinds = set(columns), dict(kinds or {})
     return [
         name
         for name in names()
-        if (wants := load({"name": name}).columns).keys() <= there
-        and all(meant.get(column, kind) == kind for column, kind in wants.items())
+        if (needed := load({"name": name}).columns).keys() <= available
+        and all(known_kinds.get(column, kind) == kind for column, kind in needed.items())
     ]
 
 
 def labels_of(task: Task, data: Dataset) -> list[str]:
-    """Names of the classes that the model knows, in label order, as the data set holds them.
+    """Class names of the data set, in label order.
 
-    None for identities: who is known is decided when the model is used, not when it is trained.
+    Empty for identities: people are enrolled when the model is used, not when it is trained.
     """
     for column, kind in task.columns.items():
         if kind != "identity":
@@ -77,19 +77,19 @@ def labels_of(task: Task, data: Dataset) -> list[str]:
 
 
 def check_split(task: Task, data: Dataset, split: str) -> None:
-    """Raise DataError for the first row of a split without a picture or a label of the task's kind."""
+    """Raise DataError for the first row of a split that lacks a picture or a valid label."""
     data.check_pictures(split)
     for column, kind in task.columns.items():
         data.check_labels(split, column, kind, len(data.labels(column)))
 
 
 def identity(task: Task) -> str | None:
-    """The column of people (or things) that tells which pictures hang together; None: each is by itself."""
+    """The column that says which person (or thing) a picture shows; None: the task has none."""
     return next((column for column, kind in task.columns.items() if kind == "identity"), None)
 
 
 def together(task: Task, data: Dataset, split: str) -> Together | None:
-    """What `sampler.Order` needs for batches in which rows of one label come together; None: they do not."""
+    """What `sampler.Order` needs to place rows of one label side by side; None: they are not grouped."""
     if task.together <= 1:
         return None
     column = next(iter(task.columns))
@@ -97,19 +97,19 @@ def together(task: Task, data: Dataset, split: str) -> Together | None:
 
 
 def training_rows(data: Dataset, split: str) -> TrainingRows:
-    """What `Task.adapted_to_data` reads by."""
+    """The function by which `Task.adapted_to_data` reads training rows."""
     return lambda columns: data.read(split, [name for name in columns if name in data.schema.names])
 
 
 def counts(task: Task, data: Dataset, split: str) -> Counts | None:
-    """Rows of a split per class or identity; None where a row has pixels or boxes instead."""
+    """Number of rows of each class or identity; None where labels are boxes or masks."""
     for column, kind in task.columns.items():
         if kind not in ("class", "identity", "classes"):
             continue
         values = data.read(split, [column])[column]
         if kind == "classes":
             values = pc.list_flatten(values)
-        known = 0 if kind == "identity" else len(data.labels(column))
-        found = [int(n) for n in np.bincount(values.to_numpy(), minlength=known)]
-        return Counts(found, data.num_rows(split))
+        num_classes = 0 if kind == "identity" else len(data.labels(column))
+        by_class = [int(n) for n in np.bincount(values.to_numpy(), minlength=num_classes)]
+        return Counts(by_class, data.num_rows(split))
     return None

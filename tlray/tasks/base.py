@@ -26,15 +26,15 @@ if TYPE_CHECKING:  # it brings timm, which processes that only render need not l
     from tlray.models.backbone import Backbone
 
 Prediction = dict[str, Any]  # JSON-able, in source pixels
-TrainingRows = Callable[[Sequence[str]], pa.Table]  # those of the columns that are there
+TrainingRows = Callable[[Sequence[str]], pa.Table]  # column names -> those that the training split has
 
 
 Direction = Literal["max", "min"]
-TIE = "log_loss"  # the metric that decides where goals are equal, of tasks that have it
+TIE = "log_loss"  # breaks ties of the goal, in tasks that have this metric
 
 
 class Goal(NamedTuple):
-    """The metric that decides, and which way is better."""
+    """The metric that models are chosen by, and which direction is better."""
 
     name: str
     direction: Direction
@@ -46,14 +46,14 @@ class Goal(NamedTuple):
         return b is None or b != b or (a > b if self.direction == "max" else a < b)
 
     def beats(self, new: Mapping[str, float], old: Mapping[str, float] | None) -> bool:
-        """Whether metrics are better than others: by the goal, of equal goals by the lower log loss."""
+        """Whether ``new`` metrics beat ``old``: by the goal, and on a tie by the lower log loss."""
         if old is None or new[self.name] != old[self.name]:
             return self.better(new[self.name], None if old is None else old[self.name])
         return new.get(TIE, math.inf) < old.get(TIE, math.inf)
 
 
 class OneOf:
-    """A task's setting ``goal``: the name of one of these metrics, each with the way that is better."""
+    """Validates a task's setting ``goal``: one of these metric names, each with its better direction."""
 
     def __init__(self, **directions: Direction) -> None:
         self.directions = directions
@@ -72,25 +72,25 @@ class OneOf:
 
 
 class Defaults(NamedTuple):
-    """How a task trains where the configuration says ``auto``; see `tlray.training.defaults`."""
+    """A task's values for settings that are ``auto``; see `tlray.training.defaults`."""
 
-    policy: Literal["colour", "mild", "photometric"] = "mild"  # of augmentation
-    scale: tuple[float, float] = (1.0, 1.0)  # of crops
-    batch_size: int = 64  # at most
-    rate_factor: float = 1.0  # of the head's rate
+    policy: Literal["colour", "mild", "photometric"] = "mild"  # augment.policy
+    scale: tuple[float, float] = (1.0, 1.0)  # augment.scale, the area of crops
+    batch_size: int = 64  # upper limit
+    rate_factor: float = 1.0  # multiplies the learning rate of the head
     backbone_lr_ratio: float = 1.0
     task: Mapping[str, Any] = MappingProxyType({})  # settings of the task itself, for new trainings
 
 
 class Counts(NamedTuple):
-    """Of the training split: rows of each class or identity, and of all."""
+    """Number of training rows: of each class or identity, and in total."""
 
     by_class: Sequence[int]
     rows: int
 
 
 class Metrics(Protocol):
-    """Accumulates decoded predictions beside source rows; mergeable across workers."""
+    """Accumulates decoded predictions and their rows; states of several workers can be merged."""
 
     def update(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> None: ...
 
@@ -101,12 +101,12 @@ class Metrics(Protocol):
     def merge(self, state: Any) -> None: ...
 
     def compute(self) -> dict[str, float]:
-        """Metrics by name; the goal's is among them."""
+        """Values by metric name, the goal's among them."""
         ...
 
 
 class Remark(NamedTuple):
-    """What a task found in the labels of a data set; see `ingestion.findings` for the severities."""
+    """A problem in the labels of a data set; see `ingestion.findings` for the severities."""
 
     severity: Literal["error", "warning", "info"]
     kind: str
@@ -115,16 +115,19 @@ class Remark(NamedTuple):
 
 
 class Module(Protocol):
-    """What `Task.build` returns: an nn.Module with ``backbone`` and, beside it, everything new.
+    """What `Task.build` returns: an nn.Module with the ``backbone`` and a newly initialised head.
 
-    Parameters whose name starts with one of ``training_only`` are kept in checkpoints and not in bundles;
-    those of ``class_layers`` are made for the classes, and all others serve a model of other classes too.
-    ``reads``: indices of the backbone's stages whose maps the head takes (absent: the pooled features alone).
-    By these a search knows what it may compute once; ``x_BCHW`` may then be a `Features` in place of pixels,
-    which the backbone's methods take.
-    ``needs_pixels``: whether evaluation asks for pixels where training may begin with features.
-    ``trained(share)``: where it has one, told before each step how much of training is done, 0 to 1.
-    Where the task trains an embedding, ``embed(x_BCHW)`` gives it, (B, D); `Predictor.embed` asks for it.
+    It may have these attributes and methods, too:
+
+    ``training_only``: name prefixes of parameters that are stored in checkpoints but not in bundles.
+    ``class_layers``: name prefixes of parameters that depend on the classes; a model of other classes can
+        reuse all others.
+    ``reads``: indices of the backbone stages whose maps the head takes; without it the head takes the pooled
+        features. A search computes these once where the stages below are frozen, and then passes a
+        `Features` as ``x_BCHW``, which the backbone's methods accept in place of pixels.
+    ``needs_pixels``: whether evaluation needs pixels although training can start from features.
+    ``trained(share)``: called before each step with the share of training that is done, 0 to 1.
+    ``embed(x_BCHW)``: the embedding (B, D) that the task trains; used by `Predictor.embed`.
     """
 
     backbone: Backbone
@@ -139,46 +142,50 @@ class Task(Protocol):
     columns: ClassVar[dict[str, Kind]]
     """Label columns that the data must have, and what they mean."""
     goal: Goal
-    """What decides; a setting, `OneOf` the task's metrics."""
+    """The metric that models are chosen by; a setting, `OneOf` the task's metrics."""
     defaults: ClassVar[Defaults]
     together: int
-    """Rows of one label that come together in a batch; 1: each comes by itself."""
+    """How many rows of one label are placed side by side in a batch; 1: rows are not grouped."""
     gallery: ClassVar[bool]
-    """Whether people (or things) are enrolled after training and told apart by similarity of embeddings."""
+    """Whether people (or things) are enrolled after training and recognised by similar embeddings."""
     detects: ClassVar[bool]
     """Whether a prediction is a list of detections with scores; `served` leaves out those of low score."""
     supported_augmentations: ClassVar[tuple[str, ...]]
-    """Those of mixup, cutmix, mosaic and class_balance that the labels can follow. With mixup or cutmix
-    targets without places come with a partner's, and the loss is `losses.mixed`."""
+    """Which of mixup, cutmix, mosaic and class_balance (keys of ``augment``) can be applied to the labels.
+
+    With mixup or cutmix, a target that has no place in the picture comes with that of the second picture,
+    and the loss is `losses.mixed`."""
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
-        """Look at labels before a data set is made of them: (rows, remarks).
+        """Check labels before ingest writes a data set; returns (corrected rows, remarks).
 
-        ``rows`` have path, width, height, the label columns with classes as text, and kind and reason (set
-        already where the picture itself is unusable); a mask has mask_values (null where it cannot be read).
-        ``names``: class names by column where the layout gives them.
-        A row that cannot be used comes back with kind (one word) and reason set; what can be mended is.
+        ``rows`` has the columns path, width, height, kind, reason, and the label columns with classes as
+        text. kind and reason are set where the picture itself is unusable. A mask is given by mask_values,
+        null where it cannot be read. ``names``: class names by column, where the layout gives them.
+        A row with an unusable label is returned with kind (one word) and reason set.
         """
         ...
 
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
-        """Why the goal has no value on a split, whatever the model predicts; None: it has one.
+        """The reason why the goal is undefined on a split for any prediction; None: it is defined.
 
-        ``tables``: the split's label columns, a part at a time; not all of them need be looked at.
+        ``tables``: the split's label columns in parts, which are read only as far as needed.
         """
         ...
 
     def adapted_to_data(
         self, rows: TrainingRows, backbone: Backbone, preprocess: Preprocess
     ) -> tuple[Task, str]:
-        """This task with what is chosen from the training rows before `build`, and what people are told of it
-        in a line; itself and "" where nothing is."""
+        """A copy with settings derived from the training rows, made before `build`, and a line that tells
+        the user of them; the task itself and "" where nothing is derived."""
         ...
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
-        """A `Module`: ``forward(x_BCHW uint8, targets)`` gives the mean loss of the batch's rows (scalar),
-        ``forward(x_BCHW)`` raw outputs, any structure of tensors; ``counts`` are those of the
-        training split, None where the model is loaded from a bundle."""
+        """Build a `Module`.
+
+        ``forward(x_BCHW uint8, targets)`` returns the mean loss of the batch's rows (scalar),
+        ``forward(x_BCHW)`` raw outputs in any structure of tensors. ``counts`` is None where the model is
+        loaded from a bundle."""
         ...
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
@@ -192,36 +199,37 @@ class Task(Protocol):
     def metrics(self, labels: list[str]) -> Metrics: ...
 
     def with_thresholds(self, metrics: Metrics) -> Task:
-        """This task with what is chosen on validation (thresholds); itself where nothing is."""
+        """A copy with thresholds chosen on validation; the task itself where it needs none."""
         ...
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
-        """One row of evaluation.json: all that `figures` and `draw` need; without a row, no truth, and the
-        prediction is one that was `served`."""
+        """One row of evaluation.json: all that `figures` and `draw` need.
+
+        Without a row there is no truth, and the prediction was filtered by `served`."""
         ...
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
-        """A record over its picture (RGB, source px), truth beside prediction where there is one."""
+        """Draw a record on its picture (RGB, source px): the prediction, and the truth where it has one."""
         ...
 
     def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
-        """A row's labels over its picture (RGB; boxes and mask in its px); the picture itself where labels
-        have no place in it."""
+        """Draw a row's labels on its picture (RGB; boxes and masks in its px); the picture itself where
+        labels have no place in it."""
         ...
 
     def served(self, prediction: Prediction, min_score: float | None = None) -> Prediction:
-        """What people are given of a prediction: of finds those from ``min_score`` on, without it those from
-        the task's threshold on. Metrics and batch prediction take the whole; so may other tasks."""
+        """The part of a prediction that users get: detections that score at least ``min_score``, by default
+        the task's threshold. Metrics and batch prediction use the whole; so do tasks without detections."""
         ...
 
     def image_of(self, prediction: Prediction) -> bytes | None:
-        """The prediction itself as an encoded PNG in source size; None where it is no picture."""
+        """A prediction that is a picture, as PNG in source size; None for other tasks."""
         ...
 
     def summary(self, prediction: Prediction, top: int) -> str:
-        """A prediction, as it is `served`, in one line for a terminal."""
+        """A prediction, filtered by `served`, in one line for a terminal."""
         ...
 
     def figures(self, evaluation: dict[str, Any]) -> list[Section]:
-        """What the report shows of an evaluation."""
+        """Sections of the report about an evaluation."""
         ...
