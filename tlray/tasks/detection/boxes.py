@@ -16,9 +16,23 @@ def corners(boxes: Sequence[Sequence[float]]) -> Boxes:
 
 
 def clipped(boxes_N4: Boxes, frame: tuple[float, float, float, float]) -> Boxes:
+    """Boxes cut off at a frame; one outside of it has no area left."""
     low, high = np.tile(frame[:2], 2), np.tile(frame[2:], 2)
     return np.asarray(np.clip(boxes_N4, low, high))
 
 
-def areas(boxes_N4: Boxes) -> np.ndarray:
-    return np.asarray((boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1]))
+def areas(boxes: Boxes) -> np.ndarray:
+    """Areas (...) of boxes (..., 4)."""
+    return np.asarray((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
+
+
+def intersections(a: Boxes, b: Boxes) -> np.ndarray:
+    """Areas that boxes (..., 4) share; leading axes are broadcast."""
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    return np.asarray(sides.clip(0).prod(-1))
+
+
+def iou(a: Boxes, b: Boxes) -> np.ndarray:
+    """Intersection over union of boxes (..., 4); leading axes are broadcast. 0 where both are empty."""
+    shared = intersections(a, b)
+    return np.asarray(shared / np.maximum(areas(a) + areas(b) - shared, 1e-9))

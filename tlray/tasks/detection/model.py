@@ -1,4 +1,4 @@
-"""The networks: a feature pyramid over the backbone, and the heads of RetinaNet and Faster R-CNN over it.
+"""The networks: a backbone, a feature pyramid, and the heads of RetinaNet or Faster R-CNN.
 
 Heads, anchors and losses are torchvision's. Letters in names: B batch, A anchors (or proposals), C classes,
 N boxes, K 1 or C (boxes for each class).
@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from tlray.errors import ConfigError
 from tlray.tasks.detection.anchors import Anchors
 
-if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+if TYPE_CHECKING:  # importing it imports timm, which processes that only render do not need
     from tlray.models.backbone import Backbone
     from tlray.tasks.detection import Task
 
 
 def levels(backbone: Backbone, settings: Task) -> tuple[list[int], list[int]]:
-    """The backbone's stages whose maps are read, and the strides of all maps of the pyramid, finest first.
+    """Indices of the backbone stages that the pyramid reads, and the strides of its maps, finest first.
 
     Raises ConfigError.
     """
@@ -33,17 +33,17 @@ def levels(backbone: Backbone, settings: Task) -> tuple[list[int], list[int]]:
         )
     reads, strides = list(last.values()), list(last)
     size = backbone.size if isinstance(backbone.size, int) else max(backbone.size)
-    largest = settings.anchor_scale * 2 ** (2 / 3)  # anchor of a map, in strides
-    while largest * strides[-1] < size / 2:  # for what fills the picture
+    largest = settings.anchor_scale * 2 ** (2 / 3)  # side of the largest anchor of a map, in strides
+    while largest * strides[-1] < size / 2:  # coarser maps, for objects that fill the picture
         strides.append(2 * strides[-1])
     return reads, strides
 
 
 class Detector(nn.Module):
-    """backbone -> feature pyramid -> maps; the two kinds of heads are below.
+    """backbone -> feature pyramid -> head; the two kinds of head are in the subclasses.
 
-    ``forward(x)`` gives scores (B, A, C) in 0..1 and boxes (B, A, K, 4) in input px, nothing suppressed yet;
-    with targets (``boxes`` (N, 4) and ``labels`` (N,) a row) the mean loss.
+    ``forward(x)`` gives scores (B, A, C) in 0..1 and boxes (B, A, K, 4) in input px, before non-maximum
+    suppression; with targets (``boxes`` (N, 4) and ``labels`` (N,) for each row) the mean loss.
     """
 
     def __init__(self, backbone: Backbone, settings: Task) -> None:
@@ -58,7 +58,7 @@ class Detector(nn.Module):
         self.anchors = Anchors(self.strides, settings.anchor_scale, settings.shapes)
 
     def train(self, mode: bool = True) -> Detector:
-        """As ever; batch norm in the backbone stays in evaluation mode where it shall keep its statistics."""
+        """As of nn.Module, but with ``freeze_norm`` batch norm in the backbone stays in evaluation mode."""
         super().train(mode)
         if self.freeze_norm:
             self.backbone.keep_statistics()
@@ -66,8 +66,8 @@ class Detector(nn.Module):
 
     def maps(self, x_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
         """The pyramid, finest first, and the input's height and width."""
-        found = self.backbone.pyramid(x_BCHW, self.reads)
-        maps = list(self.fpn(dict(zip(map(str, self.reads), found, strict=True))).values())
+        features = self.backbone.pyramid(x_BCHW, self.reads)
+        maps = list(self.fpn(dict(zip(map(str, self.reads), features, strict=True))).values())
         while len(maps) < len(self.strides):
             maps.append(F.max_pool2d(maps[-1], 1, 2))
         return maps, (int(x_BCHW.shape[-2]), int(x_BCHW.shape[-1]))
@@ -75,26 +75,28 @@ class Detector(nn.Module):
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, Any] | None = None) -> Any:
         maps, size = self.maps(x_BCHW)
         if targets is None:
-            scores_BAC, boxes_BAK4 = self.found(maps, size)
+            scores_BAC, boxes_BAK4 = self.detect(maps, size)
             return {"scores": scores_BAC, "boxes": boxes_BAK4}
-        # Where all rows have as many objects they come stacked, else as a list.
+        # Targets are stacked where all rows have the same number of objects, else they are lists.
         rows = [
             {"boxes": boxes.float().reshape(-1, 4), "labels": labels.long().reshape(-1)}
             for boxes, labels in zip(targets["boxes"], targets["labels"], strict=True)
         ]
         return self.loss(maps, size, rows)
 
-    def found(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def detect(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (B, A, C) and boxes (B, A, K, 4)."""
         raise NotImplementedError
 
     def loss(
         self, maps: list[torch.Tensor], size: tuple[int, int], rows: list[dict[str, torch.Tensor]]
     ) -> torch.Tensor:
+        """The mean loss of the rows (scalar)."""
         raise NotImplementedError
 
 
 def _images(maps: list[torch.Tensor], size: tuple[int, int]) -> Any:
-    """torchvision's list of images; of the pixels it asks their shape alone."""
+    """A torchvision ImageList without pixels: its heads only read the shapes."""
     from torchvision.models.detection.image_list import ImageList
 
     batch = len(maps[0])
@@ -104,10 +106,9 @@ def _images(maps: list[torch.Tensor], size: tuple[int, int]) -> Any:
 class OneStage(Detector):
     """RetinaNet (arXiv 1708.02002): class and box at every anchor, focal loss.
 
-    Where torchvision's first and second version differ: heads have the group norm of the second, 0.335 mAP on
-    bccd against 0.315 with batch norm (one training each); the loss of boxes is the L1 of their deltas as in
-    the first, or with ``box_loss: giou`` the generalised IoU (arXiv 1902.09630) as in the second, which came
-    to the same mAP there.
+    torchvision has two versions. The heads have group norm, as in the second: mAP on bccd is 0.335 with it
+    and 0.315 with batch norm (one training each). The box loss is the L1 of the deltas, as in the first; with
+    ``box_loss: giou`` it is the generalised IoU (arXiv 1902.09630) of the second, with the same mAP on bccd.
     """
 
     class_layers = ("head.classification_head.cls_logits.",)
@@ -118,23 +119,23 @@ class OneStage(Detector):
         from torchvision.models.detection.retinanet import RetinaNetHead
 
         self.head = RetinaNetHead(settings.channels, self.anchors.num_per_place, num_classes, _norm)
-        # By a name that torchvision keeps to itself: it has no argument for what its second version sets so.
+        # A private attribute: torchvision's second version sets it, too, and there is no argument for it.
         self.head.regression_head._loss_type = settings.box_loss
         self.match = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
-    def found(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        told, anchors = self.head(maps), self.anchors(_images(maps, size), maps)
-        deltas_BA4 = told["bbox_regression"].float()
+    def detect(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs, anchors = self.head(maps), self.anchors(_images(maps, size), maps)
+        deltas_BA4 = outputs["bbox_regression"].float()
         coder = self.head.regression_head.box_coder
         boxes = coder.decode_single(deltas_BA4.reshape(-1, 4), torch.cat(anchors))
-        return told["cls_logits"].float().sigmoid(), boxes.reshape(len(anchors), -1, 1, 4)
+        return outputs["cls_logits"].float().sigmoid(), boxes.reshape(len(anchors), -1, 1, 4)
 
     def loss(
         self, maps: list[torch.Tensor], size: tuple[int, int], rows: list[dict[str, torch.Tensor]]
     ) -> torch.Tensor:
         from torchvision.ops import box_iou
 
-        told = {name: value.float() for name, value in self.head(maps).items()}
+        outputs = {name: value.float() for name, value in self.head(maps).items()}
         anchors = self.anchors(_images(maps, size), maps)
         matched = [
             self.match(box_iou(row["boxes"], anchors_A4))
@@ -142,18 +143,18 @@ class OneStage(Detector):
             else anchors_A4.new_full((len(anchors_A4),), -1, dtype=torch.int64)
             for row, anchors_A4 in zip(rows, anchors, strict=True)
         ]
-        parts = self.head.compute_loss(rows, told, anchors, matched)
+        parts = self.head.compute_loss(rows, outputs, anchors, matched)
         loss: torch.Tensor = sum(parts.values())
         return loss
 
 
 class TwoStage(Detector):
-    """Faster R-CNN (arXiv 1506.01497) over a pyramid: proposals, then a class and a box for each.
+    """Faster R-CNN (arXiv 1506.01497) with a feature pyramid: proposals, then a class and a box for each.
 
-    Its losses are means over anchors and proposals drawn at random, the same number a row.
+    Its losses are means over a random sample of anchors and proposals, of the same number for each row.
     """
 
-    num_proposals = 200  # a picture that are looked at again
+    num_proposals = 200  # of a picture that reach the second stage
     class_layers = ("roi.box_predictor.",)
 
     def __init__(self, backbone: Backbone, num_classes: int, settings: Task) -> None:
@@ -177,23 +178,24 @@ class TwoStage(Detector):
             bbox_reg_weights=None, score_thresh=0.0, nms_thresh=1.0, detections_per_img=1,
         )  # fmt: skip
 
-    def found(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def detect(self, maps: list[torch.Tensor], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         named, images = _named(maps), _images(maps, size)
         proposals, _ = self.rpn.eval()(images, named)
         pooled = self.roi.box_head(self.roi.box_roi_pool(named, proposals, images.image_sizes))
         logits, deltas = self.roi.box_predictor(pooled)
         counts = [len(p) for p in proposals]
-        scores = logits.float().softmax(1)[:, 1:].split(counts)  # class 0 is none
+        scores = logits.float().softmax(1)[:, 1:].split(counts)  # class 0 is the background
         boxes = self.roi.box_coder.decode(deltas.float(), proposals)[:, 1:].split(counts)
-        room = [self.num_proposals - n for n in counts]  # filled up with boxes that score nothing
+        room = [self.num_proposals - n for n in counts]  # padded with boxes of score 0
         return (
             torch.stack([F.pad(s, (0, 0, 0, n)) for s, n in zip(scores, room, strict=True)]),
             torch.stack([F.pad(b, (0, 0, 0, 0, 0, n)) for b, n in zip(boxes, room, strict=True)]),
         )
 
     def golden(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        """What bundles compare: both heads before anything is ranked, since equals may change places on
-        another machine. The second looks at some anchors instead of at proposals."""
+        """Outputs that a bundle stores and compares on loading: both heads before any ranking, because boxes
+        of equal score may be ordered differently on another machine. The second head gets some anchors in
+        place of proposals."""
         maps, size = self.maps(x_BCHW)
         named, images = _named(maps), _images(maps, size)
         some = [a[:: max(1, len(a) // self.num_proposals)] for a in self.anchors(images, maps)]
@@ -206,7 +208,7 @@ class TwoStage(Detector):
     ) -> torch.Tensor:
         named, images = _named([m.float() for m in maps]), _images(maps, size)
         rows = [{"boxes": row["boxes"], "labels": row["labels"] + 1} for row in rows]
-        proposals, first = self.rpn.train()(images, named, rows)  # the mode only says whether it gives losses
+        proposals, first = self.rpn.train()(images, named, rows)  # in train mode it returns losses, too
         _, second = self.roi.train()(named, proposals, images.image_sizes, rows)
         loss: torch.Tensor = sum([*first.values(), *second.values()])
         return loss
@@ -217,5 +219,5 @@ def _named(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """Of the heads, as in torchvision's second RetinaNet: batches are small, and the pyramid is narrow."""
+    """The norm of the heads, as in torchvision's second RetinaNet, because batches are small."""
     return nn.GroupNorm(32, channels)
