@@ -16,7 +16,7 @@ from tests.contract.test_tasks import PRE, Toy
 from tlray import config, tasks
 from tlray.bundle import bundle
 from tlray.bundle.predictor import Predictor
-from tlray.tasks import face_recognition
+from tlray.tasks.face_recognition.model import MARGINS, AdaFace
 from tlray.training.candidate import Candidate
 
 HEADS = ("arcface", "cosface", "adaface")
@@ -127,7 +127,7 @@ def test_a_margin_makes_it_harder(head: str):
 
 def test_adaface_is_its_equation():
     torch.manual_seed(0)
-    head = face_recognition.AdaFace(3, 4, margin=0.4, scale=10.0)
+    head = AdaFace(3, 4, margin=0.4, scale=10.0)
     x_BD, person_B = torch.randn(5, 4) * 10, torch.tensor([0, 1, 2, 0, 1])
     norms = x_BD.norm(dim=1)
     mean, std = 0.99 * 20 + 0.01 * norms.mean(), 0.99 * 100 + 0.01 * norms.std()
@@ -148,12 +148,12 @@ def test_the_margin_grows_over_the_first_steps(head: str):
     losses = []
     for share, margin in ((0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.9, 1.0)):
         toy.module.trained(share)
-        assert toy.module.identities.margin == pytest.approx(margin * face_recognition.MARGINS[head])
+        assert toy.module.identities.margin == pytest.approx(margin * MARGINS[head])
         losses.append(float(toy.module(toy.x, toy.targets()).detach()))
     assert losses[0] < losses[1] < losses[2] == pytest.approx(losses[3], rel=1e-2)  # adaface's means move
     at_once = Toy("face_recognition", head=head, margin_warmup=0.0).module
     at_once.trained(0.0)
-    assert at_once.identities.margin == pytest.approx(face_recognition.MARGINS[head])
+    assert at_once.identities.margin == pytest.approx(MARGINS[head])
 
 
 def test_a_step_of_training_knows_its_margin():
@@ -162,7 +162,7 @@ def test_a_step_of_training_knows_its_margin():
     rates = {"lr": 1e-3, "backbone_lr_ratio": 1.0, "layer_decay": 1.0}
     chosen = config.parse({"train": {"epochs": 2}, "optim": rates}, "test")
     candidate = Candidate(model, chosen, 4, torch.device("cpu"), 1)
-    full = face_recognition.MARGINS["arcface"]
+    full = MARGINS["arcface"]
     for step, share in ((0, 0.0), (2, 0.5), (4, 1.0), (1, 0.25)):  # whatever came before, as after a restart
         candidate.step(toy.x, toy.targets(), step, 1.0)
         assert toy.module.identities.margin == pytest.approx(share * full)
