@@ -1,7 +1,13 @@
 """Single-label classification: figures as a known library has them, and the settings of the loss."""
 
+import math
+import warnings
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.contract.test_tasks import Toy
 from tests.toys import LABELS
@@ -37,6 +43,30 @@ def test_class_metrics_are_those_of_the_library():
     assert ours["log_loss"] == pytest.approx(
         float(torch.nn.functional.cross_entropy(logits, truth)), abs=1e-4
     )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
+def test_counts_are_those_of_scikit_learn_for_any_classes_that_occur(pairs: list[tuple[int, int]]) -> None:
+    from sklearn import metrics as theirs
+
+    metrics = tasks.load({"name": "classification"}).metrics(["a", "b", "c", "d"])
+    for true, predicted in pairs:
+        ranked = [{"index": i, "probability": 0.25} for i in range(4)]
+        metrics.update([{"index": predicted, "labels": ranked}], [{"label": true}])
+    ours = metrics.compute()
+    if not pairs:
+        assert all(math.isnan(value) for value in ours.values())
+        return
+    truth, predicted = zip(*pairs, strict=True)
+    counts = theirs.confusion_matrix(truth, predicted, labels=range(4))
+    np.testing.assert_array_equal(metrics.confusion, counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of predicted classes that are not in the truth
+        assert ours["balanced_accuracy"] == pytest.approx(theirs.balanced_accuracy_score(truth, predicted))
+    assert ours["accuracy"] == pytest.approx(theirs.accuracy_score(truth, predicted))
+    f1 = theirs.f1_score(truth, predicted, labels=sorted(set(truth)), average="macro")
+    assert ours["macro_f1"] == pytest.approx(f1)
 
 
 def test_goals_know_what_is_better():

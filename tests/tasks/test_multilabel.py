@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.contract.test_tasks import Toy
 from tests.toys import LABELS
@@ -45,7 +47,22 @@ def test_metrics_are_those_of_the_library():
     assert all(np.isnan(v) for v in none.compute().values())
 
 
-def test_decided_thresholds_have_the_best_f1():
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.booleans()), min_size=1))
+def test_average_precision_is_that_of_scikit_learn_with_equal_scores_and_without_positives(
+    rows: list[tuple[float, bool]],
+) -> None:
+    from sklearn.metrics import average_precision_score
+
+    scores, truth = np.array([score for score, _ in rows]), np.array([true for _, true in rows])
+    ours = multilabel.average_precision(scores, truth)
+    if not truth.any():
+        assert ours is None  # scikit-learn gives 0 and a warning
+    else:
+        assert ours == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+
+
+def test_chosen_thresholds_have_the_best_f1():
     metrics, p, truth = scored()
     task = tasks.load({"name": "multilabel"})
     chosen = task.with_thresholds(metrics)

@@ -19,7 +19,7 @@ from tlray.figures import charts
 from tlray.tasks import base, losses
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, TrainingRows
 
-if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+if TYPE_CHECKING:  # importing it imports timm, which processes that only render do not need
     from tlray.models.backbone import Backbone
 
 
@@ -41,7 +41,7 @@ class Task(Strict):
     supported_augmentations: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
-        return rows, []  # what there is to say of classes is said of all tasks that have them
+        return rows, []  # ingest checks classes for all tasks
 
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
         return None if any(table.num_rows for table in tables) else "it has no pictures"
@@ -52,11 +52,11 @@ class Task(Strict):
         return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
-        """Linear classifier over the backbone's pooled features."""
+        """A linear classifier of the backbone's pooled features."""
         weights = None
         if self.class_weights == "balanced" and counts is not None:
-            seen = torch.tensor(counts.by_class, dtype=torch.float32).clamp(min=1)
-            weights = seen.sum() / (len(labels) * seen)
+            count_C = torch.tensor(counts.by_class, dtype=torch.float32).clamp(min=1)
+            weights = count_C.sum() / (len(labels) * count_C)
         return Classifier(backbone, len(labels), self.label_smoothing, weights)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
@@ -65,7 +65,7 @@ class Task(Strict):
     def decode(
         self, outputs: torch.Tensor, geometries: Sequence[Geometry], labels: list[str]
     ) -> list[Prediction]:
-        """Logits (B, num_classes) -> per picture all classes, most probable first."""
+        """Logits (B, C) -> for each picture all classes, most probable first."""
         predictions = []
         for p_C in outputs.float().softmax(dim=1).cpu().numpy():
             ranked = [
@@ -106,7 +106,7 @@ class Task(Strict):
         return "  ".join(f"{item['label']} {item['probability']:.4f}" for item in prediction["labels"][:top])
 
     def figures(self, evaluation: dict[str, Any]) -> list[charts.Section]:
-        """Confusion matrix, per-class figures, calibration."""
+        """Confusion matrix, metrics of each class, calibration, worst mistakes."""
         rows, labels = evaluation["rows"], evaluation["labels"]
         truth, predicted = [r["truth"] for r in rows], [r["prediction"] for r in rows]
         return charts.classification(truth, predicted, [r["probability"] for r in rows], labels)
@@ -127,10 +127,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.num_features, num_classes)
-        nn.init.zeros_(self.head.weight)  # the first predictions are the uniform ones, whatever the features
+        nn.init.zeros_(self.head.weight)  # so that the first predictions are uniform
         nn.init.zeros_(self.head.bias)
         self.label_smoothing = label_smoothing
-        # Part of the loss, not of the model: it is not stored in the bundle.
+        # Part of the loss, not of the model: bundles do not store it.
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
@@ -139,21 +139,25 @@ class Classifier(nn.Module):
         if targets is None:
             return logits
 
-        def loss(known: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        def loss(row_targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return F.cross_entropy(
                 logits,
-                known[LABEL],
+                row_targets[LABEL],
                 weight=self.class_weights,
                 label_smoothing=self.label_smoothing,
                 reduction="none",
             )
 
-        # The mean over rows, not over weights, so that batches and workers of any size add up.
+        # The mean over rows, not over weights: then means of batches and workers of any size add up.
         return losses.mixed(loss, targets).mean()
 
 
 class Metrics:
-    """Counts pairs of (truth, prediction): integers, so merging is exact in any order."""
+    """Counts pairs of (truth, prediction); counts are integers, so merging is exact in any order.
+
+    Counted here, not by scikit-learn or torchmetrics: they need all rows at once, and a worker would import
+    them for seconds.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
@@ -174,15 +178,16 @@ class Metrics:
         self.log_loss += state["log_loss"]
 
     def compute(self) -> dict[str, float]:
-        """accuracy, balanced_accuracy and macro_f1 over classes that occur, log_loss; 0 rows give NaN."""
+        """accuracy, log_loss, and over classes that occur balanced_accuracy, macro_f1; NaN without rows."""
         total = self.confusion.sum()
         if total == 0:
             return dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "log_loss"), float("nan"))
-        hits, truth, said = np.diag(self.confusion), self.confusion.sum(1), self.confusion.sum(0)
-        present = truth > 0
+        correct_C = np.diag(self.confusion)
+        truth_C, predicted_C = self.confusion.sum(1), self.confusion.sum(0)
+        present = truth_C > 0
         return {
-            "accuracy": float(hits.sum() / total),
-            "balanced_accuracy": float((hits[present] / truth[present]).mean()),
-            "macro_f1": float((2 * hits[present] / (truth + said)[present]).mean()),
+            "accuracy": float(correct_C.sum() / total),
+            "balanced_accuracy": float((correct_C[present] / truth_C[present]).mean()),
+            "macro_f1": float((2 * correct_C[present] / (truth_C + predicted_C)[present]).mean()),
             "log_loss": self.log_loss / float(total),
         }

@@ -1,4 +1,4 @@
-"""Multi-label image classification: any number of classes a picture, none too."""
+"""Multi-label image classification: any number of classes for each picture, also none."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tlray.figures import charts
 from tlray.tasks import base, losses
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, TrainingRows
 
-if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+if TYPE_CHECKING:  # importing it imports timm, which processes that only render do not need
     from tlray.models.backbone import Backbone
 
-FEW = 10  # positives in validation, below which classes share one threshold
-MOST_WEIGHT = 100.0  # of a class's positives in the loss: a handful of pictures must not rule it
-UNDECIDED = 0.5  # threshold of a class of which validation tells nothing
+FEW = 10  # classes with fewer positives in validation share one threshold
+MAX_WEIGHT = 100.0  # of a class's positives: otherwise a handful of pictures would dominate the loss
+DEFAULT_THRESHOLD = 0.5  # of a class without positives in validation
 
 
 class Task(Strict):
@@ -38,8 +38,8 @@ class Task(Strict):
         "map", "max"
     )
     label_smoothing: Share = 0.0
-    pos_weight: Literal["none", "balanced"] = "none"  # balanced: negatives / positives of each class
-    thresholds: tuple[Share, ...] | None = None  # a class each; None: chosen on validation for the best F1
+    pos_weight: Literal["none", "balanced"] = "none"  # balanced: negatives / positives, for each class
+    thresholds: tuple[Share, ...] | None = None  # one for each class; None: the best F1 on validation
 
     columns: ClassVar[dict[str, Kind]] = {LABELS: "classes"}
     defaults: ClassVar[Defaults] = Defaults()
@@ -49,9 +49,9 @@ class Task(Strict):
     supported_augmentations: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
-        """Says which pictures have no class: they are taken, and teach what is none of them."""
-        none = pc.equal(pc.list_value_length(rows[LABELS]), 0)
-        paths = rows["path"].filter(pc.fill_null(none, False)).to_pylist()
+        """Report pictures of no class; they are kept, as negative examples of all classes."""
+        has_no_class = pc.equal(pc.list_value_length(rows[LABELS]), 0)
+        paths = rows["path"].filter(pc.fill_null(has_no_class, False)).to_pylist()
         if not paths:
             return rows, []
         return rows, [Remark("info", "no_class", f"{len(paths)} pictures of no class", paths)]
@@ -67,9 +67,9 @@ class Task(Strict):
         return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
-        """Linear classifier over the backbone's pooled features, one logit a class.
+        """A linear classifier of the backbone's pooled features, one logit for each class.
 
-        Raises ConfigError where there are more or fewer thresholds than classes.
+        Raises ConfigError where the number of thresholds is not the number of classes.
         """
         if self.thresholds is not None and len(self.thresholds) != len(labels):
             raise ConfigError(
@@ -77,11 +77,12 @@ class Task(Strict):
             )
         weights = prior = None
         if counts is not None:
-            seen = torch.tensor(counts.by_class, dtype=torch.float32)
-            prior = ((seen + 0.5) / (counts.rows - seen + 0.5)).log()
+            count_C = torch.tensor(counts.by_class, dtype=torch.float32)
+            prior = ((count_C + 0.5) / (counts.rows - count_C + 0.5)).log()
             if self.pos_weight == "balanced":
-                weights = ((counts.rows - seen) / seen.clamp(min=1)).clamp(1 / MOST_WEIGHT, MOST_WEIGHT)
-                prior = prior + weights.log()  # where the weighted loss has its least
+                weights = (counts.rows - count_C) / count_C.clamp(min=1)
+                weights = weights.clamp(1 / MAX_WEIGHT, MAX_WEIGHT)
+                prior = prior + weights.log()  # the constant prediction with the smallest weighted loss
         return Classifier(backbone, len(labels), self.label_smoothing, weights, prior)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
@@ -91,7 +92,7 @@ class Task(Strict):
     def decode(
         self, outputs: torch.Tensor, geometries: Sequence[Geometry], labels: list[str]
     ) -> list[Prediction]:
-        """Logits (B, C) -> per picture all classes, most probable first, and those that are present."""
+        """Logits (B, C) -> for each picture all classes, most probable first, and those that are present."""
         predictions = []
         for p_C in outputs.float().sigmoid().cpu().numpy():
             ranked = [
@@ -103,13 +104,13 @@ class Task(Strict):
         return predictions
 
     def _threshold(self, index: int) -> float:
-        return UNDECIDED if self.thresholds is None else self.thresholds[index]
+        return DEFAULT_THRESHOLD if self.thresholds is None else self.thresholds[index]
 
     def metrics(self, labels: list[str]) -> Metrics:
         return Metrics(len(labels), self.thresholds)
 
     def with_thresholds(self, metrics: base.Metrics) -> Task:
-        """With the thresholds at which each class has its best F1, unless they were set by hand."""
+        """A copy with the best thresholds by F1, unless thresholds were set by hand."""
         assert isinstance(metrics, Metrics)
         if self.thresholds is not None or not metrics.scores:
             return self
@@ -137,35 +138,35 @@ class Task(Strict):
         return None
 
     def summary(self, prediction: Prediction, top: int) -> str:
-        """The classes that are present with a ``+``, then the most probable others."""
-        there = set(prediction["present"])
-        ranked = sorted(prediction["labels"], key=lambda item: item["label"] not in there)  # stable
+        """The classes that are present, marked ``+``, then the most probable others."""
+        present = set(prediction["present"])
+        ranked = sorted(prediction["labels"], key=lambda item: item["label"] not in present)  # stable
         return "  ".join(
-            f"{'+' if item['label'] in there else ''}{item['label']} {item['probability']:.4f}"
-            for item in ranked[: max(top, len(there))]
+            f"{'+' if item['label'] in present else ''}{item['label']} {item['probability']:.4f}"
+            for item in ranked[: max(top, len(present))]
         )
 
     def figures(self, evaluation: dict[str, Any]) -> list[charts.Section]:
-        """Per-class figures, calibration, and the pictures that the model is most wrong about."""
+        """Metrics of each class, calibration, and the wrong pictures with the largest loss."""
         rows, labels = evaluation["rows"], evaluation["labels"]
         if not rows:
             return []
         scores_NC = np.array([row["probabilities"] for row in rows])
-        truth_NC, said_NC = (
+        truth_NC, predicted_NC = (
             np.array([_multi_hot(row[key], len(labels)) for row in rows]) for key in ("truth", "prediction")
         )
         cells = []
         for i, label in enumerate(labels):
-            hits, said, there = (int(n) for n in _counts(truth_NC[:, i], said_NC[:, i]))
+            correct, predicted, true = (int(n) for n in _counts(truth_NC[:, i], predicted_NC[:, i]))
             cells.append(
                 [
                     label,
                     average_precision(scores_NC[:, i], truth_NC[:, i]),
-                    hits / said if said else None,
-                    hits / there if there else None,
-                    2 * hits / (said + there) if said + there else None,
+                    correct / predicted if predicted else None,
+                    correct / true if true else None,
+                    2 * correct / (predicted + true) if predicted + true else None,
                     self._threshold(i),
-                    there,
+                    true,
                 ]
             )
         cells.sort(key=lambda row: math.inf if row[1] is None else row[1])
@@ -175,7 +176,7 @@ class Task(Strict):
         svg, ece = charts.reliability(scores_NC.ravel().tolist(), truth_NC.ravel().tolist())
         p_NC = np.clip(scores_NC, 1e-6, 1 - 1e-6)
         loss_N = -np.where(truth_NC, np.log(p_NC), np.log(1 - p_NC)).sum(axis=1)
-        wrong = np.flatnonzero((truth_NC != said_NC).any(axis=1))
+        wrong = np.flatnonzero((truth_NC != predicted_NC).any(axis=1))
         worst = wrong[np.argsort(-loss_N[wrong], kind="stable")][:24].tolist()
         return [
             charts.Section(
@@ -186,15 +187,18 @@ class Task(Strict):
             ),
             charts.Section(
                 "Calibration",
-                f"How often a class is there when the model says how sure it is. Expected calibration error "
-                f"{ece:.3f} over ten bins, all classes together (arXiv 1706.04599).",
+                "How often a class is present, by the probability that the model gave it. Expected "
+                f"calibration error {ece:.3f} over ten bins, all classes together (arXiv 1706.04599).",
                 [svg],
             ),
             charts.Section(
                 "Worst pictures",
-                f"{len(rows) - len(wrong)} of {len(rows)} with every class right; those of the largest loss "
-                "first. Sometimes it is the labels.",
-                shots=[charts.Shot(i, _told(truth_NC[i], said_NC[i], scores_NC[i], labels)) for i in worst],
+                f"{len(rows) - len(wrong)} of {len(rows)} have every class right. Largest loss first; "
+                "sometimes the labels are wrong.",
+                shots=[
+                    charts.Shot(i, _caption(truth_NC[i], predicted_NC[i], scores_NC[i], labels))
+                    for i in worst
+                ],
             ),
         ]
 
@@ -215,14 +219,14 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.num_features, num_classes)
-        # The first predictions are how often each class occurs, whatever the features: else the first epoch
-        # would go into learning that most classes are absent from most pictures (arXiv 1708.02002).
+        # The first prediction of each class is its frequency. Otherwise the first epoch would only learn that
+        # most classes are absent from most pictures (arXiv 1708.02002).
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if prior is not None:
             self.head.bias.data.copy_(prior)
         self.label_smoothing = label_smoothing
-        # Part of the loss, not of the model: it is not stored in the bundle.
+        # Part of the loss, not of the model: bundles do not store it.
         self.register_buffer("pos_weight", pos_weight, persistent=False)
 
     def forward(self, x_BCHW: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
@@ -231,23 +235,23 @@ class Classifier(nn.Module):
         if targets is None:
             return logits
 
-        def loss(known: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            wanted = known[LABELS] * (1 - self.label_smoothing) + self.label_smoothing / 2
+        def loss(row_targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            smoothed = row_targets[LABELS] * (1 - self.label_smoothing) + self.label_smoothing / 2
             return F.binary_cross_entropy_with_logits(
-                logits, wanted, pos_weight=self.pos_weight, reduction="none"
+                logits, smoothed, pos_weight=self.pos_weight, reduction="none"
             )
 
-        return losses.mixed(loss, targets).mean()  # every row has all classes: the mean over rows
+        return losses.mixed(loss, targets).mean()  # rows are equally long: also the mean over rows
 
 
 class Metrics:
-    """Keeps every score and truth: average precision needs them all, and merging is exact.
+    """Keeps all scores and labels, which average precision needs; so merging is exact.
 
-    Classes that never occur count for nothing; without rows, or without any class in them, NaN.
+    Classes without a positive are left out of means; metrics are NaN where no class has one.
     """
 
     def __init__(self, num_classes: int, thresholds: Sequence[float] | None) -> None:
-        """``thresholds``: None: those with the best F1 on what was seen, which a bundle would have."""
+        """``thresholds`` None: the best ones by F1 on these rows, which a bundle would have."""
         self.num_classes, self.thresholds = num_classes, thresholds
         self.scores: list[list[float]] = []
         self.truth: list[list[int]] = []
@@ -274,85 +278,89 @@ class Metrics:
         """map: mean average precision over classes; macro_f1 and micro_f1 at the thresholds; log_loss: mean
         cross-entropy over pictures and classes."""
         scores_NC, truth_NC = self.arrays()
-        there_C = truth_NC.any(axis=0) if len(truth_NC) else np.zeros(self.num_classes, bool)
-        if not there_C.any():
+        present_C = truth_NC.any(axis=0) if len(truth_NC) else np.zeros(self.num_classes, bool)
+        if not present_C.any():
             return dict.fromkeys(("map", "macro_f1", "micro_f1", "log_loss"), float("nan"))
         chosen = best_thresholds(scores_NC, truth_NC) if self.thresholds is None else self.thresholds
-        hits_C, said_C, true_C = _counts(truth_NC, scores_NC >= np.array(chosen))
+        correct_C, predicted_C, true_C = _counts(truth_NC, scores_NC >= np.array(chosen))
         p_NC = np.clip(scores_NC, 1e-6, 1 - 1e-6)
-        found = [average_precision(scores_NC[:, i], truth_NC[:, i]) for i in np.flatnonzero(there_C)]
+        precisions = [average_precision(scores_NC[:, i], truth_NC[:, i]) for i in np.flatnonzero(present_C)]
         return {
-            "map": float(np.mean([ap for ap in found if ap is not None])),
-            "macro_f1": float((2 * hits_C[there_C] / (said_C + true_C)[there_C]).mean()),
-            "micro_f1": float(2 * hits_C.sum() / (said_C + true_C).sum()),
+            "map": float(np.mean([precision for precision in precisions if precision is not None])),
+            "macro_f1": float((2 * correct_C[present_C] / (predicted_C + true_C)[present_C]).mean()),
+            "micro_f1": float(2 * correct_C.sum() / (predicted_C + true_C).sum()),
             "log_loss": float(-np.where(truth_NC, np.log(p_NC), np.log1p(-p_NC)).mean()),
         }
 
 
 def average_precision(score_N: np.ndarray, truth_N: np.ndarray) -> float | None:
-    """Sum of precision x gain in recall over the thresholds, as in scikit-learn; None: no positive."""
+    """Sum of precision x gain in recall over the thresholds; None without a positive."""
+    # Equal to scikit-learn's, which a test shows; importing that takes a training worker seconds.
     if not truth_N.any():
         return None
-    hits_T, said_T, _ = _curve(score_N, truth_N)
-    gain_T = np.diff(hits_T, prepend=0) / truth_N.sum()
-    return float((hits_T / said_T * gain_T).sum())
+    correct_T, predicted_T, _ = _counts_by_threshold(score_N, truth_N)
+    gain_T = np.diff(correct_T, prepend=0) / truth_N.sum()
+    return float((correct_T / predicted_T * gain_T).sum())
 
 
 def best_thresholds(score_NC: np.ndarray, truth_NC: np.ndarray) -> list[float]:
-    """The threshold of each class with its best F1.
+    """The threshold with the best F1 for each class.
 
-    By a few positives it would be chance: classes with fewer than `FEW` share one, chosen on all of theirs.
+    Classes with fewer than `FEW` positives share one threshold, chosen on their rows together: a few
+    positives alone would give a random one.
     """
-    found = [best_threshold(s, t) for s, t in zip(score_NC.T, truth_NC.T, strict=True)]
+    thresholds = [best_threshold(s, t) for s, t in zip(score_NC.T, truth_NC.T, strict=True)]
     rare = [i for i, count in enumerate(truth_NC.sum(0)) if 0 < count < FEW]
     if len(rare) > 1:
         shared = best_threshold(score_NC[:, rare].ravel(), truth_NC[:, rare].ravel())
         for i in rare:
-            found[i] = shared
-    return found
+            thresholds[i] = shared
+    return thresholds
 
 
 def best_threshold(score_N: np.ndarray, truth_N: np.ndarray) -> float:
-    """Where F1 is best: half-way down to the next lower score, so that a score like it still counts."""
+    """The threshold with the best F1, half-way between that score and the next lower one."""
     if not truth_N.any():
-        return UNDECIDED
-    hits_T, said_T, at_T = _curve(score_N, truth_N)
-    best = int(np.argmax(2 * hits_T / (said_T + truth_N.sum())))
-    below = at_T[best + 1] if best + 1 < len(at_T) else 0.0
-    return round(float((at_T[best] + below) / 2), 6)
+        return DEFAULT_THRESHOLD
+    correct_T, predicted_T, score_T = _counts_by_threshold(score_N, truth_N)
+    best = int(np.argmax(2 * correct_T / (predicted_T + truth_N.sum())))
+    below = score_T[best + 1] if best + 1 < len(score_T) else 0.0
+    return round(float((score_T[best] + below) / 2), 6)
 
 
-def _curve(score_N: np.ndarray, truth_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hits, predicted positives and the score at each distinct score, from the highest down."""
+def _counts_by_threshold(
+    score_N: np.ndarray, truth_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correct and predicted positives at each distinct score as threshold, and that score, highest first."""
     order_N = np.argsort(-score_N, kind="stable")
     ranked_N = score_N[order_N]
-    last_T = np.flatnonzero(np.diff(ranked_N, append=-np.inf))  # of rows with one score, the last
+    last_T = np.flatnonzero(np.diff(ranked_N, append=-np.inf))  # the last of the rows with the same score
     return np.cumsum(truth_N[order_N])[last_T], last_T + 1, ranked_N[last_T]
 
 
-def _counts(truth: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hits, predicted and true positives, over the rows."""
-    return (truth & said).sum(axis=0), said.sum(axis=0), truth.sum(axis=0)
+def _counts(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correct, predicted and true positives, summed over rows."""
+    return (truth & predicted).sum(axis=0), predicted.sum(axis=0), truth.sum(axis=0)
 
 
 def _multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:
-    there = np.zeros(num_classes, bool)
-    there[list(classes)] = True
-    return there
+    present_C = np.zeros(num_classes, bool)
+    present_C[list(classes)] = True
+    return present_C
 
 
-def _told(
-    truth_C: np.ndarray, said_C: np.ndarray, score_C: np.ndarray, labels: Sequence[str]
+def _caption(
+    truth_C: np.ndarray, predicted_C: np.ndarray, score_C: np.ndarray, labels: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """What there is to say below a picture."""
+    """Lines below a picture: its classes, those missed, and those predicted wrongly."""
 
-    def names(chosen_C: np.ndarray, scored: bool) -> str:
-        found = np.flatnonzero(chosen_C).tolist()
-        texts = [f"{labels[i]} {score_C[i]:.2f}" if scored else labels[i] for i in found]
+    def names(chosen_C: np.ndarray, with_scores: bool) -> str:
+        chosen = np.flatnonzero(chosen_C).tolist()
+        texts = [f"{labels[i]} {score_C[i]:.2f}" if with_scores else labels[i] for i in chosen]
         return ", ".join(texts) or "none"
 
     lines = [("truth", names(truth_C, False))]
-    for name, chosen_C in (("missed", truth_C & ~said_C), ("too much", said_C & ~truth_C)):
+    for name, chosen_C in (("missed", truth_C & ~predicted_C), ("too much", predicted_C & ~truth_C)):
         if chosen_C.any():
             lines.append((name, names(chosen_C, True)))
     return lines
