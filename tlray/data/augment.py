@@ -1,10 +1,10 @@
-"""Augmentation: training-only randomness of pictures, a pure function of (seed, view, row).
+"""Augmentation: random changes of training pictures, a pure function of (seed, view, row).
 
 `Augment.sample` draws a `Geometry` (crop, scale, mirror), which labels follow; `Augment.pixels` then changes
 the rendered pixels by a policy: one random operation a picture (TrivialAugment, arXiv 2103.10158), several
 (RandAugment, arXiv 1909.13719), colours alone, and random erasing (arXiv 1708.04896). Operations and their
-ranges are those of torchvision.transforms.v2, here on Pillow and numpy, since the processes that render need
-not load torch and every draw has to come from the row's own generator.
+ranges are those of torchvision.transforms.v2. They are written in Pillow and numpy here, so that rendering
+processes need not load torch, and every draw comes from the row's own generator.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from tlray.config import Augmentation
-from tlray.data.image import PADDING, Box, Geometry, Pixels, Preprocess, Size
+from tlray.data.image import LUMA, PADDING, Box, Geometry, Pixels, Preprocess, Size
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-BINS = 31  # steps of strength of TrivialAugment and RandAugment
-RAND_OPERATIONS, RAND_STRENGTH = 2, 9  # a picture; of BINS
+BINS = 31  # strengths of TrivialAugment and RandAugment
+RAND_OPERATIONS, RAND_STRENGTH = 2, 9  # RandAugment: operations for each picture, and their strength
 
 Kind = Literal["moves", "colours"]
 
 
 class Operation(NamedTuple):
-    """One kind of change. ``moves``: things change their places, which labels with places forbid."""
+    """An operation on pixels. One that ``moves`` things cannot be used where labels have places."""
 
     name: str
     kind: Kind
@@ -40,8 +39,11 @@ class Operation(NamedTuple):
 def _space(
     shear: float, shift: float, rotate: float, enhance: float, bits: int, solarize: int
 ) -> tuple[Operation, ...]:
-    """TrivialAugment's operations. ``shift``: a share of the side; ``rotate``: degrees; ``enhance``: a factor
-    is in 1 +- that; ``bits`` that posterizing leaves and the threshold of solarizing, at full strength."""
+    """TrivialAugment's operations with their values at full strength.
+
+    ``shear``: a tangent; ``shift``: a share of the side; ``rotate``: degrees; ``enhance``: the largest change
+    of a factor from 1; ``bits``: left by posterizing; ``solarize``: the threshold.
+    """
     return (
         Operation("identity", "colours", 0, 0),
         Operation("shear_x", "moves", 0, shear, True),
@@ -63,16 +65,16 @@ def _space(
 MILD = _space(shear=0.3, shift=0.1, rotate=30, enhance=0.8, bits=4, solarize=128)
 WIDE = _space(shear=0.99, shift=1 / 3, rotate=135, enhance=0.99, bits=2, solarize=0)  # torchvision's
 RAND = _space(shear=0.3, shift=150 / 331, rotate=30, enhance=0.9, bits=4, solarize=0)  # torchvision's
-# Of SSD (arXiv 1512.02325), as torchvision's RandomPhotometricDistort: each one half of the time.
+# The factors of SSD (arXiv 1512.02325) and torchvision's RandomPhotometricDistort.
 PHOTOMETRIC = {"brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5)}
-HUE = 0.05  # of a whole turn
+HUE = 0.05  # largest change, of a full turn
 
 
 class Augment:
-    """Draws what happens to a picture in training; every draw comes from the generator that is handed in.
+    """Draws the changes of training pictures; every draw comes from the generator of the call.
 
-    ``placed``: labels have places in the picture (boxes, masks), so that operations that move something in
-    it are left out.
+    ``placed``: labels have places in the picture (boxes, masks), so operations that move things and erasing
+    are left out.
     """
 
     def __init__(self, settings: Augmentation, placed: bool = False) -> None:
@@ -80,7 +82,7 @@ class Augment:
 
     @staticmethod
     def view(settings: Augmentation | None, epoch: int) -> int | None:
-        """Which view of every picture an epoch shows, a number for its randomness; None: plain."""
+        """The view that an epoch shows, a number that seeds its randomness; None: no augmentation."""
         if settings is None or settings.views == 1:
             return None
         return epoch if settings.views is None else epoch % settings.views
@@ -92,7 +94,7 @@ class Augment:
         plain = pre.geometry(source)
         if s.scale_jitter is not None:
             return _jittered(rng, s.scale_jitter, plain, pre, hflip, vflip)
-        if s.scale == (1.0, 1.0):  # the picture as it is evaluated
+        if s.scale == (1.0, 1.0):  # the same crop as in evaluation
             return pre.place(source, plain.crop, hflip, vflip)
         shape = pre.size[0] / pre.size[1] if pre.fit == "crop" else width / height
         for _ in range(10):
@@ -106,7 +108,7 @@ class Augment:
         return pre.place(source, plain.crop, hflip, vflip)
 
     def pixels(self, rng: np.random.Generator, x_CHW: Pixels) -> Pixels:
-        """The policy's operations, then random erasing, of rendered pixels (3, H, W) uint8."""
+        """Apply the policy's operations, then random erasing, to rendered pixels (3, H, W) uint8."""
         policy = self.settings.policy
         if policy == "colour":
             x_CHW = self._colour(rng, x_CHW)
@@ -132,22 +134,22 @@ class Augment:
         return picture
 
     def _colour(self, rng: np.random.Generator, x_CHW: Pixels) -> Pixels:
-        """Brightness, contrast, saturation, each by a factor in 1 +- its setting: one linear map of RGB."""
+        """Brightness, contrast and saturation by factors in 1 +- their settings, as one linear map of RGB."""
         s = self.settings
         if not (s.brightness or s.contrast or s.saturation):
             return x_CHW
         b, c, t = (1 + rng.uniform(-v, v) for v in (s.brightness, s.contrast, s.saturation))
         pixels = x_CHW.reshape(3, -1).astype(np.float32)
-        mean_grey = float(_LUMA @ pixels.mean(axis=1))
-        mix = np.float32(b * c) * (np.float32(t) * np.eye(3, dtype=np.float32) + np.float32(1 - t) * _LUMA)
+        luma = LUMA.astype(np.float32)
+        mean_grey = float(luma @ pixels.mean(axis=1))
+        mix = np.float32(b * c) * (np.float32(t) * np.eye(3, dtype=np.float32) + np.float32(1 - t) * luma)
         out = mix @ pixels
-        out += np.float32(b * (1 - c) * mean_grey + 0.5)  # 0.5: the cast below cuts off, this rounds
+        out += np.float32(b * (1 - c) * mean_grey + 0.5)  # + 0.5: the cast below truncates
         return np.clip(out, 0, 255, out=out).astype(np.uint8).reshape(x_CHW.shape)
 
 
 def operate(picture: Image.Image, name: str, value: float) -> Image.Image:
-    """One operation on an RGB picture. ``value``: shears as tangents, shifts as shares of the side, degrees,
-    changes of a factor that is 1 where nothing happens, bits left, a threshold."""
+    """Apply one operation of `_space`, in its units, to an RGB picture; an unknown one changes nothing."""
     width, height = picture.size
     turn = math.radians(value)
     moves: dict[str, tuple[float, float, float, float, float, float]] = {
@@ -187,7 +189,7 @@ def _changed(x_CHW: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pix
 
 
 def _distorted(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """Brightness, contrast before or after the others, saturation, hue; each one half of the time."""
+    """Brightness, contrast, saturation, hue, each with probability 1/2; contrast early or last."""
     names = ["brightness", "contrast", "saturation", "hue"]
     if rng.random() < 0.5:
         names = ["brightness", "saturation", "hue", "contrast"]
@@ -205,7 +207,7 @@ def _distorted(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
 
 
 def _erased(rng: np.random.Generator, x_CHW: Pixels) -> Pixels:
-    """A rectangle of 2 to 33 % of the area, 0.3 to 3.3 times as wide as it is high, in the picture's mean."""
+    """Fill a rectangle of 2 to 33 % of the area and aspect ratio 0.3 to 3.3 with the mean colour."""
     _, height, width = x_CHW.shape
     area, ratio = (
         height * width * rng.uniform(0.02, 0.33),
@@ -219,20 +221,22 @@ def _erased(rng: np.random.Generator, x_CHW: Pixels) -> Pixels:
 
 
 def balanced(rng: np.random.Generator, drawn: Geometry, ids_HW: Pixels, unknown: int) -> Geometry:
-    """The geometry with its crop moved, so that it holds a random pixel of a class drawn evenly from those
-    in the picture. ``ids_HW``: classes in source px, ``unknown`` where none is."""
-    there = np.flatnonzero(np.bincount(ids_HW.ravel(), minlength=unknown + 1)[:unknown])
-    if not len(there):
+    """Move the crop onto a random pixel of a random class of the picture, all classes being equally likely.
+
+    ``ids_HW``: classes of the source's pixels, ``unknown`` for none.
+    """
+    classes = np.flatnonzero(np.bincount(ids_HW.ravel(), minlength=unknown + 1)[:unknown])
+    if not len(classes):
         return drawn
-    at_N = np.flatnonzero(ids_HW == there[int(rng.integers(len(there)))])
-    y, x = divmod(int(at_N[int(rng.integers(len(at_N)))]), ids_HW.shape[1])
+    pixel_N = np.flatnonzero(ids_HW == classes[int(rng.integers(len(classes)))])
+    y, x = divmod(int(pixel_N[int(rng.integers(len(pixel_N)))]), ids_HW.shape[1])
     x0, y0, x1, y1 = drawn.crop
-    left, top = _around(rng, x, x1 - x0, drawn.source[0]), _around(rng, y, y1 - y0, drawn.source[1])
+    left, top = _start(rng, x, x1 - x0, drawn.source[0]), _start(rng, y, y1 - y0, drawn.source[1])
     return replace(drawn, crop=(left, top, left + x1 - x0, top + y1 - y0))
 
 
-def _around(rng: np.random.Generator, at: int, length: float, side: int) -> float:
-    """A random start of a stretch of the side that holds the pixel ``at``."""
+def _start(rng: np.random.Generator, at: int, length: float, side: int) -> float:
+    """A random start of an interval of this length, inside the side, that contains the pixel ``at``."""
     low, high = max(0.0, at + 1 - length), min(float(at), side - length)
     return low + max(0.0, high - low) * rng.random()
 
@@ -245,8 +249,10 @@ def _jittered(
     hflip: bool,
     vflip: bool,
 ) -> Geometry:
-    """The picture ``factor`` times as large as in the plain geometry: above 1 a random part of it fills the
-    input, below 1 it stands at a random place in padding. In detectors and segmenters since Mask R-CNN."""
+    """Scale jitter, common in detection and segmentation since Mask R-CNN: scale by a random factor.
+
+    Above 1 a random part of the picture fills the input, below 1 the picture has a random place in padding.
+    """
     factor = math.exp(rng.uniform(math.log(jitter[0]), math.log(jitter[1])))
     x0, y0, x1, y1 = plain.crop
     if factor >= 1:

@@ -1,10 +1,10 @@
-"""Pixels and coordinates: the one way from encoded bytes to model input.
+"""Pixels and coordinates: from encoded bytes to model input.
 
 ``render`` is the only function that makes model input; training, validation, batch prediction and
-serving all call it. ``Preprocess`` is data and travels in the bundle. A ``Geometry`` says which part of the
-picture lies where, mirrored or not; what it did to pixels it can do, and undo, to points and boxes.
+serving all call it. A ``Preprocess`` is stored in the bundle. A ``Geometry`` says which part of a picture is
+placed where in the input, and whether mirrored; it maps points and boxes in both directions.
 
-Pillow and numpy only: the processes that render need not load torch.
+Pillow and numpy only, so that rendering processes need not load torch.
 
 Layouts: x_CHW uint8 RGB 0..255; points_N2 as (x, y) and boxes_N4 as (x0, y0, x1, y1), in pixels with
 the origin at the top left corner of the top left pixel, after EXIF orientation.
@@ -25,29 +25,30 @@ from pydantic import BaseModel, ConfigDict
 
 from tlray.errors import PictureError
 
-# What may be opened: raster formats only, none that hands its bytes to another program.
+# Raster formats that Pillow decodes itself; some others are passed to external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-MAX_PIXELS = 50_000_000  # of a picture as stored; more is taken for a decompression bomb
+MAX_PIXELS = 50_000_000  # of a stored picture; larger ones count as decompression bombs
 _ORIENTATION = 0x0112  # EXIF tag
 
 Size = tuple[int, int]  # (width, height), px
 Box = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
-PADDING = (114, 114, 114)  # the grey that YOLO pads with
+PADDING = (114, 114, 114)  # YOLO's grey
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of RGB in grey, ITU-R BT.601
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class Preprocess(BaseModel):
     """How a picture becomes model input; ``size`` is (width, height) in px.
 
-    ``fit``: crop = the largest centred part of the input's shape; letterbox = the whole picture,
-    padded with grey; stretch = the whole picture, its shape given up. ``mean`` and ``std`` are of
-    RGB in 0..1 and are applied by the model's first module.
+    ``fit``: crop = the largest centred part with the input's aspect ratio; letterbox = the whole picture,
+    padded with grey; stretch = the whole picture, distorted. ``mean`` and ``std`` are of RGB in 0..1 and are
+    applied by the model's first module.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +61,7 @@ class Preprocess(BaseModel):
     max_pixels: int = MAX_PIXELS
 
     def geometry(self, source: Size) -> Geometry:
-        """The geometry without randomness."""
+        """The geometry of a picture without augmentation."""
         width, height = source
         if self.fit != "crop":
             return self.place(source, (0, 0, width, height))
@@ -70,7 +71,7 @@ class Preprocess(BaseModel):
         return self.place(source, (x, y, x + w, y + h))
 
     def place(self, source: Size, crop: Box, hflip: bool = False, vflip: bool = False) -> Geometry:
-        """The geometry that brings a part of the source into the input, by this preprocess's fit."""
+        """The geometry that places a crop of the source in the input, by ``fit``."""
         out_w, out_h = self.size
         placed = (0, 0, out_w, out_h)
         if self.fit == "letterbox":
@@ -84,7 +85,7 @@ class Preprocess(BaseModel):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which part (``crop``) of the source lies where (``placed``) in the input, then mirrored."""
+    """The part ``crop`` of the source is placed at ``placed`` in the input, then the input is mirrored."""
 
     source: Size
     crop: Box
@@ -128,7 +129,7 @@ def _sorted_boxes(corners_N22: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What a picture is; width and height in px after EXIF orientation."""
+    """Properties of a picture; width and height in px after EXIF orientation."""
 
     format: str
     width: int
@@ -136,16 +137,16 @@ class PictureInfo:
     mode: str
     orientation: int  # EXIF's tag as stored, 1 = upright
     frames: int
-    depth: str = ""  # how values beyond 8 bits are read, as in "12 bits"; "" = 8 bits or fewer
+    depth: str = ""  # range assumed for values of more than 8 bits, such as "12 bits"; "": 8 bits
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    """Header only: (lazy picture, the turn of EXIF's orientation that is still to be applied)."""
+    """Read the header: (picture that is not decoded yet, EXIF orientation still to be applied)."""
     if not data:
         raise PictureError("empty", "0 bytes: accepted: an encoded picture")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bombs are counted below, odd metadata does no harm
+            warnings.simplefilter("ignore")  # sizes are checked below; odd metadata is harmless
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise PictureError(
@@ -153,27 +154,27 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
         ) from None
     except UnidentifiedImageError:
         raise PictureError("not_a_picture", f"no picture: accepted: {', '.join(FORMATS)}") from None
-    except Exception as error:  # a decoder's view of hostile bytes: any exception means a damaged header
+    except Exception as error:  # decoders raise anything on damaged bytes
         raise PictureError("truncated", f"truncated or damaged ({_first_line(error)})") from None
     if picture.width * picture.height > max_pixels:
         raise PictureError(
             "too_many_pixels", f"{picture.width} x {picture.height} px: accepted: at most {max_pixels} pixels"
         )
-    # Pillow turns TIFFs itself while it loads them, and gives their upright size before.
+    # Pillow turns a TIFF upright itself when it loads it, and states the upright size before.
     return picture, 1 if picture.format == "TIFF" else _orientation(picture)
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8, before the picture is loaded; 1 where it says something else."""
+    """EXIF orientation, 1 to 8, read before the picture is loaded; 1 where the tag is invalid."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # metadata may hold anything; the pixels are judged when they are loaded
+    except Exception:  # damaged metadata; damaged pixels show when they are loaded
         return 1
     if isinstance(value, tuple) and value:  # some writers store a list
         value = value[0]
-    if isinstance(value, bytes):  # or the type BYTE in place of SHORT
+    if isinstance(value, bytes):  # or BYTE in place of SHORT
         value = int.from_bytes(value, "little")
     return int(value) if isinstance(value, int | float) and value in range(1, 9) else 1
 
@@ -196,7 +197,7 @@ def _oriented(size: Size, turn: int) -> Size:
 
 
 def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> PictureInfo:
-    """Decode once and say what it is.
+    """Decode a picture and return its properties.
 
     Raises PictureError (empty, not_a_picture, truncated, too_many_pixels).
     """
@@ -210,7 +211,7 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> PictureInfo:
 
 
 def header(data: bytes) -> PictureInfo:
-    """What a picture's first bytes say of it; nothing is decoded, and the rest may be missing.
+    """Properties by the header alone; ``data`` may be cut off after it.
 
     Raises PictureError as `probe` does.
     """
@@ -234,10 +235,10 @@ def _is_deep(picture: Image.Image) -> bool:
 
 
 def _eight_bits(picture: Image.Image) -> tuple[Image.Image, str]:
-    """A greyscale picture of more than 8 bits -> (8 bits, the range that its values were taken for).
+    """A greyscale picture of more than 8 bits -> (picture of 8 bits, the range assumed for its values).
 
-    Files rarely say which part of a type's range is in use: it is the smallest usual one that holds the
-    brightest pixel, so that a 12-bit scan in a 16-bit file is not taken for a black picture.
+    Files rarely state the range in use. The smallest usual one that contains the brightest pixel is assumed,
+    so that a 12-bit scan in a 16-bit file does not come out black.
     """
     values_HW = np.nan_to_num(np.asarray(picture).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     most = float(values_HW.max(initial=0))
@@ -288,8 +289,8 @@ def source_size(data: bytes, max_pixels: int = MAX_PIXELS) -> Size:
 def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tuple[Pixels, Geometry]:
     """Encoded bytes -> (x_CHW uint8 RGB of ``pre.size``, the geometry used).
 
-    Without a geometry the one without randomness is taken. A JPEG much larger than needed is decoded
-    at 1/2, 1/4 or 1/8 (libjpeg's scaled DCT). Raises PictureError as `probe` does.
+    By default the geometry is `Preprocess.geometry`. A JPEG much larger than needed is decoded at 1/2, 1/4
+    or 1/8 (libjpeg's scaled DCT). Raises PictureError as `probe` does.
     """
     picture, turn = _open(data, pre.max_pixels)
     source = _oriented(picture.size, turn)
@@ -297,7 +298,7 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
     x0, y0, x1, y1 = geometry.crop
     px0, py0, px1, py1 = geometry.placed
     if picture.format == "JPEG":
-        # draft() takes the smallest scale at which the crop still has at least the input's size.
+        # draft() chooses the smallest scale at which the crop is not smaller than its place in the input.
         need = min((x1 - x0) / (px1 - px0), (y1 - y0) / (py1 - py0))
         if need >= 2:
             picture.draft("RGB", (math.ceil(picture.width / need), math.ceil(picture.height / need)))
@@ -315,7 +316,7 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
 
 
 def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
-    """(a picture decoded with its mode kept, EXIF's turn that is still to be applied).
+    """(a picture decoded in its own mode, EXIF orientation still to be applied).
 
     Raises PictureError as `probe` does.
     """
@@ -325,12 +326,12 @@ def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]
 
 
 def turned(values_HW: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
-    """One channel of pixels, turned as EXIF's number says."""
+    """One channel of pixels, turned upright from an EXIF orientation."""
     return values_HW if turn == 1 else np.asarray(Image.fromarray(values_HW).transpose(TRANSPOSE[turn]))
 
 
 def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Encoded mask -> class ids (H, W) as stored: palette positions or grey values, no EXIF, no colours.
+    """Encoded mask -> class ids (H, W): palette positions or grey values; EXIF is not applied.
 
     Raises PictureError as `probe` does, and (not_a_mask) for a picture in colours.
     """
@@ -354,7 +355,7 @@ def encode_mask(ids_HW: Pixels) -> bytes:
 
 
 def render_mask(ids_HW: Pixels, geometry: Geometry, fill: int) -> Pixels:
-    """What `render` does to a picture, done to class ids (H, W): nearest neighbour, padded with ``fill``."""
+    """Class ids (H, W) rendered as `render` does pictures, by nearest neighbour, padded with ``fill``."""
     px0, py0, px1, py1 = geometry.placed
     part = Image.fromarray(ids_HW, "L").resize(
         (px1 - px0, py1 - py0), Image.Resampling.NEAREST, box=geometry.crop
@@ -373,7 +374,7 @@ def shrink_mask(data: bytes, size: Size) -> bytes:
 
 
 def shrink(data: bytes, max_side: int, quality: int = 92) -> bytes:
-    """The same picture with no side above ``max_side`` px, as JPEG; bytes unchanged if it is that already."""
+    """The picture as JPEG with no side above ``max_side`` px; unchanged where it is small enough."""
     width, height = source_size(data)
     if max(width, height) <= max_side:
         return data
@@ -381,7 +382,7 @@ def shrink(data: bytes, max_side: int, quality: int = 92) -> bytes:
     if picture.format == "JPEG":
         picture.draft("RGB", (2 * max_side, 2 * max_side))
     scale = max_side / max(width, height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))  # of 3000 x 2 px, too
+    size = max(1, round(width * scale)), max(1, round(height * scale))  # at least 1 px also for 3000 x 2 px
     upright = _upright(picture, turn).resize(size, Image.Resampling.LANCZOS)
     out = io.BytesIO()
     upright.save(out, "JPEG", quality=quality)

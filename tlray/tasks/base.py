@@ -22,7 +22,7 @@ from tlray.data.image import Geometry, Preprocess
 from tlray.data.schema import Kind, Row, Target
 from tlray.figures.charts import Section
 
-if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+if TYPE_CHECKING:  # importing it imports timm, which processes that only render do not need
     from tlray.models.backbone import Backbone
 
 Prediction = dict[str, Any]  # JSON-able, in source pixels

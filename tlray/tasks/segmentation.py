@@ -16,21 +16,21 @@ from torch.nn import functional as F
 
 from tlray.config import Count, Share, Strict
 from tlray.data import masks
-from tlray.data.image import Geometry, Pixels, Preprocess, decode_mask, encode_mask, render_mask
+from tlray.data.image import LUMA, Geometry, Pixels, Preprocess, decode_mask, encode_mask, render_mask
 from tlray.data.schema import MASK, Kind, Row, Target
 from tlray.errors import DataError
 from tlray.figures import charts
 from tlray.tasks import base, losses
 from tlray.tasks.base import Counts, Defaults, Goal, OneOf, Prediction, Remark, TrainingRows
 
-if TYPE_CHECKING:  # it brings timm, which processes that only render need not load
+if TYPE_CHECKING:  # importing it imports timm, which processes that only render do not need
     from tlray.models.backbone import Backbone
 
-UNKNOWN = masks.UNKNOWN  # in a mask: no class; in a prediction: outside of what the model was shown
-MOST_LOGITS = 1 << 27  # beyond it classes, not logits, are brought to the source's size
-KEPT_SIDE = 160  # px; of the masks in evaluation.json, which are there to be looked at
+UNKNOWN = masks.UNKNOWN  # in a mask: no class; in a prediction: outside of the crop that the model got
+MAX_LOGITS = 1 << 27  # of a picture in source size; beyond it class ids are resized in place of logits
+STORED_SIDE = 160  # px; longest side of the masks in evaluation.json, which are for the report only
 NUM_SHOTS = 12
-# Okabe and Ito's colours, which people tell apart whatever they see of colour, then darker ones.
+# The colours of Okabe and Ito, which are safe for colour-blind readers, then darker ones.
 _COLOURS = np.array(
     [
         (86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (0, 114, 178),
@@ -38,7 +38,6 @@ _COLOURS = np.array(
     ],
     np.uint8,
 )  # fmt: skip
-_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Task(Strict):
@@ -46,12 +45,12 @@ class Task(Strict):
 
     name: Literal["segmentation"] = "segmentation"
     goal: Annotated[Goal, OneOf(miou="max", pixel_accuracy="max")] = Goal("miou", "max")
-    ignore_index: Annotated[int, Field(ge=0, le=255)] = UNKNOWN  # pixels of this id teach and count nothing
-    channels: Count = 96  # of the pyramid
-    min_stride: Count = 4  # of the finest level that is used
+    ignore_index: Annotated[int, Field(ge=0, le=255)] = UNKNOWN  # an id that is neither learnt nor counted
+    channels: Count = 96  # of the feature pyramid
+    min_stride: Count = 4  # px; stride of the finest level of the pyramid
     label_smoothing: Share = 0.0
-    loss: Literal["cross_entropy", "dice", "lovasz"] = "lovasz"  # cross-entropy, plus one of regions
-    freeze_norm: bool = False  # batch norm keeps the pretrained statistics (batches of a few pictures)
+    loss: Literal["cross_entropy", "dice", "lovasz"] = "lovasz"  # cross-entropy, alone or plus one of regions
+    freeze_norm: bool = False  # batch norm keeps its pretrained statistics, as batches are small
 
     columns: ClassVar[dict[str, Kind]] = {MASK: "mask"}
     defaults: ClassVar[Defaults] = Defaults(
@@ -63,9 +62,9 @@ class Task(Strict):
     supported_augmentations: ClassVar[tuple[str, ...]] = ("cutmix", "class_balance")
 
     def preflight(self, rows: pa.Table, names: Mapping[str, list[str]]) -> tuple[pa.Table, list[Remark]]:
-        """Masks that cannot be read or have unknown ids are left out."""
-        known = len(names[MASK]) if MASK in names else UNKNOWN
-        kinds, reasons, seen = rows["kind"].to_pylist(), rows["reason"].to_pylist(), set()
+        """Reject rows whose mask cannot be read or has an unknown id."""
+        num_classes = len(names[MASK]) if MASK in names else UNKNOWN
+        kinds, reasons, used_ids = rows["kind"].to_pylist(), rows["reason"].to_pylist(), set()
         for i, values in enumerate(rows["mask_values"].to_pylist()):
             if kinds[i] is not None:
                 continue
@@ -73,17 +72,17 @@ class Task(Strict):
                 kinds[i] = "mask_unreadable"
                 reasons[i] = "its mask cannot be read; accepted: ids from 0 to 255"
                 continue
-            odd = [v for v in values if v >= known and v not in (UNKNOWN, self.ignore_index)]
-            if odd:
+            unknown = [v for v in values if v >= num_classes and v not in (UNKNOWN, self.ignore_index)]
+            if unknown:
                 kinds[i] = "mask_values"
-                reasons[i] = f"id {odd[0]} in its mask; accepted: 0 to {known - 1}, 255"
-            seen.update(values)
+                reasons[i] = f"id {unknown[0]} in its mask; accepted: 0 to {num_classes - 1}, 255"
+            used_ids.update(values)
         for column, values in (("kind", kinds), ("reason", reasons)):
             at = rows.column_names.index(column)
             rows = rows.set_column(at, column, pa.array(values, pa.string()))
-        never = [name for i, name in enumerate(names.get(MASK, [])) if i not in seen]
-        remark = Remark("warning", "class_nowhere", f"{len(never)} classes are in no mask", never)
-        return rows, [remark] if never else []
+        unused = [name for i, name in enumerate(names.get(MASK, [])) if i not in used_ids]
+        remark = Remark("warning", "class_nowhere", f"{len(unused)} classes are in no mask", unused)
+        return rows, [remark] if unused else []
 
     def unmeasurable(self, tables: Iterable[pa.Table], labels: list[str]) -> str | None:
         for table in tables:
@@ -99,25 +98,26 @@ class Task(Strict):
         return self, ""
 
     def build(self, backbone: Backbone, labels: list[str], counts: Counts | None = None) -> nn.Module:
-        """Feature pyramid over the backbone, its levels added up (Panoptic FPN, arXiv 1901.02446)."""
+        """A feature pyramid whose levels are summed (Panoptic FPN, arXiv 1901.02446)."""
         return Segmenter(backbone, len(labels), self)
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
-        """``mask`` (H, W) uint8: class ids, 255 where there is none. Raises DataError for an unknown id."""
+        """``mask`` (H, W) uint8: class ids, 255 for no class. Raises DataError for an unknown id."""
         stored_HW = decode_mask(row[MASK]["bytes"])
-        odd = stored_HW[(stored_HW >= len(labels)) & ~np.isin(stored_HW, (UNKNOWN, self.ignore_index))]
-        if odd.size:
-            raise DataError(f"id {odd[0]} in its mask; accepted: 0 to {len(labels) - 1}, {UNKNOWN}")
+        is_unknown_HW = (stored_HW >= len(labels)) & ~np.isin(stored_HW, (UNKNOWN, self.ignore_index))
+        if is_unknown_HW.any():
+            unknown = stored_HW[is_unknown_HW][0]
+            raise DataError(f"id {unknown} in its mask; accepted: 0 to {len(labels) - 1}, {UNKNOWN}")
         ids_HW = render_mask(stored_HW, geometry, UNKNOWN)
         return {MASK: np.where(ids_HW == self.ignore_index, UNKNOWN, ids_HW).astype(np.uint8)}
 
     def decode(
         self, outputs: torch.Tensor, geometries: Sequence[Geometry], labels: list[str]
     ) -> list[Prediction]:
-        """Logits (B, C, h, w) -> per picture its class ids in source size, as runs along the rows."""
+        """Logits (B, C, h, w) -> for each picture class ids in source size, as runs along the rows."""
         if self.ignore_index < outputs.shape[1]:
             outputs = outputs.clone()
-            outputs[:, self.ignore_index] = outputs.min() - 1  # not -inf, of which resizing makes NaN
+            outputs[:, self.ignore_index] = outputs.min() - 1  # not -inf, which resizing turns into NaN
         predictions = []
         for logits_Chw, geometry in zip(outputs.float(), geometries, strict=True):
             ids_HW = _to_source(logits_Chw, geometry)
@@ -142,26 +142,26 @@ class Task(Strict):
         return self
 
     def record(self, row: Row | None, prediction: Prediction) -> dict[str, Any]:
-        """Both masks as small PNGs in base64; by class the pixels of both (intersection), of any (union)."""
-        said_HW = from_runs(prediction)
-        found: dict[str, Any] = {"prediction": _kept(said_HW), "shares": prediction["shares"]}
+        """Both masks as small PNGs in base64; for each class the pixels of intersection and union."""
+        predicted_HW = from_runs(prediction)
+        record: dict[str, Any] = {"prediction": _to_base64(predicted_HW), "shares": prediction["shares"]}
         if row is not None:
             truth_HW = decode_mask(row[MASK]["bytes"])
-            confusion = _confusion(truth_HW, said_HW, 256, self.ignore_index)
-            both, either = _overlap(confusion)
-            last = int(np.flatnonzero(either).max(initial=-1)) + 1
-            found |= {
-                "truth": _kept(truth_HW), "intersection": both[:last].tolist(),
-                "union": either[:last].tolist(), "iou": _mean_iou(confusion),
+            confusion = _confusion(truth_HW, predicted_HW, 256, self.ignore_index)
+            intersection_C, union_C = _intersection_and_union(confusion)
+            last = int(np.flatnonzero(union_C).max(initial=-1)) + 1
+            record |= {
+                "truth": _to_base64(truth_HW), "intersection": intersection_C[:last].tolist(),
+                "union": union_C[:last].tolist(), "iou": _mean_iou(confusion),
             }  # fmt: skip
-        return found
+        return record
 
     def draw(self, picture: Image.Image, record: dict[str, Any], labels: list[str]) -> Image.Image:
-        """Predicted classes in colours over the picture, borders of the truth in white, a legend."""
-        ids_HW = _sized(decode_mask(base64.b64decode(record["prediction"])), picture.size)
+        """Predicted classes as colours, borders of the true areas in white, a legend."""
+        ids_HW = masks.resized(decode_mask(base64.b64decode(record["prediction"])), picture.size)
         drawn = _tinted(picture, ids_HW, len(labels))
         if "truth" in record:
-            truth_HW = _sized(decode_mask(base64.b64decode(record["truth"])), picture.size)
+            truth_HW = masks.resized(decode_mask(base64.b64decode(record["truth"])), picture.size)
             edge = np.zeros(truth_HW.shape, bool)
             edge[1:] |= truth_HW[1:] != truth_HW[:-1]
             edge[:, 1:] |= truth_HW[:, 1:] != truth_HW[:, :-1]
@@ -171,7 +171,7 @@ class Task(Strict):
         return _legend(drawn, record["shares"], labels)
 
     def draw_truth(self, picture: Image.Image, row: Row, labels: list[str]) -> Image.Image:
-        """Classes in colours over the picture, a legend; pixels of no class as they are."""
+        """True classes as colours, and a legend; pixels of no class are unchanged."""
         ids_HW = decode_mask(row[MASK]["bytes"])
         counts = np.bincount(ids_HW.ravel(), minlength=256)
         shares = {name: counts[i] / ids_HW.size for i, name in enumerate(labels) if counts[i]}
@@ -182,49 +182,51 @@ class Task(Strict):
         return "  ".join(f"{name} {share:.1%}" for name, share in ranked[:top]) or "no class"
 
     def figures(self, evaluation: dict[str, Any]) -> list[charts.Section]:
-        """IoU of each class, and the pictures that went worst."""
+        """IoU of each class, and the pictures of the lowest IoU."""
         rows, labels = evaluation["rows"], evaluation["labels"]
-        both, either = np.zeros(256, np.int64), np.zeros(256, np.int64)
+        intersection_C, union_C = np.zeros(256, np.int64), np.zeros(256, np.int64)
         for row in rows:
-            both[: len(row["intersection"])] += row["intersection"]
-            either[: len(row["union"])] += row["union"]
-        found = [(name, both[i] / either[i], either[i]) for i, name in enumerate(labels) if either[i]]
-        found.sort(key=lambda item: item[1])
-        most = int(either.max()) or 1
+            intersection_C[: len(row["intersection"])] += row["intersection"]
+            union_C[: len(row["union"])] += row["union"]
+        by_class = [
+            (name, intersection_C[i] / union_C[i], union_C[i]) for i, name in enumerate(labels) if union_C[i]
+        ]
+        by_class.sort(key=lambda item: item[1])
+        most = int(union_C.max()) or 1
         classes = charts.Table(
             [charts.Column("class"), charts.Column("iou", 3, 1.0), charts.Column("pixels", 0, most)],
-            [[name, float(iou), int(pixels)] for name, iou, pixels in found],
+            [[name, float(iou), int(pixels)] for name, iou, pixels in by_class],
         )
         worst = sorted((row["iou"], i) for i, row in enumerate(rows) if row["iou"] is not None)[:NUM_SHOTS]
         return [
             charts.Section(
-                "Classes", "Intersection over union of all pixels, weakest first; pixels of either.",
+                "Classes", "Intersection over union of all pixels, weakest first; pixels: of the union.",
                 tables=[classes],
             ),
             charts.Section(
-                "Worst pictures", "Colours are what the model says, white lines the borders of the truth.",
+                "Worst pictures", "Colours are predicted classes, white lines the borders of the true areas.",
                 shots=[charts.Shot(i, [("mean iou", f"{iou:.3f}")]) for iou, i in worst],
             ),
         ]  # fmt: skip
 
 
 def _tinted(picture: Image.Image, ids_HW: Pixels, num_classes: int) -> Image.Image:
-    """The picture under the colours of its classes; ids beyond the classes leave it as it is."""
+    """The picture, tinted with the colours of its classes; pixels of no class are unchanged."""
     tint = Image.fromarray(_COLOURS[ids_HW % len(_COLOURS)])
-    seen = Image.fromarray(np.where(ids_HW < num_classes, 140, 0).astype(np.uint8), "L")
-    return Image.composite(tint, picture, seen)
+    opacity = Image.fromarray(np.where(ids_HW < num_classes, 140, 0).astype(np.uint8), "L")
+    return Image.composite(tint, picture, opacity)
 
 
 def _legend(picture: Image.Image, shares: Mapping[str, float], labels: list[str]) -> Image.Image:
-    """Names of the eight largest classes on their colours, in the top left corner."""
+    """The picture with the names of its eight largest classes, on their colours, in the top left corner."""
     drawn = picture.copy()
     pen, y = ImageDraw.Draw(drawn), 2
     font = ImageFont.load_default(max(9, max(picture.size) / 40))
     for name in sorted(shares, key=lambda name: -shares[name])[:8]:
-        ground = _COLOURS[labels.index(name) % len(_COLOURS)]
+        background = _COLOURS[labels.index(name) % len(_COLOURS)]
         x1, y1 = pen.textbbox((4, y), name, font=font)[2:]
-        pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(ground.tolist()))
-        pen.text((4, y), name, fill="black" if ground @ _LUMA > 110 else "white", font=font)
+        pen.rectangle((2, y, x1 + 2, y1 + 1), fill=tuple(background.tolist()))
+        pen.text((4, y), name, fill="black" if background @ LUMA > 110 else "white", font=font)
         y = int(y1) + 2
     return drawn
 
@@ -237,7 +239,7 @@ class Segmenter(nn.Module):
         from torchvision.ops import FeaturePyramidNetwork
 
         self.backbone = backbone
-        # The last stage of each stride, from the finest wanted on; all of them where none is that coarse.
+        # The last stage of each stride from min_stride on, or the last of all where none is that coarse.
         last = {stride: i for i, stride in enumerate(backbone.strides)}
         self.reads = sorted(i for stride, i in last.items() if stride >= settings.min_stride)
         self.reads = self.reads or [len(backbone.strides) - 1]
@@ -251,7 +253,7 @@ class Segmenter(nn.Module):
         self.settings = settings
 
     def train(self, mode: bool = True) -> Segmenter:
-        """As ever; batch norm in the backbone keeps its statistics where it shall."""
+        """As of nn.Module, but with ``freeze_norm`` batch norm in the backbone stays in evaluation mode."""
         super().train(mode)
         if self.settings.freeze_norm:
             self.backbone.keep_statistics()
@@ -268,30 +270,34 @@ class Segmenter(nn.Module):
         if targets is None:
             return logits
         size = targets[MASK].shape[-2:]
-        grown = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        logits_BCHW = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         truth_BHW = targets[MASK].long()
         loss_BHW = F.cross_entropy(
-            grown,
+            logits_BCHW,
             truth_BHW,
             ignore_index=UNKNOWN,
             label_smoothing=self.settings.label_smoothing,
             reduction="none",
         )
-        # The mean over rows of the mean over a row's pixels, so that batches of any size add up.
-        seen_B = (truth_BHW != UNKNOWN).sum((1, 2)).clamp(min=1)
-        loss: torch.Tensor = (loss_BHW.sum((1, 2)) / seen_B).mean()
+        # The mean over rows of a row's mean over pixels: then means of batches of any size add up.
+        num_known_B = (truth_BHW != UNKNOWN).sum((1, 2)).clamp(min=1)
+        loss: torch.Tensor = (loss_BHW.sum((1, 2)) / num_known_B).mean()
         if self.settings.loss == "cross_entropy":
             return loss
         region = losses.dice if self.settings.loss == "dice" else losses.lovasz
-        return loss + region(grown, truth_BHW, UNKNOWN).mean()
+        return loss + region(logits_BCHW, truth_BHW, UNKNOWN).mean()
 
 
 class Metrics:
-    """Counts pairs of (truth, prediction) over pixels: integers, so merging is exact in any order."""
+    """Counts pixels by (truth, prediction); counts are integers, so merging is exact in any order.
+
+    Counted here, not by scikit-learn or torchmetrics: they have no column for pixels without a prediction,
+    and a worker would import them for seconds.
+    """
 
     def __init__(self, num_classes: int, ignore_index: int) -> None:
         self.ignore_index = ignore_index
-        self.confusion = np.zeros((num_classes, num_classes + 1), np.int64)  # last: said nothing
+        self.confusion = np.zeros((num_classes, num_classes + 1), np.int64)  # last: no prediction
 
     def update(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> None:
         for prediction, row in zip(predictions, rows, strict=True):
@@ -307,7 +313,7 @@ class Metrics:
         self.confusion += np.array(state["confusion"], np.int64)
 
     def compute(self) -> dict[str, float]:
-        """miou over the classes that occur, pixel_accuracy; without any pixel NaN."""
+        """miou over the classes that occur, pixel_accuracy; NaN without a labelled pixel."""
         total, nan = int(self.confusion.sum()), float("nan")
         iou = _mean_iou(self.confusion)
         return {
@@ -324,23 +330,24 @@ def to_runs(ids_HW: Pixels) -> dict[str, Any]:
     return {"size": list(ids_HW.shape), "runs": np.stack([flat[starts], lengths], 1).tolist()}
 
 
-def from_runs(found: Mapping[str, Any]) -> Pixels:
+def from_runs(prediction: Mapping[str, Any]) -> Pixels:
     """The inverse of `to_runs`."""
-    runs = np.array(found["runs"], np.int64).reshape(-1, 2)
-    ids_HW: Pixels = np.repeat(runs[:, 0].astype(np.uint8), runs[:, 1]).reshape(found["size"])
+    runs = np.array(prediction["runs"], np.int64).reshape(-1, 2)
+    ids_HW: Pixels = np.repeat(runs[:, 0].astype(np.uint8), runs[:, 1]).reshape(prediction["size"])
     return ids_HW
 
 
 def _to_source(logits_Chw: torch.Tensor, geometry: Geometry) -> Pixels:
-    """The most probable class of each source pixel (H, W); UNKNOWN outside of what was shown."""
+    """The most probable class of each source pixel (H, W); UNKNOWN outside of the crop."""
     width, height = geometry.source
     x0, y0, x1, y1 = (round(v) for v in geometry.crop)
     px0, py0, px1, py1 = geometry.placed
     flips = [axis for axis, flip in ((1, geometry.vflip), (2, geometry.hflip)) if flip]
-    grown = F.interpolate(logits_Chw[None], geometry.output[::-1], mode="bilinear", align_corners=False)[0]
-    part = grown.flip(flips)[:, py0:py1, px0:px1]
+    input_hw = geometry.output[::-1]
+    logits_CHW = F.interpolate(logits_Chw[None], input_hw, mode="bilinear", align_corners=False)[0]
+    part = logits_CHW.flip(flips)[:, py0:py1, px0:px1]
     size = (y1 - y0, x1 - x0)
-    if part.shape[0] * size[0] * size[1] <= MOST_LOGITS:
+    if part.shape[0] * size[0] * size[1] <= MAX_LOGITS:
         ids_hw = F.interpolate(part[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
     else:
         ids_hw = F.interpolate(part.argmax(0)[None, None].float(), size, mode="nearest-exact")[0, 0].long()
@@ -349,39 +356,37 @@ def _to_source(logits_Chw: torch.Tensor, geometry: Geometry) -> Pixels:
     return ids_HW
 
 
-def _confusion(truth_HW: Pixels, said_HW: Pixels, num_classes: int, ignore_index: int) -> np.ndarray:
-    """Pixels by (truth, said) (C, C + 1); the last column: nothing was said there."""
-    counts = (truth_HW != UNKNOWN) & (truth_HW != ignore_index) & (truth_HW < num_classes)
-    truth, said = truth_HW[counts].astype(np.int64), said_HW[counts].astype(np.int64)
-    said = np.where((said == UNKNOWN) | (said >= num_classes), num_classes, said)
-    pairs = np.bincount(truth * (num_classes + 1) + said, minlength=num_classes * (num_classes + 1))
+def _confusion(truth_HW: Pixels, predicted_HW: Pixels, num_classes: int, ignore_index: int) -> np.ndarray:
+    """Pixels by (truth, prediction), (C, C + 1); the last column is of pixels without a prediction."""
+    known_HW = (truth_HW != UNKNOWN) & (truth_HW != ignore_index) & (truth_HW < num_classes)
+    truth_P, predicted_P = truth_HW[known_HW].astype(np.int64), predicted_HW[known_HW].astype(np.int64)
+    no_class_P = (predicted_P == UNKNOWN) | (predicted_P >= num_classes)
+    predicted_P = np.where(no_class_P, num_classes, predicted_P)
+    pairs = np.bincount(truth_P * (num_classes + 1) + predicted_P, minlength=num_classes * (num_classes + 1))
     return pairs.reshape(num_classes, num_classes + 1)
 
 
-def _overlap(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per class: pixels of both, pixels of either."""
-    square = confusion[:, :-1]
-    both = np.diag(square)
-    return both, confusion.sum(1) + square.sum(0) - both
+def _intersection_and_union(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each class: of the intersection and of the union of truth and prediction."""
+    square_CC = confusion[:, :-1]
+    intersection_C = np.diag(square_CC)
+    return intersection_C, confusion.sum(1) + square_CC.sum(0) - intersection_C
 
 
 def _mean_iou(confusion: np.ndarray) -> float | None:
     """Over the classes of the truth; None where there is none."""
-    both, either = _overlap(confusion)
-    there = confusion.sum(1) > 0
-    return float((both[there] / either[there]).mean()) if there.any() else None
+    intersection_C, union_C = _intersection_and_union(confusion)
+    present = confusion.sum(1) > 0
+    return float((intersection_C[present] / union_C[present]).mean()) if present.any() else None
 
 
-def _kept(ids_HW: Pixels) -> str:
-    scale = min(1.0, KEPT_SIDE / max(ids_HW.shape))
+def _to_base64(ids_HW: Pixels) -> str:
+    """A small PNG of a mask as text."""
+    scale = min(1.0, STORED_SIDE / max(ids_HW.shape))
     height, width = (max(1, round(side * scale)) for side in ids_HW.shape)
-    return base64.b64encode(encode_mask(_sized(ids_HW, (width, height)))).decode()
-
-
-def _sized(ids_HW: Pixels, size: tuple[int, int]) -> Pixels:
-    return np.asarray(Image.fromarray(ids_HW, "L").resize(size, Image.Resampling.NEAREST))
+    return base64.b64encode(encode_mask(masks.resized(ids_HW, (width, height)))).decode()
 
 
 def _groups(channels: int) -> int:
-    """Groups of a group norm: 8, or as many as divide the channels."""
+    """The number of groups of a group norm: the largest up to 8 that divides the channels."""
     return max(n for n in range(1, 9) if channels % n == 0)
