@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.data import schema
-from tlray.data.dataset import MANIFEST, Dataset
+from tlray.data.dataset import Dataset
 from tlray.data.image import EXTENSIONS
+from tlray.data.layout import MANIFEST
 from tlray.errors import DataError, spelling_hint
 
 

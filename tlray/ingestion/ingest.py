@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.data import masks, schema
-from tlray.data.dataset import MANIFEST
+from tlray.data.layout import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError, about
 from tlray.ingestion import boxes, given, mask_codes, plan, preflight, preview, views, writer
 from tlray.ingestion.findings import SHOWN, Finding

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.data import schema, shards
-from tlray.data.dataset import MANIFEST, Dataset
+from tlray.data.dataset import Dataset
+from tlray.data.layout import MANIFEST
 from tlray.data.schema import ID, IMAGE, LABEL, LABELS, OBJECTS, SPLIT, SPLITS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, finding
