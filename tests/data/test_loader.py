@@ -109,7 +109,7 @@ def test_the_row_cache_stays_within_its_budget(uri):
     for row in range(50):
         _, annotation = reader(row)
         assert annotation["label"] == row % 3 and annotation["id"] == f"train{row:05d}"
-        assert len(reader._groups) == 1 or reader._held <= reader.budget
+        assert len(reader._groups) == 1 or reader._cached_bytes <= reader.budget
 
 
 def test_a_lonely_row_is_doubled():

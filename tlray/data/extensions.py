@@ -1,10 +1,10 @@
-"""Extension types of Arrow, refused before pyarrow makes one of them.
+"""Refuses Arrow's extension types before pyarrow instantiates them.
 
-A file names an extension type in the metadata of its schema. As soon as pyarrow reads that schema it calls
-the Python class that some library registered under the name, and the class decides what runs: Ray's
-`ray.data.arrow_pickled_object` unpickles every value that is looked at, and its tensor types may unpickle
-while the schema is read. So every schema is read here, first with the names made unknown, which gives plain
-types and calls nobody. The few types of `PLAIN` are pyarrow's own, in C++, around plain values.
+A file names extension types in the metadata of its schema. When pyarrow reads the schema, it calls the Python
+class that a library registered under the name, and that class may run anything: Ray's
+`ray.data.arrow_pickled_object` unpickles each value on access, and Ray's tensor types may unpickle while the
+schema is read. So schemas are first read here with the metadata key changed, which gives plain types and
+calls no class. The types in `PLAIN` are pyarrow's own, written in C++ around plain values.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ import pyarrow.parquet as pq
 from tlray.errors import DataError
 
 PLAIN = ("arrow.bool8", "arrow.json", "arrow.uuid")
-_NAME, _UNKNOWN = b"ARROW:extension:name", b"tlray:extension:name"  # of one length: offsets stay right
+_NAME, _UNKNOWN = b"ARROW:extension:name", b"tlray:extension:name"  # equally long: offsets stay valid
 _SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"tlray:schema"
 _MAGIC = b"ARROW1"
-_PEEK = 64 * 1024  # bytes of a file's end that are read at once: most footers are smaller
+_PEEK = 64 * 1024  # bytes at a file's end that are read first; most footers are smaller
 
 
 def parquet_footer(source: pa.NativeFile, place: str) -> pq.FileMetaData:
     """The footer of a Parquet file. Raises DataError for an extension type, ArrowInvalid for damage."""
     footer, end = _footer(source, b"PAR1")
-    # pyarrow reads the Arrow schema that a footer carries with the footer, and a footer as a file's end only.
-    unread = _parquet_metadata(footer.replace(_SCHEMA, _NO_SCHEMA) + end).metadata or {}
-    if _NO_SCHEMA in unread:
+    # Reading a footer, pyarrow reads the Arrow schema in its metadata, too: that key is changed first.
+    metadata = _parquet_metadata(footer.replace(_SCHEMA, _NO_SCHEMA) + end).metadata or {}
+    if _NO_SCHEMA in metadata:
         try:
-            message = base64.b64decode(unread[_NO_SCHEMA], validate=True)
+            message = base64.b64decode(metadata[_NO_SCHEMA], validate=True)
         except binascii.Error as error:
             raise pa.ArrowInvalid(f"its Arrow schema: {error}") from None
         _refuse(message, place)
-    found = _parquet_metadata(footer + end)
-    # Parquet has logical types of its own, too, that Arrow reads as extensions.
-    _refuse_types(found.schema.to_arrow_schema(), place)
-    return found
+    checked = _parquet_metadata(footer + end)
+    # Arrow reads some of Parquet's own logical types as extension types, too.
+    _refuse_types(checked.schema.to_arrow_schema(), place)
+    return checked
 
 
 def _parquet_metadata(end: bytes) -> pq.FileMetaData:
+    """Parse the end of a Parquet file; pyarrow only takes whole files."""
     return pq.read_metadata(pa.BufferReader(b"PAR1" + end))
 
 
@@ -73,16 +74,16 @@ def open_file(source: pa.NativeFile, place: str, accepted: Collection[str] = PLA
     """A reader of a file in Arrow's file format. Raises DataError for an extension type, ArrowInvalid."""
     footer, end = _footer(source, _MAGIC)
     if _NAME in footer:
-        # The schema that counts is the footer's, and pyarrow reads a footer as the end of a file only.
-        alone = _MAGIC + b"\0\0" + footer.replace(_NAME, _UNKNOWN) + end
-        _refuse_names(ipc.open_file(pa.py_buffer(alone)).schema, place, accepted)
+        # pyarrow takes the schema from the footer, and only takes whole files.
+        footer_file = _MAGIC + b"\0\0" + footer.replace(_NAME, _UNKNOWN) + end
+        _refuse_names(ipc.open_file(pa.py_buffer(footer_file)).schema, place, accepted)
     reader = ipc.open_file(source)
     _refuse_types(reader.schema, place, accepted)
     return reader
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values below an extension type; any other type as it is."""
+    """The storage type of an extension type; any other type unchanged."""
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
@@ -92,10 +93,10 @@ def _refuse(message: bytes, place: str) -> None:
 
 
 def _refuse_names(schema: pa.Schema, place: str, accepted: Collection[str]) -> None:
-    """Refuse the extension types that a schema with unknown names still tells of."""
+    """Refuse extension types named in a schema that was read with the changed metadata key."""
     for path, field in _fields(schema):
         name = (field.metadata or {}).get(_UNKNOWN, b"").decode("utf-8", "replace")
-        if pa.types.is_run_end_encoded(field.type):  # pyarrow drops what the fields inside are said to be
+        if pa.types.is_run_end_encoded(field.type):  # pyarrow drops the metadata of fields inside it
             path, name = f"{path}.values", "in run-end encoding"
         if name and name not in accepted:
             raise _refusal(place, path, name, accepted)
@@ -115,7 +116,7 @@ def _refusal(place: str, path: str, name: str, accepted: Collection[str]) -> Dat
 
 
 def _fields(schema: pa.Schema) -> Iterator[tuple[str, pa.Field]]:
-    """All fields at any depth with their dotted paths."""
+    """All fields at any depth, with dotted paths."""
     todo = [(field.name, field) for field in reversed(schema)]
     while todo:
         path, field = todo.pop()

@@ -1,4 +1,4 @@
-"""What label columns may hold, by their kind; checked before work begins, many rows at a time."""
+"""Checks of label columns by their kind, made before work begins and for many rows at a time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ ACCEPTED: dict[Kind, str] = {
 
 
 class Fault(NamedTuple):
-    """The first row that holds no label of its kind."""
+    """The first row without a valid label."""
 
-    row: int  # among the values looked at, from 0
-    part: str  # of the column: "" or as ".category"
+    row: int  # index into the checked values
+    part: str  # of the column: "", or a field such as ".category"
     value: str
     accepted: str
 
 
 def fits(kind: Kind, column: pa.DataType) -> bool:
-    """Whether a column's type can hold labels of a kind; one of nulls alone can, and holds none."""
+    """Whether a column's type can hold labels of a kind; a column of nulls only counts as fitting."""
     if pa.types.is_null(column):
         return True
     if kind in ("class", "identity"):
@@ -51,7 +51,7 @@ def fits(kind: Kind, column: pa.DataType) -> bool:
 
 
 def find_fault(kind: Kind, values: pa.Array, num_classes: int) -> Fault | None:
-    """The first row that holds no label of a kind that `fits`; None where all do."""
+    """The first row without a valid label, in a column that `fits`; None where all are valid."""
     null = _first(values.is_null())
     if null is not None:
         return Fault(null, "", "null", ACCEPTED[kind])
@@ -65,7 +65,7 @@ def find_fault(kind: Kind, values: pa.Array, num_classes: int) -> Fault | None:
 
 
 def is_hidden(kind: Kind, values: pa.Array) -> bool:
-    """Whether no row tells anything: each is null or, as Hugging Face hides labels, -1."""
+    """Whether no row has a label: all are null or -1, which Hugging Face writes for hidden labels."""
     if values.null_count == len(values):
         return True
     if kind == "mask":
@@ -74,14 +74,14 @@ def is_hidden(kind: Kind, values: pa.Array) -> bool:
         values = pc.struct_field(values, "category")
     if kind in ("classes", "objects"):
         values = pc.list_flatten(values)
-    known = values.drop_null().to_numpy(zero_copy_only=False)
-    return len(values) > 0 and bool((known == -1).all())
+    numbers = values.drop_null().to_numpy(zero_copy_only=False)
+    return len(values) > 0 and bool((numbers == -1).all())
 
 
 def _objects(values: pa.Array, num_classes: int) -> Fault | None:
     for part in ("bbox", "category"):
-        if found := _null_part(values, part, "a list"):
-            return found
+        if fault := _null_part(values, part, "a list"):
+            return fault
     boxes, category = pc.struct_field(values, "bbox"), pc.struct_field(values, "category")
     counts = [_lengths(column) for column in (boxes, category)]
     row = _first(counts[0] != counts[1])
@@ -91,7 +91,7 @@ def _objects(values: pa.Array, num_classes: int) -> Fault | None:
         )
     for flag in flags_of(values.type):
         column = pc.struct_field(values, flag)
-        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)  # NaN: no such object
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)  # NaN: null, no flags
         row = _first(~np.isnan(lengths) & (lengths != counts[1]))
         row = _first([None in (values or ()) for values in column.to_pylist()]) if row is None else row
         if row is not None:
@@ -100,34 +100,32 @@ def _objects(values: pa.Array, num_classes: int) -> Fault | None:
 
 
 def _boxes(boxes: pa.Array, rows: np.ndarray) -> Fault | None:
-    """``rows``: where each box is from."""
+    """The first invalid box; ``rows``: the row of each box."""
     accepted = "4 finite numbers: x, y, width, height in px, the latter two not negative"
 
-    def told(at: int) -> Fault:
-        return Fault(int(rows[at]), ".bbox", _short(boxes[at]), accepted)
+    def fault(index: int) -> Fault:
+        return Fault(int(rows[index]), ".bbox", _short(boxes[index]), accepted)
 
     null = _first(boxes.is_null())
     if null is not None:
-        return told(null)
-    odd = _first(_lengths(boxes) != 4)
-    if odd is not None:
-        return told(odd)
+        return fault(null)
+    wrong_length = _first(_lengths(boxes) != 4)
+    if wrong_length is not None:
+        return fault(wrong_length)
     numbers = pc.list_flatten(boxes).cast(pa.float64(), safe=False)
     box_N4 = numbers.to_numpy(zero_copy_only=False).reshape(-1, 4)  # null becomes NaN
     wrong = _first(~np.isfinite(box_N4).all(axis=1) | (box_N4[:, 2:] < 0).any(axis=1))
-    return None if wrong is None else told(wrong)
+    return None if wrong is None else fault(wrong)
 
 
 def _ids(ids: pa.Array, rows: np.ndarray, part: str, num_classes: int) -> Fault | None:
-    """``rows``: where each id is from."""
+    """The first invalid class id; ``rows``: the row of each id."""
     accepted = f"0 to {num_classes - 1}, as there are {num_classes} classes" if num_classes > 1 else "0"
-    at, null = None, _first(ids.is_null())
-    if null is None:
+    wrong = _first(ids.is_null())
+    if wrong is None:
         numbers = ids.to_numpy(zero_copy_only=False)
-        at = _first((numbers < 0) | (numbers >= num_classes))
-    else:
-        at = null
-    return None if at is None else Fault(int(rows[at]), part, _short(ids[at]), accepted)
+        wrong = _first((numbers < 0) | (numbers >= num_classes))
+    return None if wrong is None else Fault(int(rows[wrong]), part, _short(ids[wrong]), accepted)
 
 
 def _null_part(values: pa.Array, part: str, accepted: str) -> Fault | None:
@@ -136,7 +134,7 @@ def _null_part(values: pa.Array, part: str, accepted: str) -> Fault | None:
 
 
 def _flat(lists: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """What stands in lists without nulls, and of each value the row that it is from."""
+    """All values of lists without nulls, and the row of each value."""
     return pc.list_flatten(lists), np.repeat(np.arange(len(lists)), _lengths(lists))
 
 
@@ -146,8 +144,8 @@ def _lengths(lists: pa.Array) -> np.ndarray:
 
 
 def _first(wrong: Any) -> int | None:
-    found = np.flatnonzero(np.asarray(wrong))
-    return int(found[0]) if len(found) else None
+    indices = np.flatnonzero(np.asarray(wrong))
+    return int(indices[0]) if len(indices) else None
 
 
 def _short(value: pa.Scalar) -> str:

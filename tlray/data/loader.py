@@ -1,9 +1,9 @@
-"""From Parquet to batches of uint8 model input: tlray decides the order, Ray Data does the work.
+"""From Parquet to batches of uint8 model input: tlray chooses the order, Ray Data does the work.
 
-`sampler.Order` says which rows a step has; a Ray Data pipeline over step numbers reads, renders and
-augments them in parallel tasks, with back-pressure and in order, one block a batch. Rendering
-processes keep the row groups they read lately, so a lane's sequential reads hit storage once.
-A pipeline can start at any step: that is all that resuming in the middle of an epoch takes.
+`sampler.Order` gives the rows of a step. A Ray Data pipeline over step numbers reads, renders and augments
+them in parallel tasks, in order and with back-pressure, one block for each batch. Rendering processes cache
+the row groups that they read last, so a lane reads each row group from storage once.
+A pipeline can start at any step, so training can resume in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from tlray.errors import DataError
 
 log = logging.getLogger(__name__)
 
-CHUNK_STEPS = 1024  # steps of one pipeline: its plan lists every block, which has to stay short
+CHUNK_STEPS = 1024  # steps of one pipeline, whose plan lists all of its blocks
 PREFETCH = 2  # batches made ahead of the consumer
 
 
 class Encoder(Protocol):
-    """What rendering asks of a task."""
+    """The part of a task that rendering needs."""
 
     @property
     def columns(self) -> Mapping[str, schema.Kind]:
-        """Label columns that the data must have, and what they mean."""
+        """Label columns that the data must have, and their kinds."""
 
     def encode(self, row: Row, geometry: Geometry, labels: list[str]) -> Target:
         """Annotation -> target in model space."""
@@ -53,7 +53,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """One split as one task sees it: everything that rendering a row needs. Pickles small."""
+    """A split and everything that is needed to render its rows; small when pickled."""
 
     uri: str
     split: str
@@ -71,13 +71,13 @@ class Source:
 
 
 class Batch(NamedTuple):
-    """x_BCHW uint8; targets by name; rows (B,) global indices; what was done to each picture; its path."""
+    """Rendered rows: x_BCHW uint8, targets by name, rows (B,) as global indices, geometries and paths."""
 
     x_BCHW: torch.Tensor
     targets: dict[str, Any]
     rows: Indices
     geometries: list[Geometry]
-    paths: list[str]  # below the source's root; "" where the data set has none
+    paths: list[str]  # below the root of the ingested source; "" where the data set has none
 
     @property
     def num_rows(self) -> int:
@@ -85,9 +85,9 @@ class Batch(NamedTuple):
 
 
 class RowReader:
-    """Random access to the rows of a split through a bounded cache of row groups.
+    """Random access to the rows of a split, with a bounded cache of row groups.
 
-    ``columns``: those that are read, the picture's among them; all by default.
+    ``columns``: the columns to read, with the picture's; all by default.
     """
 
     def __init__(self, uri: str, split: str, cache_mb: int, columns: Sequence[str] | None = None) -> None:
@@ -96,11 +96,11 @@ class RowReader:
         self.starts = np.concatenate([[0], np.cumsum(self.data.group_rows(split))])
         self.budget = cache_mb * 2**20
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
-        self._held = 0
+        self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def __call__(self, row: int) -> tuple[bytes, Row]:
-        """The encoded picture of a global row (no bytes where it is null), and its other columns."""
+        """The encoded picture of a row (b"" for null) and its other columns, by global row index."""
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
         table = self._group(group)
         values = table.slice(row - int(self.starts[group]), 1).to_pylist()[0]
@@ -108,7 +108,7 @@ class RowReader:
         return picture["bytes"] or b"", {**values, "path": picture["path"]}
 
     def group(self, row: int) -> range:
-        """All rows of a row's group."""
+        """Global indices of all rows in a row's group."""
         after = int(np.searchsorted(self.starts, row, side="right"))
         return range(int(self.starts[after - 1]), int(self.starts[after]))
 
@@ -121,85 +121,85 @@ class RowReader:
         with self._lock:
             if group not in self._groups:
                 self._groups[group] = table
-                self._held += table.nbytes
-            while self._held > self.budget and len(self._groups) > 1:
-                self._held -= self._groups.popitem(last=False)[1].nbytes
+                self._cached_bytes += table.nbytes
+            while self._cached_bytes > self.budget and len(self._groups) > 1:
+                self._cached_bytes -= self._groups.popitem(last=False)[1].nbytes
         return table
 
 
 @cache
 def reader(uri: str, split: str, cache_mb: int, fingerprint: str, columns: tuple[str, ...]) -> RowReader:
-    """This process's reader of a split; the fingerprint keeps a data set made anew from being mixed up."""
+    """This process's reader of a split; by its fingerprint, a rewritten data set gets a new reader."""
     return RowReader(uri, split, cache_mb, columns)
 
 
 def _reader(source: Source, fingerprint: str) -> RowReader:
-    """The reader of a source: pictures and the task's labels, and nothing else that the files may hold."""
+    """The reader of a source; it reads pictures and the task's label columns only."""
     columns = (schema.IMAGE, *source.task.columns)
     return reader(source.uri, source.split, source.cache_mb, fingerprint, columns)
 
 
-class _Shown(NamedTuple):
-    """A row's picture in a batch; several of them where pictures are mixed."""
+class _Part(NamedTuple):
+    """A picture of which a row of a batch is made; where pictures are mixed, it is made of several."""
 
     row: int
     data: bytes
     target: Target
     geometry: Geometry
-    rng: np.random.Generator | None  # for its colours
+    rng: np.random.Generator | None  # for changes of its pixels; None: no augmentation
     path: str
 
 
 def make_batch(source: Source, fingerprint: str, epoch: int, rows: Indices) -> Batch:
-    """Read, render and encode rows, in order; ``augment`` draws from the randomness of (seed, view, row)."""
+    """Read, render and encode rows, in order; augmentation depends on (seed, view, row) alone."""
     read = _reader(source, fingerprint)
     pictures, targets, geometries, paths = [], [], [], []
     for index in map(int, rows):
-        mix, shown = _shown(source, read, epoch, index)
-        rendered = [_rendered(source, mix, one) for one in shown]
+        mix, parts = _parts(source, read, epoch, index)
+        rendered = [_rendered(source, mix, part) for part in parts]
         pictures.append(mixing.pixels(mix, rendered, source.preprocess.size))
-        targets.append(mixing.target(mix, [one.target for one in shown], source.placed))
-        geometries.append(shown[0].geometry)
-        paths.append(shown[0].path)
+        targets.append(mixing.target(mix, [part.target for part in parts], source.placed))
+        geometries.append(parts[0].geometry)
+        paths.append(parts[0].path)
     return Batch(torch.from_numpy(np.stack(pictures)), collate(targets), rows, geometries, paths)
 
 
-def _shown(source: Source, read: RowReader, epoch: int, row: int) -> tuple[Mix | None, list[_Shown]]:
-    """How a row's picture is made in an epoch, and of which pictures: its own first."""
+def _parts(source: Source, read: RowReader, epoch: int, row: int) -> tuple[Mix | None, list[_Part]]:
+    """How a row is mixed in an epoch, and the pictures that it is made of; its own is the first."""
     view, mix, rows = Augment.view(source.augment, epoch), None, [row]
     if source.augment is not None and view is not None:
-        # Streams of their own, so that what is drawn for the row itself is the same with and without mixing.
+        # A stream of its own, so that the row's other random draws are the same with and without mixing.
         rng = row_rng(source.seed, view, row, 1)
         mix = mixing.draw(rng, source.augment, source.preprocess.size)
         if mix is not None:
-            # Of the row's own group, which is in the reader's cache: any row of the data set might be a read
-            # from object storage for each picture. `tlray ingest` shuffles rows, so a group mixes classes.
+            # Partners come from the row's own group, which is in the reader's cache; other rows could mean a
+            # read from object storage each. `tlray ingest` shuffles rows, so a group has several classes.
             rows += mixing.partners(rng, read.group(row), row, mix.partners)
-    shown = []
-    for number, one in enumerate(rows):
-        data, values = read(one)
-        with _named(source, one, values):
-            own = None if view is None else row_rng(source.seed, view, row, number and number + 1)
-            geometry = _geometry(source, values, data, own)
-            if own is not None:
-                geometry = mixing.geometry(mix, number, geometry, source.preprocess, own)
+    parts = []
+    for number, part_row in enumerate(rows):
+        data, values = read(part_row)
+        with _named(source, part_row, values):
+            part_rng = None if view is None else row_rng(source.seed, view, row, number and number + 1)
+            geometry = _geometry(source, values, data, part_rng)
+            if part_rng is not None:
+                geometry = mixing.geometry(mix, number, geometry, source.preprocess, part_rng)
             target = _target(source, values, geometry)
-        shown.append(_Shown(one, data, target, geometry, own, values["path"] or ""))
-    return mix, shown
+        parts.append(_Part(part_row, data, target, geometry, part_rng, values["path"] or ""))
+    return mix, parts
 
 
-def _rendered(source: Source, mix: Mix | None, shown: _Shown) -> Pixels:
-    """A picture's pixels as they are or as they go into a mix, its colours changed."""
-    with _named(source, shown.row, {"path": shown.path}):
-        x_CHW, _ = render(shown.data, source.preprocess, mixing.alone(mix, shown.geometry))
-    if source.augment is None or shown.rng is None:
+def _rendered(source: Source, mix: Mix | None, part: _Part) -> Pixels:
+    """The pixels of a picture, augmented, in the size that `mixing.pixels` takes."""
+    with _named(source, part.row, {"path": part.path}):
+        x_CHW, _ = render(part.data, source.preprocess, mixing.alone(mix, part.geometry))
+    if source.augment is None or part.rng is None:
         return x_CHW
-    return Augment(source.augment, source.placed).pixels(shown.rng, x_CHW)
+    return Augment(source.augment, source.placed).pixels(part.rng, x_CHW)
 
 
 @contextlib.contextmanager
 def _named(source: Source, row: int, values: Row) -> Iterator[None]:
-    """Name the row in an error of its picture or its label."""
+    """Add the row to the message of a DataError about its picture or label."""
     try:
         yield
     except DataError as error:
@@ -208,19 +208,19 @@ def _named(source: Source, row: int, values: Row) -> Iterator[None]:
 
 
 def pixels(source: Source, fingerprint: str, rows: Indices) -> torch.Tensor:
-    """x_BCHW uint8 of rows without randomness, rendered in this process."""
+    """x_BCHW uint8 of rows without augmentation, rendered in this process."""
     read = _reader(source, fingerprint)
     return torch.from_numpy(np.stack([render(read(int(row))[0], source.preprocess)[0] for row in rows]))
 
 
 def annotation(source: Source, fingerprint: str, epoch: int, row: int) -> tuple[Target, Geometry]:
-    """What `make_batch` says of a row besides its pixels, without decoding them."""
-    mix, shown = _shown(source, _reader(source, fingerprint), epoch, row)
-    return mixing.target(mix, [one.target for one in shown], source.placed), shown[0].geometry
+    """A row's target and geometry as in `make_batch`, without decoding its picture."""
+    mix, parts = _parts(source, _reader(source, fingerprint), epoch, row)
+    return mixing.target(mix, [part.target for part in parts], source.placed), parts[0].geometry
 
 
 def _target(source: Source, row: Row, geometry: Geometry) -> Target:
-    """A row's annotation in model space. Raises DataError where it has none."""
+    """A row's target in model space. Raises DataError for a null label."""
     for column in source.task.columns:
         if row[column] is None:
             raise DataError(f"column {column!r} is null; accepted: a label")
@@ -228,20 +228,20 @@ def _target(source: Source, row: Row, geometry: Geometry) -> Target:
 
 
 def _geometry(source: Source, row: Row, data: bytes, rng: np.random.Generator | None) -> Geometry:
-    """What is done to a row's picture; without randomness it is the plain one."""
+    """The geometry of a row's picture; without augmentation it is that of the preprocessing."""
     size = source_size(data, source.preprocess.max_pixels)
     if source.augment is None or rng is None:
         return source.preprocess.geometry(size)
     drawn = Augment(source.augment, source.placed).sample(rng, size, source.preprocess)
-    often = source.augment.class_balance
-    if not often or rng.random() >= often:
+    probability = source.augment.class_balance
+    if not probability or rng.random() >= probability:
         return drawn
     whole = Geometry(size, (0, 0, *size), size, (0, 0, *size))
     return balanced(rng, drawn, np.asarray(_target(source, row, whole)[schema.MASK]), UNKNOWN)
 
 
 def collate(targets: list[Target]) -> dict[str, Any]:
-    """Stack each named target into one tensor (B, ...), or keep a list where shapes differ."""
+    """Stack targets by name into tensors (B, ...), or into lists where shapes differ."""
     out: dict[str, Any] = {}
     for name in targets[0]:
         values = [torch.as_tensor(target[name]) for target in targets]
@@ -253,7 +253,7 @@ def collate(targets: list[Target]) -> dict[str, Any]:
 def train_batches(
     source: Source, order: Order, rank: int, start_step: int, end_step: int
 ) -> Iterator[Batch | None]:
-    """This rank's batches from ``start_step`` up to ``end_step``; None where it has no row in a step."""
+    """This rank's batches from ``start_step`` to before ``end_step``; None where it has no row in a step."""
     for first in range(start_step, end_step, CHUNK_STEPS):
         steps = range(first, min(first + CHUNK_STEPS, end_step))
         plan = [(step // order.steps_per_epoch, order.local_batch(step, rank)) for step in steps]
@@ -263,7 +263,7 @@ def train_batches(
 
 
 def evaluation_batches(source: Source, rank: int, world: int, batch_size: int) -> Iterator[Batch]:
-    """This rank's part of a split, every row of it exactly once over all ranks."""
+    """This rank's part of a split in batches; each row comes exactly once over all ranks."""
     num_rows = sum(Dataset.open(source.uri).group_rows(source.split))
     rows = share(num_rows, rank, world)
     plan = [(0, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
@@ -271,12 +271,12 @@ def evaluation_batches(source: Source, rank: int, world: int, batch_size: int) -
 
 
 def plain(source: Source, split: str) -> Source:
-    """The same without randomness, over another split."""
+    """The source without augmentation, for a split."""
     return replace(source, split=split, augment=None)
 
 
 class CachedBatches:
-    """A rank's evaluation batches, rendered once and kept in memory where they fit, else made anew."""
+    """A rank's evaluation batches, kept in memory if they fit into ``cache_mb``, else rendered anew."""
 
     def __init__(self, source: Source, rank: int, world: int, batch_size: int) -> None:
         self._make = partial(evaluation_batches, source, rank, world, batch_size)
@@ -288,25 +288,25 @@ class CachedBatches:
             yield from self._kept
             return
         kept: list[Batch] | None = []
-        held = 0
+        num_bytes = 0
         for batch in self._make():
-            held += batch.x_BCHW.nbytes
+            num_bytes += batch.x_BCHW.nbytes
             if kept is not None:
-                kept = [*kept, batch] if held <= self._budget else None
+                kept = [*kept, batch] if num_bytes <= self._budget else None
             yield batch
         self._kept = kept
 
     def forget(self) -> None:
-        """Give the memory back; whoever asks again has the batches rendered again."""
+        """Free the memory; the next iteration renders the batches again."""
         self._kept = None
 
 
 def to_device(
     batch: Batch, device: torch.device, channels_last: bool = False
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Pixels and targets where the model is.
+    """Pixels and targets on the model's device.
 
-    A lonely row is doubled, which leaves the mean loss as it is: batch norm cannot train on one.
+    A batch of one row is doubled: batch norm cannot train on one row, and the mean loss stays the same.
     """
     if batch.num_rows == 1:
         twice = {k: [*v, *v] if isinstance(v, list) else torch.cat([v, v]) for k, v in batch.targets.items()}
@@ -317,7 +317,7 @@ def to_device(
 
 
 def on_device(targets: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Targets, tensors or lists of them, where the model is."""
+    """Targets, which are tensors or lists of tensors, on the model's device."""
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else [v.to(device) for v in value]
         for name, value in targets.items()
@@ -325,7 +325,7 @@ def on_device(targets: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]:
-    """Batches for (epoch, rows), made by Ray Data tasks ahead of the consumer, in the plan's order."""
+    """Batches for a plan of (epoch, rows), in its order, made ahead of the consumer by Ray Data tasks."""
     if not plan:
         return
     fingerprint = Dataset.open(source.uri).fingerprint
@@ -334,28 +334,28 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
         epoch, rows = plan[block["id"][0].as_py()]
         try:
             batch = make_batch(source, fingerprint, epoch, rows)
-        except DataError as error:  # a value, because Ray would wrap an exception and lose what it was
+        except DataError as error:  # as a value, because Ray would wrap an exception in one of its own
             return {"fault": np.array([str(error)])}
-        # Ragged targets travel as Ray Data's object columns; geometries are small and plain.
+        # Targets of different shapes and geometries travel in object columns of Ray Data.
         targets = {f"target.{name}": _column(value) for name, value in batch.targets.items()}
-        told = {"geometry": _column(batch.geometries), "path": np.array(batch.paths)}
-        return {"x": batch.x_BCHW.numpy(), **told, **targets}
+        geometries, paths = _column(batch.geometries), np.array(batch.paths)
+        return {"x": batch.x_BCHW.numpy(), "geometry": geometries, "path": paths, **targets}
 
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         data = ray.data.range(len(plan), override_num_blocks=len(plan))
-        # Half of the cluster renders; fewer processes also means fewer that have to load the code first.
+        # Half of the CPUs render; with fewer processes there are also fewer that import the code.
         tasks = min(len(plan), max(1, int(ray.cluster_resources().get("CPU", 2)) // 2))
         data = data.map_batches(make, batch_size=None, batch_format="pyarrow", concurrency=tasks)
     blocks: Any = iter(data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH))
-    # Closed by name: the pipeline of a consumer that stops early must not go on behind its back.
+    # Closed explicitly, so that the pipeline ends with a consumer that stops early.
     with contextlib.closing(blocks):
         for (_, rows), block in zip(plan, blocks, strict=True):
             if "fault" in block:
                 raise DataError(str(block["fault"][0]))
-            # Object store memory is read-only, which torch tensors cannot be: one copy of uint8.
+            # Arrays from the object store are read-only, and torch tensors cannot be: the pixels are copied.
             targets = {
                 name.removeprefix("target."): _tensors(value)
                 for name, value in block.items()

@@ -1,15 +1,15 @@
-"""Masks: from files or outlines as people keep them to one class id a pixel.
+"""Masks: from mask files or outlines to one class id for each pixel.
 
 A mask is made of one file, of several files with one object each, or of outlines (JSON text). `raw` reads
-a file without giving its values a meaning; a `MaskCode` says which class each value is, and `read` applies
-it. Which code a set of masks has is decided from all of them, by `tlray.ingestion.mask_codes.decide`.
+the values of a file; a `MaskCode` says which class each value is, and `read` applies it.
+`tlray.ingestion.mask_codes.decide` finds the code of a set of masks from all of them.
 
 Outlines are a JSON list, painted in order onto id 0:
 ``{"id": 3, "polygons": [[x, y, x, y, ...], ...]}`` or ``{"id": 3, "rle": {"size": [h, w], "counts": ...}}``
 (COCO's run lengths, as a list or compressed), with ``"relative": true`` where coordinates are shares of
 the sides.
 
-Pillow and numpy only. Layouts: ids_HW uint8, 255 being unknown; sizes are (width, height) in px.
+Pillow and numpy only. Layouts: ids_HW uint8 with 255 for unknown; sizes are (width, height) in px.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tlray.data.image import Pixels, Size
 from tlray.errors import PictureError
 
 UNKNOWN = 255  # the id of pixels of no known class
-_MOST_VALUES = 512  # of one mask that are kept; a photograph has many more
-_FAR = 100  # sides: a coordinate that far outside is no coordinate
+_MAX_VALUES = 512  # most frequent values of a mask that are kept; a photograph has many more
+_MAX_SIDES = 100  # coordinates farther away than so many sides of the picture are invalid
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 Values = npt.NDArray[np.int32]
@@ -38,7 +38,7 @@ Form = Literal["grey", "palette", "colour", "outlines"]
 
 @dataclass(frozen=True)
 class MaskCode:
-    """Which class each value of a set of masks is; all None: values are ids as they stand.
+    """Which class each value of a set of masks is; by default values are class ids.
 
     ``values``: grey value or palette position -> id. ``colours``: 0xRRGGBB -> id, used where ``by_colour``;
     what is not listed in either is `UNKNOWN`. ``threshold``: this grey value and more is id 1, less is 0.
@@ -74,7 +74,7 @@ class Raw:
 
 
 def raw(data: bytes) -> Raw:
-    """Decode a mask file, upright by its own EXIF or TIFF tag, no colour or depth changed.
+    """Decode a mask file, turned upright by its own EXIF or TIFF tag, with its values unchanged.
 
     RGB with three equal channels is grey; transparency is ignored. Raises PictureError as `image.probe`
     does, and (not_a_mask) for several frames and for fractions.
@@ -110,7 +110,7 @@ def _raw(data: bytes, picture: Image.Image) -> Raw:
 
 
 def _within(numbers: npt.NDArray[Any]) -> Values:
-    """Whole numbers of any type as int32; larger ones are cut off, which stay unusable as ids."""
+    """Whole numbers of any type as int32, clipped to its range (where they are no valid ids anyway)."""
     return np.clip(numbers.astype(np.float64), -(2**31), 2**31 - 1).astype(np.int32)
 
 
@@ -119,14 +119,14 @@ def _of_palette(picture: Image.Image, kind: str) -> Raw:
     colours = np.array(picture.getpalette("RGB") or [], np.int32).reshape(-1, 3)
     palette = np.full(256, -1, np.int32)
     palette[: len(colours)] = colours[:256] @ [1 << 16, 1 << 8, 1]
-    # A palette of black and white is a way to store black and white: its order is the encoder's.
+    # A palette of black and white stores a grey picture: the order of its entries is the encoder's choice.
     if np.isin(palette[np.unique(positions)], (0, 0xFFFFFF)).all():
         return Raw("grey", palette[positions] & 255, np.zeros(0, np.int32), kind)
     return Raw("palette", positions, palette, kind)
 
 
 def _grey_step(data: bytes, picture: Image.Image) -> int:
-    """What Pillow multiplies grey of 2 and 4 bits by (2 bits come as 0, 85, 170, 255); else 1."""
+    """The factor by which Pillow scales grey of 2 and 4 bits (2 bits become 0, 85, 170, 255); else 1."""
     bits = 8
     if data.startswith(_PNG) and data[25] == 0:  # IHDR: depth, then colour type 0 = grey
         bits = data[24]
@@ -136,17 +136,17 @@ def _grey_step(data: bytes, picture: Image.Image) -> int:
 
 
 def is_plain(data: bytes, size: Size) -> bool:
-    """Whether a file is a PNG of that size whose pixels are ids for every reader: 8-bit grey, or a palette,
-    and not to be turned."""
+    """Whether a file can be stored as it is: an upright PNG of that size, 8-bit grey or with a palette, whose
+    values any reader takes for ids."""
     if not data.startswith(_PNG) or len(data) <= 25:
         return False
-    seen = image.header(data)
-    plain = data[25] == 3 or (data[24], data[25]) == (8, 0)
-    return plain and seen.orientation == 1 and (seen.width, seen.height) == size
+    info = image.header(data)
+    has_ids = data[25] == 3 or (data[24], data[25]) == (8, 0)  # IHDR: palette, or grey of 8 bits
+    return has_ids and info.orientation == 1 and (info.width, info.height) == size
 
 
 def read(files: Sequence[bytes], shapes: str | None, code: MaskCode, size: Size) -> Pixels:
-    """Class ids (H, W) of one mask. ``size`` is that of the canvas for outlines. Raises PictureError."""
+    """Class ids (H, W) of one mask; ``size``: of the canvas for outlines. Raises PictureError."""
     if shapes is not None:
         return painted(shapes, size)
     if code.objects:
@@ -160,15 +160,15 @@ def _ids(mask: Raw, code: MaskCode) -> Pixels:
     values, inverse = np.unique(mask.values_HW, return_inverse=True)
     ids = ids_of(values, mask.colours_of(values), mask.form, code)
     if (ids < 0).any():
-        odd = int(values[ids < 0][0])
+        invalid = int(values[ids < 0][0])
         raise PictureError(
-            "not_a_mask", f"value {odd} in a mask: accepted: one class id from 0 to 255 a pixel"
+            "not_a_mask", f"value {invalid} in a mask: accepted: one class id from 0 to 255 a pixel"
         )
     return ids[inverse].astype(np.uint8).reshape(mask.values_HW.shape)
 
 
 def ids_of(values: Values, colours: Values, form: str, code: MaskCode) -> Values:
-    """Ids of raw values by a code; -1 for values that cannot be ids."""
+    """Class ids of raw values by a code; -1 for values that cannot be ids."""
     if code.by_colour and code.colours is not None:
         return _looked_up(colours, code.colours)
     if form == "colour":
@@ -185,23 +185,23 @@ def _looked_up(keys: Values, table: Mapping[int, int]) -> Values:
 
 
 def _union(objects: Sequence[Raw]) -> Pixels:
-    """1 where any of the files shows its object: values above half of its largest."""
+    """1 where any file shows its object, by values above half of the file's largest; else 0."""
     if not objects:
         raise PictureError("not_a_mask", "no mask file: accepted: one for each object")
     shape = objects[0].values_HW.shape
     out_HW = np.zeros(shape, np.uint8)
-    for one in objects:
-        if one.values_HW.shape != shape:
+    for mask in objects:
+        if mask.values_HW.shape != shape:
             raise PictureError("not_a_mask", "masks of one picture differ in size: accepted: the same")
-        values_HW = one.colours_of(one.values_HW) & 255 if one.form == "palette" else one.values_HW
-        if one.form == "colour":
+        values_HW = mask.colours_of(mask.values_HW) & 255 if mask.form == "palette" else mask.values_HW
+        if mask.form == "colour":
             raise PictureError("not_a_mask", "a mask of one object in colours: accepted: black and white")
         out_HW[2 * values_HW > values_HW.max()] = 1
     return out_HW
 
 
 def painted(shapes: str, size: Size) -> Pixels:
-    """Outlines (JSON, see above) painted onto id 0, by COCO's rule which pixels an outline holds.
+    """Paint outlines (JSON, see the module's docstring) onto id 0; COCO's rule says which pixels are inside.
 
     Raises PictureError (not_a_mask) for outlines that cannot be painted.
     """
@@ -222,7 +222,7 @@ def painted(shapes: str, size: Size) -> Pixels:
 
 
 def _inside(shape: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np.bool_]:
-    from faster_coco_eval.core import mask as coco  # here: most processes see no outlines
+    from faster_coco_eval.core import mask as coco  # imported here: most processes have no outlines
 
     if "rle" in shape:
         rle = shape["rle"]
@@ -237,7 +237,7 @@ def _inside(shape: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np
         if len(points) < 6 or len(points) % 2:
             raise ValueError(f"{len(points)} numbers: accepted: x and y of three points or more")
         points_N2 = np.array(points, np.float64).reshape(-1, 2) * scale
-        if not np.isfinite(points_N2).all() or np.abs(points_N2).max() > _FAR * max(width, height):
+        if not np.isfinite(points_N2).all() or np.abs(points_N2).max() > _MAX_SIDES * max(width, height):
             raise ValueError(f"coordinates far outside of {width} x {height} px")
         runs = coco.frPyObjects([points_N2.ravel().tolist()], height, width)
         out_HW |= np.asarray(coco.decode(runs)[:, :, 0], bool)
@@ -245,7 +245,7 @@ def _inside(shape: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np
 
 
 def _runs(counts: Sequence[int], width: int, height: int) -> npt.NDArray[np.bool_]:
-    """COCO's plain run lengths: outside and inside in turn, down the columns."""
+    """COCO's uncompressed run lengths: outside and inside alternate, down the columns."""
     lengths = np.array(counts, np.int64)
     if (lengths < 0).any() or lengths.sum() != width * height:
         raise ValueError(f"runs of {int(lengths.sum())} pixels: accepted: {width * height}")
@@ -253,14 +253,15 @@ def _runs(counts: Sequence[int], width: int, height: int) -> npt.NDArray[np.bool
     return flat.reshape(width, height).T
 
 
-# ---- what is known of a mask after one look
+# ---- statistics of a mask
 
 
 def seen(files: Sequence[bytes], shapes: str | None, code: MaskCode, size: Size) -> dict[str, Any]:
-    """A mask as columns ``mask_*`` (see `tlray.ingestion.preflight.MASK_SEEN`). Raises PictureError.
+    """Statistics of a mask as columns ``mask_*`` (see `tlray.ingestion.preflight.MASK_SEEN`).
 
-    ``mask_between``: steps from one pixel to the next along rows and columns (``mask_steps``) that are part
-    of a ramp, as smoothing and JPEG leave along edges; areas of ids have none.
+    ``mask_steps``: changes of value between neighbours along rows and columns. ``mask_between``: those that
+    belong to a ramp, which smoothing and JPEG leave along edges; areas of class ids have none.
+    Raises PictureError.
     """
     if shapes is not None or code.objects:
         ids_HW = read(files, shapes, code, size)
@@ -270,7 +271,7 @@ def seen(files: Sequence[bytes], shapes: str | None, code: MaskCode, size: Size)
     else:
         raise PictureError("not_a_mask", f"{len(files)} mask files: accepted: one")
     values, counts = _histogram(mask.values_HW)
-    most = np.sort(np.argsort(-counts, kind="stable")[:_MOST_VALUES])
+    most = np.sort(np.argsort(-counts, kind="stable")[:_MAX_VALUES])
     between, steps = _ramps(mask.values_HW) if mask.form == "grey" else (0, 0)
     return {
         "mask_width": mask.values_HW.shape[1],
@@ -298,7 +299,7 @@ def _histogram(values_HW: Values) -> tuple[Values, npt.NDArray[np.int64]]:
 
 
 def _ramps(values_HW: Values) -> tuple[int, int]:
-    """(pixels strictly between both of their neighbours, steps between unequal neighbours)."""
+    """(number of pixels strictly between their neighbours, number of steps between unequal neighbours)."""
     between = steps = 0
     for lines in (values_HW, values_HW.T):
         change = np.sign(np.diff(lines, axis=1))
@@ -307,16 +308,16 @@ def _ramps(values_HW: Values) -> tuple[int, int]:
     return between, steps
 
 
-# ---- the mask beside its picture
+# ---- a mask in the size of its picture
 
 
 def fitted(ids_HW: Pixels, size: Size, turn: int) -> Pixels:
-    """A mask turned by EXIF's number ``turn`` and scaled onto its upright picture of ``size``."""
+    """A mask, turned from EXIF orientation ``turn`` and resized to its upright picture."""
     return resized(image.turned(ids_HW, turn), size)
 
 
 def resized(ids_HW: Pixels, size: Size) -> Pixels:
-    """The same mask at another size, by nearest neighbour."""
+    """The mask at another size, by nearest neighbour."""
     if ids_HW.shape == size[::-1]:
         return ids_HW
     return np.asarray(Image.fromarray(ids_HW).resize(size, Image.Resampling.NEAREST))

@@ -1,9 +1,9 @@
 """Training pictures made of several: mixup, CutMix and mosaic, a pure function of (seed, view, row).
 
-mixup (arXiv 1710.09412) adds two pictures up, CutMix (arXiv 1905.04899) pastes a rectangle of one into the
-other, mosaic (YOLOv4, arXiv 2004.10934) sets four around a point. Labels with places in the picture go where
-the pixels go; of others a row has its own, its partner's as ``partner.NAME``, and ``share``, how much of the
-picture is its own.
+mixup (arXiv 1710.09412) is a weighted mean of two pictures, CutMix (arXiv 1905.04899) pastes a rectangle of
+one into the other, and mosaic (YOLOv4, arXiv 2004.10934) places four around a point. Labels with places in
+the picture follow their pixels. Other labels are kept for both pictures: the row's own, the second one's as
+``partner.NAME``, and ``share``, the row's own share of the picture.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from tlray.config import Augmentation
 from tlray.data.image import Geometry, Pixels, Preprocess, Size
 
 PARTNER, SHARE = "partner.", "share"  # names of targets
-EDGE = 0.25  # of the side: nearer to the border no mosaic has its centre
+EDGE = 0.25  # least distance of a mosaic's centre from the border, as a share of the side
 
 Frame = tuple[int, int, int, int]  # x0, y0, x1, y1 in the input, px
 Target = dict[str, Any]
 
 
 class Mix(NamedTuple):
-    """How pictures become one. ``share``: of the first, in mixup and CutMix; ``frames``: where the second
-    lies in CutMix, where each of the four in a mosaic."""
+    """How pictures are mixed.
+
+    ``share``: of the row's own picture, in mixup and CutMix. ``frames``: the place of the second picture in
+    CutMix, the places of all four in a mosaic.
+    """
 
     kind: Literal["mixup", "cutmix", "mosaic"]
     share: float
@@ -35,12 +38,12 @@ class Mix(NamedTuple):
 
     @property
     def partners(self) -> int:
-        """Pictures beside the row's own."""
+        """Number of pictures beside the row's own."""
         return 3 if self.kind == "mosaic" else 1
 
 
 def draw(rng: np.random.Generator, settings: Augmentation, size: Size) -> Mix | None:
-    """How a row is mixed, if it is; ``size`` of the input."""
+    """Draw how a row is mixed; None: it is not. ``size``: of the input."""
     if settings.mosaic:
         return _mosaic(rng, size) if rng.random() < settings.mosaic else None
     if not settings.mixup and not settings.cutmix:
@@ -54,7 +57,7 @@ def draw(rng: np.random.Generator, settings: Augmentation, size: Size) -> Mix | 
     w, h = (round(side * math.sqrt(1 - share)) for side in size)
     x, y = int(rng.integers(width)) - w // 2, int(rng.integers(height)) - h // 2
     x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
-    # The border may have cut some of it off: what counts is the area that stays.
+    # The border may cut a part off: the share is that of the remaining area.
     return Mix("cutmix", 1 - (x1 - x0) * (y1 - y0) / (width * height), ((x0, y0, x1, y1),))
 
 
@@ -65,7 +68,7 @@ def _mosaic(rng: np.random.Generator, size: Size) -> Mix:
 
 
 def partners(rng: np.random.Generator, group: range, row: int, number: int) -> list[int]:
-    """Other rows of a row's group, different ones where there are enough; a lonely row is its own partner."""
+    """Draw other rows of a row's group, distinct where there are enough; a single row is its own partner."""
     others = max(1, len(group) - 1)
     steps = rng.choice(others, number, replace=others < number)
     return [group[(row - group.start + 1 + int(step)) % len(group)] for step in steps]
@@ -74,8 +77,10 @@ def partners(rng: np.random.Generator, group: range, row: int, number: int) -> l
 def geometry(
     mix: Mix | None, number: int, drawn: Geometry, pre: Preprocess, rng: np.random.Generator
 ) -> Geometry:
-    """What is done to the number-th picture, whose own geometry is ``drawn``: in a mosaic a random part of
-    it, of the frame's shape, fills the frame, with things at most as large as in evaluation."""
+    """The geometry of the number-th picture of a mix, made of its own geometry ``drawn``.
+
+    In a mosaic a random part with the frame's aspect ratio fills the frame, scaled at most as in evaluation.
+    """
     if mix is None or mix.kind != "mosaic":
         return drawn
     (width, height), plain = drawn.source, pre.geometry(drawn.source)
@@ -87,7 +92,7 @@ def geometry(
     factor = math.exp(rng.uniform(min(0.0, math.log(most)), math.log(most)))
     w, h = min(w * factor, width), min(h * factor, height)
     x, y = (width - w) * rng.random(), (height - h) * rng.random()
-    if drawn.hflip:  # frames are where things lie in the end, a geometry mirrors last
+    if drawn.hflip:  # a geometry mirrors last, and frames are places after that
         x0, x1 = pre.size[0] - x1, pre.size[0] - x0
     if drawn.vflip:
         y0, y1 = pre.size[1] - y1, pre.size[1] - y0
@@ -95,7 +100,7 @@ def geometry(
 
 
 def alone(mix: Mix | None, drawn: Geometry) -> Geometry:
-    """The geometry for a picture's pixels: those of a mosaic are made in the size of their frame."""
+    """The geometry by which a picture is rendered for `pixels`: in a mosaic it is as large as its frame."""
     if mix is None or mix.kind != "mosaic":
         return drawn
     x0, y0, x1, y1 = drawn.placed
@@ -104,7 +109,7 @@ def alone(mix: Mix | None, drawn: Geometry) -> Geometry:
 
 
 def pixels(mix: Mix | None, pictures: Sequence[Pixels], size: Size) -> Pixels:
-    """Rendered pictures (3, H, W) uint8, the row's own first -> one."""
+    """Mix rendered pictures (3, H, W) uint8; the row's own is the first."""
     if mix is None:
         return pictures[0]
     if mix.kind == "mixup":
@@ -120,12 +125,12 @@ def pixels(mix: Mix | None, pictures: Sequence[Pixels], size: Size) -> Pixels:
 
 
 def target(mix: Mix | None, targets: Sequence[Target], placed: bool) -> Target:
-    """The pictures' targets -> that of the one. ``placed``: labels have places in the picture."""
+    """Mix the pictures' targets. ``placed``: labels have places in the picture."""
     own = targets[0]
     if mix is None:
         return own
-    if mix.kind == "mosaic":  # things are listed, and lie where their frame is
-        return {name: np.concatenate([one[name] for one in targets]) for name in own}
+    if mix.kind == "mosaic":  # lists of objects that are already in their frames
+        return {name: np.concatenate([picture_target[name] for picture_target in targets]) for name in own}
     other = targets[1]
     if placed:  # a mask (H, W)
         return {name: _pasted(value, other[name], mix.frames[0]) for name, value in own.items()}
@@ -133,7 +138,7 @@ def target(mix: Mix | None, targets: Sequence[Target], placed: bool) -> Target:
 
 
 def _pasted(own: Any, other: Any, frame: Frame) -> Any:
-    """(..., H, W) with a rectangle of another."""
+    """An array (..., H, W) with a rectangle replaced by that of another."""
     x0, y0, x1, y1 = frame
     out = own.copy()
     out[..., y0:y1, x0:x1] = other[..., y0:y1, x0:x1]

@@ -1,13 +1,14 @@
-"""Which row comes when: a pure function of (seed, epoch, global index), never of timing or workers.
+"""The order of training rows: a pure function of seed, epoch and row index, never of timing or workers.
 
-The idea is MosaicML Streaming's canonical nodes. An epoch's rows are laid out in one line: row groups
-in a random order, rows shuffled within each. The line is cut into equal *lanes*, each shuffled again
-within a window. A global batch takes equally from all lanes, so it mixes rows from as many places of
-the data set as there are lanes, while each lane reads its row groups one after another. A rank owns
-whole lanes; the number of lanes depends on the batch size alone, so global batch g is the same set of
-rows on 1 rank and on 64. No row of an epoch is lost or doubled. Where the batch size does not divide the
-number of rows all batches are a little smaller instead of the last one alone: a last batch of a few rows
-would be a whole step of the optimiser in a direction that is mostly noise.
+The idea is that of MosaicML Streaming's canonical nodes. The rows of an epoch form one sequence: row groups
+in random order, rows shuffled within each. The sequence is cut into equal *lanes*, and each lane is shuffled
+again within a window. A global batch takes equally many rows from each lane, so it mixes rows of as many
+places of the data set as there are lanes, while each lane reads its row groups one after another.
+
+A rank owns whole lanes. The number of lanes depends on the batch size alone, so global batch g is the same
+set of rows on 1 rank as on 64. No row of an epoch is lost or doubled. Where the batch size does not divide
+the number of rows, all batches are a little smaller: a last batch of a few rows would be an optimiser step
+in a direction that is mostly noise.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ Indices = npt.NDArray[np.int64]
 
 
 class Together(NamedTuple):
-    """Rows of which ``number`` with one label come one after another: labels (num_rows,) by global row."""
+    """Place ``number`` rows of one label side by side; labels (num_rows,) by global row index."""
 
     labels: Indices
     number: int
 
 
 def num_lanes(batch_size: int) -> int:
-    """The largest divisor of the batch size that is at most 64."""
+    """The largest divisor of the batch size up to `MAX_LANES`."""
     return max(n for n in range(1, min(MAX_LANES, batch_size) + 1) if batch_size % n == 0)
 
 
 class Order:
-    """The order of one split: ``group_rows`` are the rows of each row group, in global order.
+    """The order of one split; ``group_rows``: number of rows of each row group, in global order.
 
     Raises ConfigError where ``world`` ranks cannot share a global batch of ``batch_size`` equally.
     """
@@ -66,28 +67,29 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch, equal on every rank; their sizes differ by one row at most."""
+        """Global batches in an epoch, the same on every rank; their sizes differ by one row at most."""
         return -(-self.num_rows // self.batch_size)
 
     def epoch(self, epoch: int) -> Indices:
         """Global row indices of a whole epoch (num_rows,), in the order of the batches."""
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._line_up(epoch))
+            self._epoch = (epoch, self._sequence(epoch))
         return self._epoch[1]
 
-    def _line_up(self, epoch: int) -> Indices:
+    def _sequence(self, epoch: int) -> Indices:
+        """Global row indices of an epoch, computed."""
         rng = np.random.default_rng((self.seed, epoch))
         groups = rng.permutation(len(self.starts) - 1)
-        line = np.concatenate(
+        sequence = np.concatenate(
             [self.starts[g] + rng.permutation(self.starts[g + 1] - self.starts[g]) for g in groups]
             or [np.empty(0, np.int64)]
         )
-        # Lane k is a contiguous span of the line; the first (num_rows mod lanes) lanes are one row longer.
-        lanes = np.array_split(line, self.lanes)
+        # Lanes are contiguous parts of the sequence; the first (num_rows mod lanes) are one row longer.
+        lanes = np.array_split(sequence, self.lanes)
         for lane in lanes:
             for start in range(0, len(lane), self.window):
                 rng.shuffle(lane[start : start + self.window])
-        # Round after round, one row of every lane that has one left.
+        # In each round one row of every lane that has one left.
         depth = len(lanes[0])
         table = np.full((depth, self.lanes), -1, dtype=np.int64)
         for k, lane in enumerate(lanes):
@@ -96,53 +98,52 @@ class Order:
         flat = flat[flat >= 0]
         if self.together is None:
             return flat
-        # As many rows at a time as the lanes' windows have in all: the same row groups are read one after
-        # another as without groups.
+        # Rows are grouped within as many as all lanes' windows hold, so row groups are still read in order.
         size = self.window * self.lanes
         parts = [flat[start : start + size] for start in range(0, len(flat), size)]
         return np.concatenate([_regrouped(part, self.together, rng) for part in parts] or [flat])
 
     def global_batch(self, step: int) -> Indices:
-        """Rows of the step-th batch of the run, over all ranks."""
+        """Row indices of the step-th batch of the run, over all ranks."""
         epoch, first, last = self._span(step)
         return self.epoch(epoch)[first:last]
 
     def local_batch(self, step: int, rank: int) -> Indices:
-        """Rows of a rank in the step-th batch: those of its lanes; may be empty."""
+        """Row indices of a rank in the step-th batch: those of its lanes; may be empty."""
         _, first, last = self._span(step)
-        lane = np.arange(first, last) % self.lanes  # the line takes from the lanes in turn, to its end
+        lane = np.arange(first, last) % self.lanes  # rows come from the lanes in turn
         per_rank = self.lanes // self.world
         ours: Indices = self.global_batch(step)[lane // per_rank == rank]
         return ours
 
     def _span(self, step: int) -> tuple[int, int, int]:
-        """The epoch of the step-th batch, and where the batch begins and ends in that epoch's line."""
+        """The epoch of the step-th batch, and the batch's start and end in it."""
         epoch, g = divmod(step, self.steps_per_epoch)
         first, last = (n * self.num_rows // self.steps_per_epoch for n in (g, g + 1))
         return epoch, first, last
 
 
-def _regrouped(line: Indices, together: Together, rng: np.random.Generator) -> Indices:
-    """The line as groups of rows of one label, in random order; a label's last group may be smaller.
+def _regrouped(rows_N: Indices, together: Together, rng: np.random.Generator) -> Indices:
+    """Put rows into groups of one label, and the groups in random order; a label's last group may be smaller.
 
-    Metric learning has something to compare only where a batch shows somebody more than once.
+    Metric learning needs batches that show the same person more than once.
     """
-    labels = together.labels[line]
-    by_label = np.argsort(labels, kind="stable")  # within a label as the line has them
+    labels = together.labels[rows_N]
+    by_label = np.argsort(labels, kind="stable")  # stable: keeps the order of a label's rows
     ends = np.flatnonzero(np.diff(labels[by_label])) + 1
     groups = [
         rows[start : start + together.number]
-        for rows in np.split(line[by_label], ends)
+        for rows in np.split(rows_N[by_label], ends)
         for start in range(0, len(rows), together.number)
     ]
     return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
 
 
 def share(num_rows: int, rank: int, world: int) -> Indices:
-    """A rank's contiguous part of an evaluation: every row exactly once over all ranks."""
+    """A rank's contiguous part of a split for evaluation; each row is in exactly one part."""
     return np.array_split(np.arange(num_rows, dtype=np.int64), world)[rank]
 
 
 def row_rng(seed: int, epoch: int, row: int, stream: int = 0) -> np.random.Generator:
-    """The randomness of one row in one epoch, the same on any rank; of several ``stream`` s, if there are."""
+    """The random generator of a row in an epoch, the same on any rank; each ``stream`` is independent."""
     return np.random.default_rng((seed, epoch, row, stream) if stream else (seed, epoch, row))

@@ -1,8 +1,8 @@
-"""Arrow columns of a data set and what they mean.
+"""The Arrow columns of a data set and their meanings.
 
-A picture is the ``Image`` feature of Hugging Face datasets (struct of bytes and path) and a class
-its ``ClassLabel``; the features stand in the Arrow schema's metadata under ``huggingface``, where
-that library writes and looks for them, so that either side reads the other's files unchanged.
+A picture is an ``Image`` feature of Hugging Face datasets (struct of bytes and path) and a class is a
+``ClassLabel``. The features are stored in the Arrow schema's metadata under ``huggingface``, where that
+library writes and reads them, so that each can read the other's files.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pyarrow as pa
 Row = dict[str, Any]  # one row of a data set: its label columns, id and path
 Target = dict[str, np.ndarray | np.generic]  # one row's annotation in model space, by name
 
-IMAGE = "image"  # struct<bytes, path>: the encoded picture, and where it came from below the source's root
-SPLIT = "split"  # string: which split the row belongs to
-ID = "id"  # string: stable name of the row: hash of path and content
-WIDTH, HEIGHT = "width", "height"  # int32, px: as stored and shown (EXIF orientation applied)
-LABEL = "label"  # int64: position in the list of class names
-LABELS = "labels"  # list of such: a picture of several classes
+IMAGE = "image"  # struct<bytes, path>: the encoded picture, and its path below the source's root
+SPLIT = "split"  # string: the row's split
+ID = "id"  # string: a stable name of the row, a hash of path and content
+WIDTH, HEIGHT = "width", "height"  # int32, px: of the stored picture, EXIF orientation applied
+LABEL = "label"  # int64: index of the class name
+LABELS = "labels"  # list of such: all classes of the picture
 OBJECTS = "objects"  # lists of equal length: bbox (x, y, width, height) in source px, category, some `FLAGS`
-MASK = "mask"  # an encoded picture of the same size whose pixel values are class ids
+MASK = "mask"  # an encoded picture of the same size; its pixel values are class ids
 
 SPLITS = {
     "train": "train",
@@ -39,16 +39,16 @@ SPLITS = {
     "testing": "test",
     "tst": "test",
 }
-"""How people call a split -> its name here."""
+"""Usual names of a split -> its name here."""
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float32(), 4))), ("category", pa.list_(pa.int64()))])
 DIFFICULT, CROWD = "difficult", "iscrowd"
 FLAGS = (DIFFICULT, CROWD)
-"""Lists of objects that are there where any object of the data has the flag: hard to tell even for people
-(Pascal VOC), or a box around many (COCO). Metrics count neither as to be found."""
+"""Optional lists of `OBJECTS`: whether an object is hard to recognise even for people (Pascal VOC), or its
+box surrounds many objects (COCO). Metrics ignore both."""
 Kind = Literal["class", "identity", "classes", "objects", "mask"]
-"""What a label column means: one class; one person (class names of all splits); several; boxes; pixels."""
+"""The meaning of a label column: one class; one person; several classes; boxes; a class for each pixel."""
 
 TYPES: dict[Kind, pa.DataType] = {
     "class": pa.int64(),
@@ -61,17 +61,17 @@ _COMMON = {IMAGE: IMAGE_TYPE, SPLIT: pa.string(), ID: pa.string(), WIDTH: pa.int
 
 
 def with_flags(objects: pa.DataType, flags: Iterable[str]) -> pa.DataType:
-    """The type of objects, with lists for these flags."""
+    """A type of objects with lists for these flags added."""
     return pa.struct([*objects, *(pa.field(name, pa.list_(pa.bool_())) for name in flags)])
 
 
 def flags_of(objects: pa.DataType) -> list[str]:
-    """The flags that a type of objects has lists for."""
+    """The flags for which a type of objects has lists."""
     return [name for name in FLAGS if objects.get_field_index(name) >= 0]
 
 
 def flagged(objects: Mapping[str, Any], flag: str) -> list[bool]:
-    """Whether each object of a row has a flag; none has, where there is no list."""
+    """Whether each object of a row has a flag; without a list none has."""
     values = objects.get(flag)
     return [False] * len(objects["category"]) if values is None else [bool(value) for value in values]
 
@@ -82,7 +82,7 @@ def class_label(names: list[str]) -> dict[str, Any]:
 
 
 def feature(kind: Kind, names: list[str], flags: Iterable[str] = ()) -> dict[str, Any]:
-    """Hugging Face feature of a label column of some kind; ``flags``: of objects."""
+    """Hugging Face feature of a label column; ``flags``: those of objects that are stored."""
     label = class_label(names)
     if kind == "classes":
         return {"feature": label, "_type": "List"}
@@ -98,7 +98,7 @@ def feature(kind: Kind, names: list[str], flags: Iterable[str] = ()) -> dict[str
 
 
 def dataset_schema(columns: Mapping[str, tuple[pa.DataType, Any]]) -> pa.Schema:
-    """Schema of an ingested data set: the common columns, then label columns name -> (type, feature)."""
+    """Schema of an ingested data set; ``columns``: label columns as name -> (type, feature)."""
     fields = [pa.field(name, kind) for name, kind in _COMMON.items()]
     features: dict[str, Any] = {
         name: {"dtype": str(kind), "_type": "Value"} for name, kind in _COMMON.items() if name != IMAGE
@@ -112,19 +112,19 @@ def dataset_schema(columns: Mapping[str, tuple[pa.DataType, Any]]) -> pa.Schema:
 
 
 def features(schema: pa.Schema) -> dict[str, Any]:
-    """Hugging Face features of a schema by column; empty where it carries none."""
+    """Hugging Face features of a schema, by column; empty where it has none."""
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return {}
-    found = json.loads(raw).get("info", {}).get("features", {})
-    return found if isinstance(found, dict) else {}
+    stored = json.loads(raw).get("info", {}).get("features", {})
+    return stored if isinstance(stored, dict) else {}
 
 
 def class_names(schema: pa.Schema, column: str = LABEL) -> list[str] | None:
-    """Class names of a label column, in label order; None where the schema carries none."""
-    found = features(schema).get(column, {})
-    found = found[0] if isinstance(found, list) and found else found  # how older files write a list
+    """Class names of a label column, in label order; None where the schema has none."""
+    stored = features(schema).get(column, {})
+    stored = stored[0] if isinstance(stored, list) and stored else stored  # older files write a list so
     for key in ("category", "feature"):
-        found = found.get(key, found) if isinstance(found, dict) else {}
-    names = found.get("names") if isinstance(found, dict) else None
+        stored = stored.get(key, stored) if isinstance(stored, dict) else {}
+    names = stored.get("names") if isinstance(stored, dict) else None
     return list(names) if names else None

@@ -24,7 +24,7 @@ _PEEK = 4096  # bytes: the header of a record batch is smaller unless it has hun
 
 
 class Summary(NamedTuple):
-    """What can be told of a column in a group without reading it; None: not known."""
+    """Statistics of a column in a group, as far as they are known without reading it; None: unknown."""
 
     nulls: int | None = None
     least: Any = None
@@ -32,18 +32,18 @@ class Summary(NamedTuple):
 
 
 class Shard(Protocol):
-    """A file of groups; immutable, so that threads may share it. No schema holds an extension type
-    but those of `extensions.PLAIN`."""
+    """A file of groups; immutable, so threads may share it. Extension types other than `extensions.PLAIN` are
+    refused."""
 
     schema: pa.Schema
-    rows: list[int]  # of each group
+    rows: list[int]  # number of rows of each group
 
     def facts(self) -> Any:
-        """What the file says of its content without a row being read; JSON-able."""
+        """JSON-able facts that identify the content, known without reading rows."""
         ...
 
     def summary(self, index: int, leaf: str) -> Summary:
-        """Of a column of plain values in a group; ``leaf`` is its dotted path, as ``image.bytes``."""
+        """Statistics of a column in a group; ``leaf``: its dotted path, such as ``image.bytes``."""
         ...
 
     def connect(self) -> Any:
@@ -56,7 +56,7 @@ class Shard(Protocol):
 
 
 class Parquet:
-    """A Parquet file; only its footer is read on opening."""
+    """A Parquet file; opening reads its footer only."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -78,30 +78,29 @@ class Parquet:
         return {parquet.column(i).path: i for i in range(len(parquet))}
 
     def summary(self, index: int, leaf: str) -> Summary:
-        at = self._leaves.get(leaf)
-        found = None if at is None else self._footer.row_group(index).column(at).statistics
-        if found is None:
+        column = self._leaves.get(leaf)
+        statistics = None if column is None else self._footer.row_group(index).column(column).statistics
+        if statistics is None:
             return Summary()
-        whole = found.has_min_max and found.physical_type in ("INT32", "INT64")
-        bounds = (found.min, found.max) if whole else (None, None)
-        return Summary(found.null_count if found.has_null_count else None, *bounds)
+        has_bounds = statistics.has_min_max and statistics.physical_type in ("INT32", "INT64")
+        bounds = (statistics.min, statistics.max) if has_bounds else (None, None)
+        return Summary(statistics.null_count if statistics.has_null_count else None, *bounds)
 
     def connect(self) -> Any:
-        # pre_buffer joins the ranges of neighbouring columns: on s3 one request instead of several.
+        # pre_buffer merges the ranges of neighbouring columns: fewer requests to S3.
         source = self._source()
         return pq.ParquetFile(source, metadata=self._footer, pre_buffer=True, arrow_extensions_enabled=False)
 
     def group(self, handle: Any, index: int, columns: Sequence[str]) -> pa.Table:
-        # Leaves would be named image.bytes; a column's own name takes all below it. The reading threads
-        # belong to whoever calls: pictures do not decode faster in parallel here.
+        # A column's name also reads all of its leaves. Callers have threads of their own, so none here.
         return handle.read_row_group(index, columns=list(columns), use_threads=False)
 
 
 class ArrowStream:
     """A file in Arrow's stream format, as ``datasets`` saves it.
 
-    A stream has no table of contents, so the headers of its batches are read on opening (on s3 a small
-    request each). A batch is read whole, whatever columns are asked for: Parquet serves s3 better.
+    A stream has no table of contents, so opening reads the header of each batch (a small request on S3). A
+    batch is always read with all of its columns: on S3, Parquet is the better format.
     """
 
     def __init__(self, uri: str) -> None:
@@ -139,7 +138,7 @@ class ArrowStream:
 
     def summary(self, index: int, leaf: str) -> Summary:
         if not storage.is_local(self._uri):
-            return Summary()  # it would take the whole batch
+            return Summary()  # counting would read the whole batch
         name, *inner = leaf.split(".")
         column = self.group(self.connect(), index, [name])[name]
         for part in inner:
@@ -148,7 +147,7 @@ class ArrowStream:
 
     def connect(self) -> Any:
         fs, path = storage.open_fs(self._uri)
-        # A map costs nothing for the columns that nobody looks at.
+        # With a memory map, columns that are not used are not read.
         return pa.memory_map(path) if storage.is_local(self._uri) else fs.open_input_file(path)
 
     def group(self, handle: Any, index: int, columns: Sequence[str]) -> pa.Table:
@@ -158,14 +157,14 @@ class ArrowStream:
         return pa.Table.from_batches([ipc.read_record_batch(message, self.schema)]).select(list(columns))
 
 
-# The few fields of Arrow's Message flatbuffer that a table of contents needs. pyarrow reads a message
-# only with its body, which on s3 would mean reading the whole file to find out where its batches are.
+# The fields of Arrow's Message flatbuffer that say where the batches of a stream are. pyarrow reads a message
+# with its body only, so it would read the whole file for that.
 # Layout: https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format
 _SCHEMA, _RECORD_BATCH = 1, 3  # values of MessageHeader
 
 
 def _header_length(data: bytes) -> tuple[int, int]:
-    """Bytes before the flatbuffer, and of it; 0 at the stream's end."""
+    """Number of bytes before the flatbuffer, and of it; the latter is 0 at the stream's end."""
     first, second = struct.unpack_from("<Ii", data + bytes(8))
     prefix, length = (8, second) if first == 0xFFFFFFFF else (4, first)  # 4: before Arrow 0.15
     if not 0 <= length < 1 << 28:
@@ -174,7 +173,7 @@ def _header_length(data: bytes) -> tuple[int, int]:
 
 
 def _message(data: bytes) -> tuple[int, int, int]:
-    """Kind of a message, rows (of a record batch), and bytes of its body."""
+    """Kind of a message, number of rows (of a record batch), and bytes of its body."""
     table = struct.unpack_from("<I", data)[0]
     kind_at, header_at, body_at = (_field(data, table, number) for number in (1, 2, 3))
     kind = data[kind_at] if kind_at else 0
@@ -190,7 +189,7 @@ def _message(data: bytes) -> tuple[int, int, int]:
 
 
 def _field(data: bytes, table: int, number: int) -> int:
-    """Where a table's field lies; 0 where it has its default."""
+    """Position of a table's field; 0 where it has its default value."""
     slots = table - struct.unpack_from("<i", data, table)[0]
     size = struct.unpack_from("<H", data, slots)[0]
     entry = 4 + 2 * number
@@ -200,7 +199,7 @@ def _field(data: bytes, table: int, number: int) -> int:
 
 @contextlib.contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Say which file is damaged (DataError) or out of reach (StorageError)."""
+    """Turn errors of reading into DataError (damaged) or StorageError (out of reach) with the file's name."""
     try:
         with storage.faults(place):
             yield
@@ -209,9 +208,9 @@ def reading(place: str) -> Iterator[None]:
 
 
 class Handles:
-    """Open files for many threads: each read has a handle to itself, and a few are kept for the next.
+    """A pool of open files for many threads: each read has a handle of its own, and a few are kept.
 
-    A process that was forked opens its own.
+    A forked process opens new ones.
     """
 
     def __init__(self) -> None:
@@ -227,9 +226,9 @@ class Handles:
             self._reset()
         handle = None
         with self._lock:
-            for place in range(len(self._idle) - 1, -1, -1):
-                if self._idle[place][0] is shard:
-                    handle = self._idle.pop(place)[1]
+            for i in range(len(self._idle) - 1, -1, -1):
+                if self._idle[i][0] is shard:
+                    handle = self._idle.pop(i)[1]
                     break
         handle = shard.connect() if handle is None else handle
         table = shard.group(handle, index, columns)  # a handle that failed is not used again

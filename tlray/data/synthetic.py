@@ -1,8 +1,8 @@
-"""A data set drawn by procedure: ten kinds of textured objects over cluttered backgrounds.
+"""A synthetic data set: ten kinds of textured objects in front of cluttered backgrounds.
 
-For a first run without a download. A kind is a shape with a texture, and every shape and every texture
-belongs to two kinds, so neither alone tells a kind, and colour tells nothing at all. Pose, scale, light,
-occlusion, blur and noise vary; the clutter wears the same textures. Same arguments, same bytes.
+It allows a first run without a download. A kind is a shape with a texture. Each shape and each texture occurs
+in two kinds, so neither alone identifies a kind, and colour carries no information. Pose, scale, light,
+occlusion, blur and noise vary; the clutter has the same textures. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPES = ("disc", "square", "triangle", "star", "ring")
 TEXTURES = ("striped", "dotted", "checked", "wavy", "grained")
 KINDS = [f"{TEXTURES[(n + shift) % 5]}-{SHAPES[n]}" for n in range(5) for shift in (0, 1)]
 SPLITS = {"train": 4 / 6, "validation": 1 / 6, "test": 1 / 6}
-MARKER = ".sample.json"  # hidden: part of the drawing, not of the data
+MARKER = ".sample.json"  # the arguments; hidden, as it is not part of the data
 
 
 def draw(
@@ -35,10 +35,11 @@ def draw(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, int]:
-    """Draw ``num_per_class`` pictures of each kind, ``size`` px a side, as ``<split>/<class>/*.jpg``.
+    """Draw ``num_per_class`` pictures of each kind, ``size`` px wide and high, as ``<split>/<class>/*.jpg``.
 
-    Returns split -> pictures. ``target_dir`` may be a folder or an ``s3://`` URI; an earlier drawing there
-    is replaced. Raises ConfigError for numbers out of range, StorageError where other files lie there.
+    Returns split -> number of pictures. ``target_dir`` may be a folder or an ``s3://`` URI; an earlier data
+    set of this function there is replaced. Raises ConfigError for numbers out of range, StorageError where
+    other files are there.
     """
     if num_per_class < 6:
         raise ConfigError(
@@ -75,7 +76,7 @@ def draw(
 
 
 def picture(kind: int, size: int, rng: np.random.Generator) -> bytes:
-    """One JPEG of a kind (index into `KINDS`), ``size`` px a side."""
+    """One JPEG of a kind (index into `KINDS`), ``size`` px wide and high."""
     shape, texture = SHAPES[kind // 2], TEXTURES[(kind // 2 + kind % 2) % 5]
     x, y = _grid(size)
     canvas = _smooth(rng, 4, size, 3) * rng.uniform(40, 100) + rng.uniform(40, 140)
@@ -88,7 +89,7 @@ def picture(kind: int, size: int, rng: np.random.Generator) -> bytes:
     shadow = np.roll(mask, rng.integers(1, 4, 2), (0, 1)) * rng.uniform(0.1, 0.5)
     _paint(canvas, shadow, np.zeros(3, np.float32))
     _paint(canvas, mask, _textured(texture, rng, u, v) * shade)
-    for _ in range(rng.integers(0, 2)):  # something in front of its rim
+    for _ in range(rng.integers(0, 2)):  # an occlusion at the object's edge
         angle = rng.uniform(0, 2 * np.pi)
         rim = centre + scale * np.array([np.cos(angle), np.sin(angle)])
         _clutter(canvas, rng, x, y, centre=rim, reach=rng.uniform(0.2, 0.45) * scale)
@@ -104,13 +105,13 @@ def picture(kind: int, size: int, rng: np.random.Generator) -> bytes:
 
 
 def _grid(size: int) -> tuple[Map, Map]:
-    """Pixel centres in -1..1."""
+    """x and y of pixel centres, in -1..1."""
     line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
     return line[None, :].repeat(size, 0), line[:, None].repeat(size, 1)
 
 
 def _window(size: int, centre: npt.ArrayLike, reach: float) -> tuple[slice, slice]:
-    """Rows and columns that something may touch: it is not drawn over the rest."""
+    """Rows and columns of the pixels within ``reach`` of a centre."""
     low, high = (
         np.clip((np.asarray(centre) + d + 1) * (size / 2), 0, size).astype(int) for d in (-reach, reach)
     )
@@ -118,7 +119,7 @@ def _window(size: int, centre: npt.ArrayLike, reach: float) -> tuple[slice, slic
 
 
 def _pose(rng: np.random.Generator, x: Map, y: Map, centre: npt.ArrayLike, scale: float) -> tuple[Map, Map]:
-    """Picture coordinates -> an object's own: moved, scaled, turned, seen at a slant."""
+    """Coordinates of the picture -> those of an object that is moved, scaled, rotated and slanted."""
     cx, cy = np.asarray(centre, dtype=np.float32)
     turn, slant = rng.uniform(0, 2 * np.pi), rng.uniform(0, np.pi)
     u, v = _turned((x - cx) / np.float32(scale), (y - cy) / np.float32(scale), slant)
@@ -132,7 +133,7 @@ def _turned(u: Map, v: Map, angle: float) -> tuple[Map, Map]:
 
 
 def _cover(distance: Map, px: float) -> Map:
-    """Distance to an edge, negative inside, in units of ``px`` pixels -> how much of a pixel is covered."""
+    """Distance to an edge, negative inside, in units of ``px`` pixels -> the covered share of each pixel."""
     cover: Map = np.clip(0.5 - distance * np.float32(px), 0, 1)
     return cover
 
@@ -142,7 +143,7 @@ def _paint(canvas: Map, mask: Map, colour: Map) -> None:
 
 
 def _distance(shape: str, u: Map, v: Map) -> Map:
-    """Roughly the distance to a shape's edge, which reaches about 1 from its centre."""
+    """The approximate distance to the edge of a shape with a radius of about 1, negative inside."""
     if shape == "square":
         return np.asarray(np.maximum(np.abs(u), np.abs(v)) - 0.8, np.float32)
     r = np.hypot(u, v)
@@ -152,10 +153,10 @@ def _distance(shape: str, u: Map, v: Map) -> Map:
         return np.asarray(np.abs(r - 0.7) - 0.27, np.float32)
     corners = 3 if shape == "triangle" else 5
     step = 2 * np.pi / corners
-    turn = np.abs(np.mod(np.arctan2(v, u), step) - step / 2).astype(np.float32)  # to the nearest mid-edge
+    turn = np.abs(np.mod(np.arctan2(v, u), step) - step / 2).astype(np.float32)  # from a mid-edge
     if shape == "triangle":
         return np.asarray(r * np.cos(turn) - 0.55, np.float32)
-    # A star's edge runs from the tip (radius 1) to the notch (radius 0.45), half a step further.
+    # A star's edge goes from a tip (radius 1) to the next notch (radius 0.45), at half a step.
     tip = np.array([np.cos(step / 2), np.sin(step / 2)]) * 1.0
     edge = tip - np.array([0.45, 0.0])
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
@@ -164,7 +165,7 @@ def _distance(shape: str, u: Map, v: Map) -> Map:
 
 
 def _textured(texture: str, rng: np.random.Generator, u: Map, v: Map) -> Map:
-    """A texture in two colours of its own, (side, side, 3)."""
+    """A texture in two random colours, (side, side, 3)."""
     u, v = _turned(u, v, rng.uniform(0, 2 * np.pi))
     f = np.float32(rng.uniform(8.5, 12))
     a, b = rng.uniform(0, 2 * np.pi, 2).astype(np.float32)
@@ -176,7 +177,7 @@ def _textured(texture: str, rng: np.random.Generator, u: Map, v: Map) -> Map:
         wave = 1.6 * np.sin(f * np.float32(0.8) * u + a) * np.sin(f * np.float32(0.8) * v + b)
     elif texture == "dotted":
         wave = np.cos(f * u + a) + np.cos(f * v + b) - np.float32(0.5)
-    else:  # grained: many waves of one length in all directions
+    else:  # grained: waves of the same length in many directions
         angles, phases = rng.uniform(0, np.pi, 7), rng.uniform(0, 2 * np.pi, 7)
         waves = [
             np.sin(np.float32(np.cos(t)) * f * u + np.float32(np.sin(t)) * f * v + np.float32(p))
@@ -197,7 +198,7 @@ def _clutter(
     centre: npt.ArrayLike,
     reach: float,
 ) -> None:
-    """Paint a blob or a bar that wears any of the textures, or none."""
+    """Paint a blob or a bar, with a random texture or in one colour."""
     size = canvas.shape[0]
     box = _window(size, centre, 1.75 * reach)
     canvas, x, y = canvas[box], x[box], y[box]
@@ -214,7 +215,7 @@ def _clutter(
     if rng.random() < 0.5:
         _paint(canvas, mask, rng.uniform(20, 230, 3).astype(np.float32))
     else:
-        scale = np.float32(reach / 0.6)  # textures keep their grain whatever the size of the blob
+        scale = np.float32(reach / 0.6)  # the texture's wavelength does not depend on the size of the blob
         _paint(canvas, mask, _textured(TEXTURES[rng.integers(5)], rng, u * scale, v * scale))
 
 
