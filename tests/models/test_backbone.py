@@ -239,18 +239,18 @@ def test_damaged_and_missing_files_say_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "message"),
     [
-        ("resnet18", "builtin", "there are none for model.backbone = 'resnet18'"),
+        ("resnet18", "builtin", "model.backbone = 'resnet18' has none"),
         ("resnet10t-nano", "timm", "accepted: builtin or none"),
         ("resnet10t-nano", "imagenet", "accepted: builtin, timm, none"),
         ("resnet18", "hf-hub:resnet18", "accepted: hf-hub:OWNER/NAME"),
     ],
 )
-def test_other_values_of_weights_are_refused(name, value, says):
+def test_other_values_of_weights_are_refused(name, value, message):
     with pytest.raises(ConfigError) as raised:
         Backbone(name, value)
-    assert says in one_line(raised) and repr(value) in one_line(raised)
+    assert message in one_line(raised) and repr(value) in one_line(raised)
 
 
 @pytest.fixture

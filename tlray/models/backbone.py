@@ -1,11 +1,11 @@
-"""A timm model as an ordered list of stages: freeze it up to a depth, run a prefix or a suffix of it.
+"""A timm model as a list of stages that can be frozen up to a depth, or run as a prefix and a suffix.
 
 Letters in names: B batch, C channels, H and W height and width, N tokens, D embedding width.
 
-How a model is cut into stages (`stages.plan`): timm lists for every architecture which modules end a
-feature level, and its own feature extractors run the modules between them one after another. tlray does
-the same, then compares with the model's own ``forward_features`` on a probe picture; a model of which
-the chain is not the same bit for bit is one single stage. So a wrong cut cannot happen quietly.
+How a model is cut into stages (`stages.plan`): timm lists for each architecture the modules that end a
+feature level, and its feature extractors run the modules between them one after another. tlray does the
+same, then compares the result with the model's own ``forward_features`` on a probe picture. A model for which
+they differ in any bit becomes one single stage, so a wrong cut cannot go unnoticed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tlray.models import weights as source
 
 log = logging.getLogger(__name__)
 
-_INTERPOLATIONS = ("bilinear", "bicubic")  # what image.Preprocess has
+_INTERPOLATIONS = ("bilinear", "bicubic")  # those of image.Preprocess
 
 
 class DataConfig(NamedTuple):
-    """The input that the pretrained weights were trained on: side in px, mean and std of 0..1 values."""
+    """The input of the pretrained weights: side in px, mean and std of values in 0..1."""
 
     size: int
     mean: tuple[float, ...]
@@ -42,10 +42,10 @@ class DataConfig(NamedTuple):
 
 
 class Normalize(nn.Module):
-    """Pixels 0..255 (uint8 or float, BCHW) to normalised floats; the first thing that the stem does.
+    """Pixels 0..255 (uint8 or float, BCHW) to normalised floats; the first step of the stem.
 
-    Mean and std are rebuilt from the spec and stay out of the state dict, so a timm file and a backbone
-    have the same keys. Keeps the memory format (channels_last).
+    Mean and std are in the spec, not in the state dict, so that a backbone has the same keys as a timm file.
+    The memory format (channels_last) is kept.
     """
 
     mean: Tensor
@@ -61,7 +61,7 @@ class Normalize(nn.Module):
 
 
 class Stage(nn.Module):
-    """Some of a model's modules, run one after another; frozen, it stays in eval mode."""
+    """Consecutive modules of a model; while frozen, it stays in eval mode."""
 
     def __init__(self, name: str, steps: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Stage(nn.Module):
         self.steps = nn.ModuleList(steps)
 
     def train(self, mode: bool = True) -> Stage:
-        """Eval mode, whatever is asked, while frozen: norm statistics and dropout must not move."""
+        """As of nn.Module, but a frozen stage stays in eval mode: no dropout, fixed norm statistics."""
         super().train(mode and not self.frozen)
         return self
 
@@ -81,7 +81,7 @@ class Stage(nn.Module):
 
 
 class Chain(nn.Module):
-    """Consecutive stages of one backbone (none: the identity). Shares them; save the backbone instead."""
+    """Consecutive stages of a backbone, shared with it; without stages it is the identity."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         super().__init__()
@@ -95,27 +95,27 @@ class Chain(nn.Module):
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where a frozen prefix ends (after ``depth`` stages), and what a head reads.
+    """The end of a frozen prefix of ``depth`` stages, and the features that a head reads.
 
-    ``reads``: indices of the stages whose maps it takes; None: the pooled features alone.
+    ``reads``: indices of the stages whose maps the head takes; None: the pooled features.
     """
 
     depth: int
     reads: tuple[int, ...] | None = None
 
     def keeps(self, num_stages: int) -> list[int]:
-        """Stages of the prefix whose outputs are needed to go on from it."""
-        read = [i for i in self.reads or () if i < self.depth]
-        goes_on = self.depth < num_stages and (self.reads is None or max(self.reads) >= self.depth)
-        return sorted({*read, self.depth - 1} if goes_on else read)
+        """Stages of the prefix whose outputs the later stages and the head need."""
+        for_head = [i for i in self.reads or () if i < self.depth]
+        suffix_runs = self.depth < num_stages and (self.reads is None or max(self.reads) >= self.depth)
+        return sorted({*for_head, self.depth - 1} if suffix_runs else for_head)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen prefix made of a batch: a `Backbone` takes it in place of the pixels and goes on.
+    """The outputs of a frozen prefix for a batch, from which a `Backbone` goes on in place of pixels.
 
-    maps: outputs of stages, by index. pooled: (B, num_features), where nothing is left to run. shape: of the
-    pixels, (B, C, H, W).
+    maps: outputs of stages, by index. pooled: (B, num_features), where the prefix is the whole backbone.
+    shape: (B, C, H, W) of the pixels.
     """
 
     maps: dict[int, Tensor]
@@ -123,7 +123,7 @@ class Features:
     shape: torch.Size
 
     def to(self, device: str | torch.device, **how: Any) -> Features:
-        """The same on a device."""
+        """A copy on a device."""
         maps = {i: x.to(device, **how) for i, x in self.maps.items()}
         return Features(maps, None if self.pooled is None else self.pooled.to(device, **how), self.shape)
 
@@ -134,13 +134,13 @@ class Backbone(nn.Module):
     ``forward(x_BCHW)`` takes pixels 0..255, uint8 or float, and equals timm's ``forward_features`` of the
     normalised pixels. ``suffix(d)(prefix(d)(x))`` equals it bit for bit for every d in 0..len(stages).
 
-    name: a timm model (with or without a pretrained tag) or one of ``weights.BUILTIN``.
+    name: a timm model, with or without a pretrained tag, or one of ``weights.BUILTIN``.
     weights: builtin | timm | none | hf-hub:NAME | a local or s3:// .safetensors file.
-    size: input side in px (or height and width), None: that of the pretrained weights. Models with
-        position embeddings are built for it; convolutional ones take any size afterwards.
-    mean, std: of 0..1 values per channel, None: those of the pretrained weights.
-    drop_rate: dropout on the embedding, before a head; independent of the freeze depth.
-    drop_path_rate: stochastic depth inside the stages that train.
+    size: input side in px, or height and width; None: that of the pretrained weights. Models with position
+        embeddings are built for it; convolutional ones take any size afterwards.
+    mean, std: per channel, of values in 0..1; None: those of the pretrained weights.
+    drop_rate: dropout on the pooled features, whatever the freeze depth.
+    drop_path_rate: stochastic depth inside the stages that are not frozen.
 
     Raises ConfigError (unknown name, size or channels that do not fit, weights of another model),
     StorageError (weights that cannot be read or downloaded), BundleError (a damaged or unsafe file).
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
         self.std = _per_channel("std", std, config.std, in_chans)
         model: Any
         model, fixed = _build(name, arch, extra, in_chans, hw)
-        # The cut is found before the weights come, so that a bundle, rebuilt without them, is cut the same.
+        # The model is cut before the weights are loaded: a bundle, rebuilt without them, is cut the same way.
         key = (arch, tuple(sorted(extra.items())), in_chans, hw if fixed else None)
         plan = cutting.plan(model, key, in_chans, hw, fixed, name)
         source.load(model, origin, in_chans, name)
@@ -186,7 +186,7 @@ class Backbone(nn.Module):
         self.model: Any = model
         parts = [cutting.steps(model, names) for names in plan.steps]
         parts[0] = [self.normalize, *parts[0]]
-        # A tuple, so that the parameters are registered once, under timm's own names.
+        # In a tuple, not a ModuleList: the parameters are registered once, under timm's names.
         self._chain = tuple(Stage(n, p) for n, p in zip(plan.stages, parts, strict=True))
         self._layouts = plan.layouts
         self._prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
@@ -206,7 +206,7 @@ class Backbone(nn.Module):
         return x
 
     def embed(self, features: Tensor) -> Tensor:
-        """Final features to pooled ones, (B, num_features): timm's ``forward_head(pre_logits=True)``."""
+        """Final features to pooled features (B, num_features): timm's ``forward_head(pre_logits=True)``."""
         x_BD: Tensor = self.model.forward_head(features, pre_logits=True)
         return self._drop(x_BD)
 
@@ -221,51 +221,51 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def features(self, x_BCHW: Tensor, boundaries: Iterable[Boundary]) -> dict[Boundary, Features]:
-        """What heads at these boundaries need, in one pass; every stage below them must be frozen."""
-        wanted, kept = set(boundaries), dict[int, Tensor]()
-        last, x = max((b.depth for b in wanted), default=0), x_BCHW
-        assert all(stage.frozen for stage in self._chain[:last]), "a prefix that learns is none"
-        needed = {i for b in wanted for i in b.keeps(len(self.stages))}
+        """The features at several boundaries in one pass; all stages below them must be frozen."""
+        distinct, kept = set(boundaries), dict[int, Tensor]()
+        last, x = max((b.depth for b in distinct), default=0), x_BCHW
+        assert all(stage.frozen for stage in self._chain[:last]), "a stage below a boundary is not frozen"
+        needed = {i for b in distinct for i in b.keeps(len(self.stages))}
         for i, stage in enumerate(self._chain[:last]):
             x = stage(x)
             if i in needed:
                 kept[i] = x
-        found = {}
-        for b in wanted:
+        features = {}
+        for b in distinct:
             whole = b.reads is None and b.depth == len(self.stages)
             pooled = self.model.forward_head(x, pre_logits=True) if whole else None
-            found[b] = Features({i: kept[i] for i in b.keeps(len(self.stages))}, pooled, x_BCHW.shape)
-        return found
+            features[b] = Features({i: kept[i] for i in b.keeps(len(self.stages))}, pooled, x_BCHW.shape)
+        return features
 
     def prefix(self, depth: int | float | str) -> Chain:
-        """The first ``depth`` stages, pixels in; depth 0 is the identity. Depth as in `freeze`."""
+        """The first ``depth`` stages, which take pixels; ``depth`` as in `resolve`."""
         return Chain(self._chain[: self.resolve(depth)])
 
     def suffix(self, depth: int | float | str) -> Chain:
-        """The stages after the first ``depth``; takes what `prefix` of that depth gives."""
+        """The stages after the first ``depth``, which take the output of `prefix`."""
         return Chain(self._chain[self.resolve(depth) :])
 
     def pyramid(self, x_BCHW: Tensor | Features, stages: Sequence[int | str] | None = None) -> list[Tensor]:
         """Outputs of some stages (names or indices, None: all) as BCHW maps, in the order of the stages.
 
-        Tokens become maps without their class and register tokens. Channels and strides are those of
-        ``channels`` and ``strides``. Raises ConfigError for an unknown stage.
+        Tokens become maps, without class and register tokens. ``channels`` and ``strides`` describe the maps.
+        Raises ConfigError for an unknown stage.
         """
-        wanted = set(range(len(self.stages))) if stages is None else {self._index(s) for s in stages}
+        asked = set(range(len(self.stages))) if stages is None else {self._index(s) for s in stages}
         h, w = x_BCHW.shape[-2:]
         done = x_BCHW.maps if isinstance(x_BCHW, Features) else {-1: x_BCHW}
         last, maps = max(done), []
         x = done[last]
-        for i, stage in enumerate(self._chain[: max(wanted, default=-1) + 1]):
+        for i, stage in enumerate(self._chain[: max(asked, default=-1) + 1]):
             x = stage(x) if i > last else done.get(i, x)
-            if i in wanted:
+            if i in asked:
                 maps.append(self._as_map(x, i, h, w))
         return maps
 
     def resolve(self, depth: int | float | str) -> int:
         """A freeze depth as a number of stages: a count, a fraction 0.0..1.0, a stage's name or "all".
 
-        A name means up to and including that stage. 1 is one stage, 1.0 is all of them. Raises ConfigError.
+        A name includes that stage. 1 is one stage, 1.0 is all of them. Raises ConfigError.
         """
         n = len(self.stages)
         if isinstance(depth, str):
@@ -288,8 +288,8 @@ class Backbone(nn.Module):
         """Freeze the first ``depth`` stages and unfreeze the others; returns the depth as a number.
 
         Frozen parameters need no gradient, and frozen stages stay in eval mode (norm statistics, dropout,
-        stochastic depth) even after ``train()``. What `embed` learns (a final norm, an attention pool)
-        belongs to the last stage. Raises ConfigError as `resolve` does.
+        stochastic depth) even after ``train()``. Parameters that only `embed` uses (a final norm, an
+        attention pool) belong to the last stage. Raises ConfigError as `resolve` does.
         """
         d = self.resolve(depth)
         for i, stage in enumerate(self._chain):
@@ -299,12 +299,12 @@ class Backbone(nn.Module):
             for name, parameter in parameters.items():
                 parameter.requires_grad_(i >= d and name not in self._never_trained)
                 if i < d:
-                    parameter.grad = None  # a stale one would let an optimiser move it once more
+                    parameter.grad = None  # an optimiser would apply a left-over gradient
         self.train(self.training)
         return d
 
     def train(self, mode: bool = True) -> Backbone:
-        """Train mode for everything that is not frozen."""
+        """As of nn.Module, but frozen stages stay in eval mode."""
         super().train(mode)
         if self._chain[-1].frozen:
             self.model.eval()
@@ -313,28 +313,28 @@ class Backbone(nn.Module):
         return self
 
     def held(self, depth: int | float | str) -> list[Tensor]:
-        """What `freeze` keeps as it is at a depth: parameters and statistics of the first stages."""
+        """Parameters and buffers that stay unchanged when frozen at a depth."""
         d = self.resolve(depth)
         parameters = [p for i, owned in self._owned() if i < d for p in owned.values()]
         return [*parameters, *(b for stage in self._chain[:d] for b in stage.buffers())]
 
     def keep_statistics(self) -> None:
-        """Batch norm in evaluation mode, also while the rest trains: it keeps its pretrained statistics."""
+        """Put batch norm into evaluation mode, so that it keeps its pretrained statistics in training."""
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
     def no_weight_decay(self) -> set[int]:
-        """Identities (`id`) of the parameters that the model itself exempts from weight decay."""
+        """The `id` of each parameter that the timm model exempts from weight decay."""
         names = set(getattr(self.model, "no_weight_decay", set)())
         return {id(p) for name, p in self.model.named_parameters() if name in names}
 
     def parameter_groups(self) -> Iterator[tuple[int, dict[str, nn.Parameter]]]:
-        """(stage index, {name in the state dict: parameter}) of what trains, from the input up."""
+        """(stage index, {name in the state dict: parameter}) of trainable parameters, from the input on."""
         for i, parameters in self._owned():
-            chosen = {f"model.{n}": p for n, p in parameters.items() if p.requires_grad}
-            if chosen:
-                yield i, chosen
+            trainable = {f"model.{n}": p for n, p in parameters.items() if p.requires_grad}
+            if trainable:
+                yield i, trainable
 
     def spec(self) -> dict[str, Any]:
         """Plain values from which `from_spec` builds the same backbone without weights."""
@@ -352,19 +352,19 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Backbone:
-        """Rebuild from `spec`, untrained; ``load_state_dict`` then brings the weights."""
+        """Rebuild from `spec` with random weights, for ``load_state_dict``."""
         kwargs = dict(spec["kwargs"])
         if isinstance(kwargs.get("size"), list):
             kwargs["size"] = tuple(kwargs["size"])
         return cls(spec["name"], "none", **kwargs)
 
     def _owned(self) -> list[tuple[int, dict[str, nn.Parameter]]]:
-        """All parameters by stage; what no stage runs is part of `embed` and goes to the last one."""
-        home = {id(p): i for i, stage in enumerate(self._chain) for p in stage.parameters()}
+        """All parameters by stage; those of no stage belong to `embed` and count for the last one."""
+        stage_of = {id(p): i for i, stage in enumerate(self._chain) for p in stage.parameters()}
         last = len(self._chain) - 1
         owned: list[tuple[int, dict[str, nn.Parameter]]] = [(i, {}) for i in range(last + 1)]
         for name, parameter in self.model.named_parameters():
-            owned[home.get(id(parameter), last)][1][name] = parameter
+            owned[stage_of.get(id(parameter), last)][1][name] = parameter
         return owned
 
     def _index(self, stage: int | str) -> int:
@@ -385,9 +385,9 @@ class Backbone(nn.Module):
 
 
 class Traits(NamedTuple):
-    """What the right learning rate of an architecture depends on."""
+    """Properties of an architecture on which its learning rate depends."""
 
-    norm: Literal["batch", "layer", "other"]  # the kind that most of its norms are; other: or it has none
+    norm: Literal["batch", "layer", "other"]  # the most frequent kind; other: also without norms
     width: int  # of the pooled features
 
 
@@ -396,9 +396,9 @@ def traits(name: str) -> Traits:
     """Traits of a backbone by name. Raises ConfigError for an unknown one."""
     arch, extra = _architecture(name)
     try:
-        with torch.device("meta"):  # shapes alone, in milliseconds
+        with torch.device("meta"):  # without memory for parameters: takes milliseconds
             model: Any = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
-    except Exception:  # an architecture whose constructor looks at values
+    except Exception:  # some constructors read values of parameters
         model = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
     norms = Counter(kind for module in model.modules() if (kind := _norm_kind(module)))
     most = norms.most_common(1)
@@ -407,17 +407,17 @@ def traits(name: str) -> Traits:
 
 
 def _norm_kind(module: nn.Module) -> Literal["batch", "layer", "other"] | None:
-    """What kind of norm a module is; None: none, or one of a kind that hardly any network has."""
+    """The kind of a norm; None: the module is no norm, or of a kind that hardly any network has."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return "batch"
     if isinstance(module, nn.LayerNorm):
         return "layer"
-    known = isinstance(module, nn.GroupNorm | nn.modules.instancenorm._InstanceNorm)
-    return "other" if known or "RmsNorm" in type(module).__name__ else None  # timm has several of those
+    is_other = isinstance(module, nn.GroupNorm | nn.modules.instancenorm._InstanceNorm)
+    return "other" if is_other or "RmsNorm" in type(module).__name__ else None  # timm has several RmsNorms
 
 
 def _architecture(name: str) -> tuple[str, dict[str, Any]]:
-    """timm's name and extra arguments of a backbone."""
+    """timm's architecture name and constructor arguments of a backbone. Raises ConfigError."""
     if name in source.BUILTIN:
         return source.BUILTIN[name].arch, dict(source.BUILTIN[name].kwargs)
     if not timm.is_model(name):
@@ -444,13 +444,13 @@ def _data_config(name: str, cfg: dict[str, Any]) -> DataConfig:
 
 
 def _per_channel(
-    key: str, given: Sequence[float] | None, pretrained: tuple[float, ...], in_chans: int
+    key: str, setting: Sequence[float] | None, pretrained: tuple[float, ...], in_chans: int
 ) -> tuple[float, ...]:
-    """One value a channel: the given ones, else the pretrained ones, averaged for grey, repeated for more."""
-    if given is not None:
-        if len(given) != in_chans:
-            raise ConfigError(f"input.{key} = {list(given)}: accepted: {in_chans} numbers, one a channel")
-        return tuple(float(v) for v in given)
+    """One value per channel: the setting, else the pretrained ones, averaged for grey, repeated for more."""
+    if setting is not None:
+        if len(setting) != in_chans:
+            raise ConfigError(f"input.{key} = {list(setting)}: accepted: {in_chans} numbers, one a channel")
+        return tuple(float(v) for v in setting)
     if len(pretrained) == in_chans:
         return pretrained
     if in_chans == 1:

@@ -1,9 +1,9 @@
-"""How a timm model is cut into stages: watch one forward pass, replay it as a chain, compare bit for bit.
+"""Cuts a timm model into stages: records a forward pass, replays it as a chain, compares them bit for bit.
 
-A *unit* is a module that the model runs on its way (a child, or a child of a plain container); between
-two units a model may do something itself (add position embeddings, reorder axes), and that is found by
-trying the few things that timm's models do (*glue*). Where a boundary lies comes from timm's
-``feature_info``, which says which modules end a feature level.
+A *unit* is a module that the model runs in its forward pass (a child, or a child of a plain container).
+Between two units a model may do something itself, such as adding position embeddings or reordering axes. The
+few operations of this kind in timm's models (*glue*) are tried until one fits. timm's ``feature_info`` says
+which modules end a feature level; there are the boundaries of stages.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tlray.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_PROBE_PX = 64  # small, and a multiple of every stride; networks tied to their size are probed at that
+_PROBE_PX = 64  # small, and a multiple of all strides; models of a fixed size are probed at that size
 
 
 class StagePlan(NamedTuple):
-    """A cut that was checked: per stage its name, the steps to run, and what comes out."""
+    """A verified cut: for each stage its name, its steps, and the properties of its output."""
 
     stages: tuple[str, ...]
     steps: tuple[tuple[str, ...], ...]  # names of modules; "@..." is glue
@@ -35,21 +35,23 @@ class StagePlan(NamedTuple):
 
 
 class _Event(NamedTuple):
+    """A call of a unit in the recorded forward pass."""
+
     name: str
-    given: Tensor
+    input: Tensor
     kwargs: dict[str, Any]
     result: Tensor
 
 
-_plans: dict[Any, StagePlan] = {}  # the probe costs two forward passes: once per architecture and process
+_plans: dict[Any, StagePlan] = {}  # by architecture, as finding one takes two forward passes
 
 
 class Glue(nn.Module):
-    """What a model does between two of its modules; owns the model's bare parameters (class token, ...)."""
+    """An operation between two modules; it owns the model's direct parameters (class token, ...)."""
 
     def __init__(self, model: nn.Module, function: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self._owner = (model,)  # in a tuple: the model is not a part of its own stem
+        self._owner = (model,)  # in a tuple, so that the model is not registered as a submodule
         self._function = function
         for name, parameter in model.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
@@ -59,7 +61,7 @@ class Glue(nn.Module):
 
 
 class Reorder(nn.Module):
-    """Axes or tokens in another order: no parameters, no model."""
+    """Reorders axes or tokens; without parameters."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class Reorder(nn.Module):
 
 
 class Whole(nn.Module):
-    """A model that is no chain, as one step."""
+    """A whole model as one step, for models that are no chain."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class Whole(nn.Module):
 
 
 class Roped(nn.Module):
-    """A block that takes rotary position embeddings, computed for the grid that the model was built for."""
+    """A block with rotary position embeddings for the grid that the model was built for."""
 
     def __init__(self, block: nn.Module, rope: nn.Module, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -98,9 +100,9 @@ class Roped(nn.Module):
 
 
 def _tokens(model: Any, x: Tensor) -> Tensor:
-    """Class and register tokens and position embeddings, by the model's own method."""
-    y = model._pos_embed(x)
-    result: Tensor = y[0] if isinstance(y, tuple) else y
+    """Add class and register tokens and position embeddings, by the model's own method."""
+    embedded = model._pos_embed(x)
+    result: Tensor = embedded[0] if isinstance(embedded, tuple) else embedded
     return result
 
 
@@ -115,8 +117,8 @@ def _position(model: Any, x: Tensor) -> Tensor:
 
 
 def _rope(rope: Any, grid: tuple[int, int]) -> Tensor:
-    kept = getattr(rope, "feat_shape", None) is not None  # computed once, for the model's own grid
-    result: Tensor = rope.get_embed() if kept else rope.get_embed(shape=grid)
+    precomputed = getattr(rope, "feat_shape", None) is not None  # for the model's own grid
+    result: Tensor = rope.get_embed() if precomputed else rope.get_embed(shape=grid)
     return result
 
 
@@ -129,27 +131,27 @@ _GLUE = (*_OWNING, "@flatten", "@to_bhwc", "@to_bchw")
 
 
 def steps(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
-    """The modules that a stage's step names stand for, shared with the model."""
+    """The modules of a stage by their step names, shared with the model."""
     return [_step(model, name) for name in names]
 
 
 def plan(model: nn.Module, key: Any, in_chans: int, hw: tuple[int, int], fixed: bool, name: str) -> StagePlan:
-    """Cut a freshly made model into stages; the weights stay as they are.
+    """Cut a new model into stages; its weights are unchanged afterwards.
 
-    hw is the input size in px; ``fixed`` says that the model was built for it. Results are kept by ``key``.
-    Raises ConfigError when the model cannot work at that size.
+    hw: input size in px; ``fixed``: the model was built for it. Plans are cached by ``key``.
+    Raises ConfigError where the model does not work at that size.
     """
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if fixed and isinstance(patch, tuple) and any(s % p for s, p in zip(hw, patch, strict=True)):
-        raise size_error(name, name, hw, ValueError("it would cut off a strip"), patch[0])
+        raise size_error(name, name, hw, ValueError("it would ignore a part of the picture"), patch[0])
     small = max(hw) <= _PROBE_PX
     key = (key, hw if small else None)
     if key not in _plans:
         mode = model.training
         restore = _disturb(model)
         try:
-            tried = [hw] if fixed or small else [(_PROBE_PX, _PROBE_PX), hw]
-            _plans[key] = _cut(model.eval(), in_chans, tried, name)
+            sizes = [hw] if fixed or small else [(_PROBE_PX, _PROBE_PX), hw]
+            _plans[key] = _cut(model.eval(), in_chans, sizes, name)
         finally:
             restore()
             model.train(mode)
@@ -159,7 +161,7 @@ def plan(model: nn.Module, key: Any, in_chans: int, hw: tuple[int, int], fixed: 
 def size_error(
     name: str, arch: str, hw: tuple[int, int], error: Exception, multiple: int | None = None
 ) -> ConfigError:
-    """The one line for an input size that a model does not take, with sizes that it does."""
+    """The error for an input size that a model does not accept, with sizes that it does."""
     pretrained = pretrained_hw(arch)[0]
     text = f"{hw[0]}" if hw[0] == hw[1] else f"{hw[0]}x{hw[1]}"
     why = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -172,7 +174,7 @@ def size_error(
 
 
 def pretrained_hw(arch: str) -> tuple[int, int]:
-    """The size in px that timm declares for an architecture, which is what it is built for by default."""
+    """timm's default input size of an architecture: height and width in px."""
     cfg = timm.get_pretrained_cfg(arch)
     size = cfg.input_size if cfg is not None else (3, 224, 224)
     return int(size[1]), int(size[2])
@@ -190,7 +192,10 @@ def _step(model: nn.Module, name: str) -> nn.Module:
 
 
 def _disturb(model: nn.Module) -> Callable[[], None]:
-    """Give constant parameters (zero gates, zero tokens) random values, which show what is left out."""
+    """Give constant parameters (gates and tokens of zeros) random values, so that leaving them out shows.
+
+    Returns a function that restores them.
+    """
     generator = torch.Generator().manual_seed(0)
     kept: list[tuple[nn.Parameter, Tensor]] = []
     with torch.no_grad():
@@ -208,19 +213,20 @@ def _disturb(model: nn.Module) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _cut(model: Any, in_chans: int, tried: list[tuple[int, int]], name: str) -> StagePlan:
+def _cut(model: Any, in_chans: int, sizes: list[tuple[int, int]], name: str) -> StagePlan:
+    """Find the plan, with a probe picture of the first size that the model accepts."""
     marks = _marks(model)
-    for hw in tried:
+    for hw in sizes:
         x = torch.randn((1, in_chans, *hw), generator=torch.Generator().manual_seed(0))
         try:
-            events, expected = _watch(model, marks, x)
+            events, expected = _record(model, marks, x)
         except (AssertionError, ValueError, RuntimeError, IndexError) as error:
-            if hw == tried[-1]:
+            if hw == sizes[-1]:
                 raise size_error(name, name, hw, error) from None
             continue
         break
-    found = _chain(model, events, x, expected)
-    groups = _group(model, found, marks) if found else {}
+    names = _chain(model, events, x, expected)
+    groups = _group(model, names, marks) if names else {}
     result = _outputs(model, groups, marks, x, expected) if groups else None
     if result is None:
         log.info("%s: its forward pass is no chain of modules; it is one stage (freeze: 0 or all)", name)
@@ -230,14 +236,14 @@ def _cut(model: Any, in_chans: int, tried: list[tuple[int, int]], name: str) -> 
 
 
 def _marks(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Module name that ends a feature level -> what timm says about it, in order."""
+    """Name of the module that ends a feature level -> timm's description of it, in order."""
     info = getattr(model, "feature_info", None) or []
     info = getattr(info, "info", info)
     return {str(f["module"]): dict(f) for f in info if f.get("module")}
 
 
 def _units(module: nn.Module, marks: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Children in order; a plain container is opened where boundaries lie inside (or where it cannot run)."""
+    """Units in order: children, or those inside of containers that have boundaries inside or cannot run."""
     for name, child in module.named_children():
         full = prefix + name
         plain = type(child).forward is nn.Sequential.forward
@@ -248,19 +254,19 @@ def _units(module: nn.Module, marks: dict[str, Any], prefix: str = "") -> Iterat
             yield full, child
 
 
-def _watch(model: Any, marks: dict[str, Any], x: Tensor) -> tuple[list[_Event], Tensor]:
-    """Run ``forward_features``; note which units ran, on what, with what result (copied)."""
+def _record(model: Any, marks: dict[str, Any], x: Tensor) -> tuple[list[_Event], Tensor]:
+    """Run ``forward_features`` and record the calls of units with copies of inputs and results."""
     events: list[_Event] = []
-    given: list[Any] = []
+    inputs: list[Any] = []  # of the calls that have not returned yet
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-        given.append((args[0].clone() if args and isinstance(args[0], Tensor) else None, kwargs))
+        inputs.append((args[0].clone() if args and isinstance(args[0], Tensor) else None, kwargs))
 
     def after(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            kept = result.clone() if isinstance(result, Tensor) else result
-            start, keywords = given.pop()
-            events.append(_Event(name, start, keywords, kept))
+            output = result.clone() if isinstance(result, Tensor) else result
+            first_input, keywords = inputs.pop()
+            events.append(_Event(name, first_input, keywords, output))
 
         return hook
 
@@ -277,72 +283,72 @@ def _watch(model: Any, marks: dict[str, Any], x: Tensor) -> tuple[list[_Event], 
 
 
 def _chain(model: nn.Module, events: list[_Event], x: Tensor, expected: Any) -> list[str]:
-    """Step names that lead from x to the expected output; empty when there is a gap that no glue fills."""
+    """Step names that lead from x to the expected output; empty where no glue fits between two units."""
     names: list[str] = []
-    here: Any = x
+    current: Any = x
     for event in events:
-        link = _link(model, here, event.given)
+        link = _link(model, current, event.input)
         if link is None:
             return []
         names += link
         roped = isinstance(event.kwargs.get("rope"), Tensor) and hasattr(model, "rope")
         names.append(f"@rope:{event.name}" if roped else event.name)
-        here = event.result
-    link = _link(model, here, expected)
+        current = event.result
+    link = _link(model, current, expected)
     return [] if link is None else names + link
 
 
-def _link(model: nn.Module, here: Any, there: Any) -> list[str] | None:
-    """Glue that turns one tensor into another: nothing, one piece, or None when none fits."""
-    if not isinstance(here, Tensor) or not isinstance(there, Tensor):
+def _link(model: nn.Module, start: Any, end: Any) -> list[str] | None:
+    """The glue that turns one tensor into another: empty for equal ones, None where none fits."""
+    if not isinstance(start, Tensor) or not isinstance(end, Tensor):
         return None
-    if torch.equal(here, there):
+    if torch.equal(start, end):
         return []
     for glue in _GLUE:
         try:
-            if torch.equal(_step(model, glue)(here), there):
+            if torch.equal(_step(model, glue)(start), end):
                 return [glue]
         except (AssertionError, AttributeError, RuntimeError, IndexError, TypeError, ValueError):
-            continue  # a thing that this model or this shape does not have
+            continue  # the model or the shape does not have what the glue needs
     return None
 
 
 def _group(model: nn.Module, names: list[str], marks: dict[str, Any]) -> dict[str, list[str]]:
-    """Steps by stage, each named after the module that ends it; what comes before the first is the stem.
+    """Steps by stage. A stage is named after the module that ends it; steps before the first are the stem.
 
-    What learns nothing (an activation, a pooling) joins the stage before.
+    A step without parameters (an activation, a pooling) belongs to the stage before it.
     """
     stages: list[tuple[str, list[str]]] = [("stem", [])]
     if not marks:
-        marks = {n: {} for n in names if "." in n and _learns(model, n)}
-    closed = False  # the stage's last level has ended: the next module that learns begins another
+        marks = {n: {} for n in names if "." in n and _has_parameters(model, n)}
+    closed = False  # the stage's end was reached: the next step with parameters begins another stage
     for name in names:
         module = name.removeprefix("@rope:")
-        learns = _learns(model, name)
-        here = stages[-1][1]
+        has_parameters = _has_parameters(model, name)
+        steps_here = stages[-1][1]
         mark = next((m for m in marks if m == module or m.startswith(f"{module}.")), None)
-        # A first level inside a container begins with it: what stands before the container is the stem.
+        # A first level inside a container begins with the container; the stem is what comes before it.
         top = module.split(".")[0]
-        before = [n for n in here if _learns(model, n) and n.split(".")[0] != top]
-        begins = bool(learns and before and len(stages) == 1 and mark is not None and "." in mark)
-        if learns and (closed or begins):
-            ahead = [m for m in marks if m in names or f"@rope:{m}" in names]
-            at = names.index(name)
-            coming = [m for m in ahead if max(_at(names, m), 0) >= at]
-            if coming:  # else: a final norm or convolution, part of the last stage
+        before = [n for n in steps_here if _has_parameters(model, n) and n.split(".")[0] != top]
+        begins = bool(has_parameters and before and len(stages) == 1 and mark is not None and "." in mark)
+        if has_parameters and (closed or begins):
+            in_chain = [m for m in marks if m in names or f"@rope:{m}" in names]
+            position = names.index(name)
+            coming = [m for m in in_chain if max(_position_of(names, m), 0) >= position]
+            if coming:  # else: a final norm or convolution, which belongs to the last stage
                 stages.append((coming[0], []))
-                here = stages[-1][1]
+                steps_here = stages[-1][1]
             closed = False
-        here.append(name)
+        steps_here.append(name)
         closed = closed or mark == module
     return dict(stages) if len(stages) > 1 else {"all": names}
 
 
-def _at(names: list[str], mark: str) -> int:
+def _position_of(names: list[str], mark: str) -> int:
     return names.index(mark) if mark in names else names.index(f"@rope:{mark}")
 
 
-def _learns(model: nn.Module, name: str) -> bool:
+def _has_parameters(model: nn.Module, name: str) -> bool:
     if name.startswith("@") and not name.startswith("@rope:"):
         return name in _OWNING
     return next(model.get_submodule(name.removeprefix("@rope:")).parameters(), None) is not None
@@ -351,25 +357,25 @@ def _learns(model: nn.Module, name: str) -> bool:
 def _outputs(
     model: nn.Module, groups: dict[str, list[str]], marks: dict[str, Any], x: Tensor, expected: Tensor
 ) -> StagePlan | None:
-    """Replay the chain from the probe picture; None when it does not give the expected output exactly."""
-    shapes, here = [], x.clone()
+    """Replay the chain on the probe picture; None where its output is not exactly the expected one."""
+    shapes, current = [], x.clone()
     for name, group in groups.items():
         try:
             for step in steps(model, tuple(group)):
-                here = step(here)
+                current = step(current)
         except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):
             return None
-        if not isinstance(here, Tensor):
+        if not isinstance(current, Tensor):
             return None
-        shapes.append(_shape(model, here, x, marks.get(name)))
-    if not torch.equal(here, expected):
+        shapes.append(_shape(model, current, x, marks.get(name)))
+    if not torch.equal(current, expected):
         return None
     channels, strides, layouts = zip(*shapes, strict=True)
     return StagePlan(tuple(groups), tuple(tuple(g) for g in groups.values()), channels, strides, layouts)
 
 
 def _shape(model: Any, y: Any, x: Tensor, info: dict[str, Any] | None) -> tuple[int, int, str]:
-    """Channels, stride and layout of an output. A square probe shows which axes are height and width."""
+    """Channels, stride and layout of an output; the aspect ratio shows which axes are height and width."""
     if isinstance(y, Tensor) and y.ndim == 3:
         tokens = y.shape[1] - int(getattr(model, "num_prefix_tokens", 0))
         exact = (info or {}).get("reduction")
@@ -383,7 +389,7 @@ def _shape(model: Any, y: Any, x: Tensor, info: dict[str, Any] | None) -> tuple[
     declared = str(getattr(getattr(model, "output_fmt", ""), "value", getattr(model, "output_fmt", "")))
     bhwc = first if first != last else declared == "NHWC"
     channels, height = (y.shape[3], y.shape[1]) if bhwc else (y.shape[1], y.shape[2])
-    # timm's own number where it has one: unpadded convolutions make the ratio of the sizes inexact.
+    # timm's own number, if it is plausible: unpadded convolutions make the ratio of sizes inexact.
     exact = (info or {}).get("reduction")
     stride = exact if exact and abs(exact - x.shape[2] / height) < exact / 2 else x.shape[2] / height
     return channels, round(stride), "BHWC" if bhwc else "BCHW"

@@ -1,8 +1,8 @@
-"""Pretrained weights: where they come from, and how they are made to fit a model.
+"""Pretrained weights: their sources, and how they are adapted to a model.
 
-One way for all sources: a safetensors file is read into a state dict, timm's own filter of that
-architecture renames keys and resamples position embeddings, the first convolution is adapted to the
-number of channels, a classifier is left out, and the rest must fit exactly. No pickle is ever loaded.
+All sources are read in the same way: a safetensors file becomes a state dict, timm's filter for the
+architecture renames keys and resamples position embeddings, the first convolution is adapted to the number of
+channels, the classifier is dropped, and everything else must fit exactly. Pickles are never loaded.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ BUILTIN = {
 
 
 class Origin(NamedTuple):
-    """Where weights come from: their name in the configuration, a kind, a URI, timm's description."""
+    """The source of weights: the setting, its kind, its URI, and timm's description of the weights."""
 
     weights: str
     kind: str  # none | file | hub
@@ -64,10 +64,10 @@ class Origin(NamedTuple):
 
 
 def find(name: str, weights: str) -> Origin:
-    """What ``model.weights`` means for a backbone. Reads nothing, except a hub's config.json.
+    """The source that ``model.weights`` names for a backbone. Reads nothing, except a hub's config.json.
 
-    Raises ConfigError for a value that is not accepted or does not go with the backbone, StorageError
-    when the hub cannot be reached, BundleError for a pickle.
+    Raises ConfigError for a value that is not accepted, also with this backbone, StorageError when the hub
+    cannot be reached, BundleError for a pickle.
     """
     builtin = BUILTIN.get(name)
     cfg = _timm_cfg(builtin.arch if builtin else name)
@@ -76,14 +76,14 @@ def find(name: str, weights: str) -> Origin:
     if weights == "builtin":
         if builtin is None:
             raise ConfigError(
-                f"model.weights = 'builtin': there are none for model.backbone = {name!r}; accepted: "
+                f"model.weights = 'builtin': model.backbone = {name!r} has none; accepted: "
                 f"timm, none, hf-hub:NAME or a .safetensors file (backbones with built-in weights: "
                 f"{', '.join(BUILTIN)})"
             )
         return Origin(weights, "file", str(Path(__file__).parent / "backbones" / builtin.file), cfg)
     if weights == "timm":
         if builtin is not None:
-            raise ConfigError(f"model.weights = 'timm': none there for {name!r}; accepted: builtin or none")
+            raise ConfigError(f"model.weights = 'timm': {name!r} has none there; accepted: builtin or none")
         hub = cfg.get("hf_hub_id")
         if not hub:
             raise ConfigError(f"model.weights = 'timm': timm has none for {name!r}; {_with_weights(name)}")
@@ -100,10 +100,10 @@ def find(name: str, weights: str) -> Origin:
 
 
 def load(model: nn.Module, origin: Origin, in_chans: int, name: str) -> None:
-    """Put weights into a model made by timm with ``num_classes=0``; all of it must be covered.
+    """Load weights into a model made by timm with ``num_classes=0``; each tensor must be present.
 
-    Raises StorageError (not there, not reachable), BundleError (damaged, a pickle), ConfigError (of
-    another model: what is missing, unexpected or of another shape).
+    Raises StorageError (missing or not reachable), BundleError (damaged or a pickle), ConfigError (weights of
+    another model, with what is missing, unexpected or of another shape).
     """
     if origin.kind == "none":
         return
@@ -116,10 +116,10 @@ def load(model: nn.Module, origin: Origin, in_chans: int, name: str) -> None:
 def fit(
     state: dict[str, Tensor], model: nn.Module, origin: Origin, in_chans: int, name: str
 ) -> dict[str, Tensor]:
-    """A state dict with exactly the model's keys and shapes, or ConfigError with what does not fit."""
-    wanted = model.state_dict()
-    # Single precision first: sums and resampling of a half precision file would round once more.
-    state = {k: v.float() if v.is_floating_point() else v for k, v in _strip(state, wanted).items()}
+    """Adapt a state dict to the model's keys and shapes. Raises ConfigError with what does not fit."""
+    expected = model.state_dict()
+    # In single precision: adapting the weights of a file in half precision would round them once more.
+    state = {k: v.float() if v.is_floating_point() else v for k, v in _strip(state, expected).items()}
     what = f"model.weights = {origin.weights!r} ({name})"
     for module in (sys.modules[cls.__module__] for cls in type(model).__mro__):
         adapt = getattr(module, "checkpoint_filter_fn", None)
@@ -131,67 +131,72 @@ def fit(
                 why = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise ConfigError(f"{what}: not weights of this architecture ({why})") from None
             break
-    _adapt_channels(state, wanted, origin.pretrained_cfg, in_chans, what)
-    for key, tensor in wanted.items():
+    _adapt_channels(state, expected, origin.pretrained_cfg, in_chans, what)
+    for key, tensor in expected.items():
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.zeros_like(tensor))
-    missing = [k for k in wanted if k not in state]
-    extra = [k for k in state if k not in wanted and not k.startswith(_head(origin.pretrained_cfg))]
-    shapes = [k for k, v in wanted.items() if k in state and state[k].shape != v.shape]
-    said = []
+    missing = [k for k in expected if k not in state]
+    extra = [k for k in state if k not in expected and not k.startswith(_head(origin.pretrained_cfg))]
+    shapes = [k for k, v in expected.items() if k in state and state[k].shape != v.shape]
+    problems = []
     if missing:
-        said.append(f"{len(missing)} tensors missing (first: {missing[0]})")
+        problems.append(f"{len(missing)} tensors missing (first: {missing[0]})")
     if extra:
-        said.append(f"{len(extra)} not expected (first: {extra[0]})")
+        problems.append(f"{len(extra)} not expected (first: {extra[0]})")
     if shapes:
         k = shapes[0]
-        here, there = tuple(state[k].shape), tuple(wanted[k].shape)
-        said.append(f"{len(shapes)} of another shape (first: {k} is {here}, the model has {there})")
-    if said:
-        raise ConfigError(f"{what}: does not fit: {'; '.join(said)}")
-    return {k: state[k] for k in wanted}
+        stored_shape, model_shape = tuple(state[k].shape), tuple(expected[k].shape)
+        problems.append(
+            f"{len(shapes)} of another shape (first: {k} is {stored_shape}, the model has {model_shape})"
+        )
+    if problems:
+        raise ConfigError(f"{what}: does not fit: {'; '.join(problems)}")
+    return {k: state[k] for k in expected}
 
 
 def _timm_cfg(name: str) -> dict[str, Any]:
-    """timm's description of the weights of a name (checked before: known, with a known tag)."""
+    """timm's description of the weights of a known model name."""
     cfg = timm.get_pretrained_cfg(name)
     return {} if cfg is None else dict(cfg.to_dict())
 
 
 def _with_weights(name: str) -> str:
+    """Models of a similar name that have weights, for an error."""
     names = timm.list_pretrained()
     family = [n for n in names if n.startswith(name.partition("_")[0])]
     return nearest(name, family or names) + ", or model.weights = none"
 
 
 def _head(cfg: dict[str, Any]) -> tuple[str, ...]:
-    """Prefixes of a classifier's keys; they are looked at only where the model has no such key."""
+    """Prefixes of the keys of a classifier, which may be in a file and not in the model."""
     names = cfg.get("classifier") or ()
     return (*_HEADS, *(f"{n}." for n in ((names,) if isinstance(names, str) else names)))
 
 
-def _strip(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefix under which a training framework (or a bundle of ours) keeps the backbone."""
-    best = max(_PREFIXES, key=lambda p: sum(p + k in state for k in wanted))
-    if not best or not any(best + k in state for k in wanted):
+def _strip(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the key prefix under which a training framework (or our bundle) stores the backbone."""
+    best = max(_PREFIXES, key=lambda p: sum(p + k in state for k in expected))
+    if not best or not any(best + k in state for k in expected):
         return dict(state)
     return {k.removeprefix(best): v for k, v in state.items() if k.startswith(best)}
 
 
 def _adapt_channels(
-    state: dict[str, Tensor], wanted: dict[str, Tensor], cfg: dict[str, Any], in_chans: int, what: str
+    state: dict[str, Tensor], expected: dict[str, Tensor], cfg: dict[str, Any], in_chans: int, what: str
 ) -> None:
-    """Make the first convolution take ``in_chans`` channels, as timm does: summed for grey, else repeated."""
+    """Adapt the first convolution to ``in_chans`` channels as timm does: summed for grey, else repeated."""
     firsts = cfg.get("first_conv") or ()
     for first in (firsts,) if isinstance(firsts, str) else firsts:
         key = f"{first}.weight"
-        if key not in state or key not in wanted or state[key].shape == wanted[key].shape:
+        if key not in state or key not in expected or state[key].shape == expected[key].shape:
             continue
-        have = state[key].shape[1] if state[key].ndim == 4 else 3
+        num_channels = state[key].shape[1] if state[key].ndim == 4 else 3
         try:
-            state[key] = adapt_input_conv(in_chans, state[key], base_chans=have)
+            state[key] = adapt_input_conv(in_chans, state[key], base_chans=num_channels)
         except (NotImplementedError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"{what}: no way from {have} to {in_chans} channels ({error})") from None
+            raise ConfigError(
+                f"{what}: cannot be adapted from {num_channels} to {in_chans} channels ({error})"
+            ) from None
 
 
 def read(uri: str, key: str) -> dict[str, Tensor]:
@@ -201,7 +206,7 @@ def read(uri: str, key: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path, where: str, accepted: str) -> dict[str, Tensor]:
-    """A safetensors file, known by its content and not only by its name."""
+    """A safetensors file; pickles are recognised by their content, whatever the name."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -227,14 +232,14 @@ def _local(origin: Origin) -> Iterator[Path]:
 
 
 def _download(hub: str, weights: str, cfg: dict[str, Any]) -> Path:
-    """The safetensors file of a repository on the Hugging Face hub, from its cache where it is there."""
+    """The safetensors file of a repository on the Hugging Face hub, or its cached copy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, _, revision = hub.partition("@")
-    named = str(cfg.get("hf_hub_filename") or "model.safetensors")
-    stem = named.rpartition(".")[0]
-    names = [named] if named.endswith(".safetensors") else [f"{stem}.safetensors"]
+    declared = str(cfg.get("hf_hub_filename") or "model.safetensors")
+    stem = declared.rpartition(".")[0]
+    names = [declared] if declared.endswith(".safetensors") else [f"{stem}.safetensors"]
     if "open_clip" in stem:
         names.append("open_clip_model.safetensors")
     names.append("model.safetensors")
