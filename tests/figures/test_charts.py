@@ -7,6 +7,8 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tlray.figures import charts
 from tlray.figures.charts import Line, Point
@@ -20,9 +22,9 @@ def texts(svg: bytes) -> list[str]:
 
 def test_confusion_matrix_prints_every_count_that_is_not_zero() -> None:
     svg = charts.confusion_matrix([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 0], ["a", "b", "c"])
-    said = texts(svg)
-    assert sorted(t for t in said if t.isdigit()) == ["1", "1", "2", "2"]
-    assert {"a", "b", "c", "true", "predicted"} <= set(said)
+    shown = texts(svg)
+    assert sorted(t for t in shown if t.isdigit()) == ["1", "1", "2", "2"]
+    assert {"a", "b", "c", "true", "predicted"} <= set(shown)
     assert len(svg) < 8_000
 
 
@@ -52,6 +54,23 @@ def test_per_class_agrees_with_counting_by_hand() -> None:
     assert c == {"label": "never", "precision": None, "recall": None, "f1": None, "support": 0}
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_per_class_is_that_of_scikit_learn_for_any_classes_that_occur(pairs: list[tuple[int, int]]) -> None:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    truth, predicted = map(list, zip(*pairs, strict=True))
+    ours = charts.per_class(truth, predicted, ["a", "b", "c", "d"])
+    precision, recall, f1, support = precision_recall_fscore_support(
+        truth, predicted, labels=range(4), zero_division=np.nan
+    )
+    for i, row in enumerate(ours):
+        assert row["support"] == support[i]
+        for name, theirs in (("precision", precision), ("recall", recall), ("f1", f1)):
+            value = math.nan if row[name] is None else row[name]
+            assert value == pytest.approx(theirs[i], nan_ok=True), name
+
+
 def test_calibration_error_is_the_weighted_gap() -> None:
     # Two bins: 3 rows at 0.95, two right: gap 0.95 - 2/3; 1 row at 0.55, right: gap 0.45.
     _, ece = charts.reliability([0.95, 0.95, 0.95, 0.55], [True, True, False, True])
@@ -76,15 +95,15 @@ def test_curves_name_each_kind_once_and_survive_gaps() -> None:
         Line("stopped", [0.2], kind="faded"),
         Line("empty", [None, math.inf]),
     ]
-    said = texts(charts.curves(lines, "accuracy"))
-    assert [said.count(name) for name in ("winner", "finished", "stopped", "empty")] == [1, 1, 1, 0]
+    shown = texts(charts.curves(lines, "accuracy"))
+    assert [shown.count(name) for name in ("winner", "finished", "stopped", "empty")] == [1, 1, 1, 0]
     assert texts(charts.curves([], "nothing"))
 
 
 def test_a_diverged_trial_does_not_flatten_the_others() -> None:
     calm = Line("winner", [2.0, 1.0, 0.5])
-    said = texts(charts.curves([calm, Line("stopped", [2.0, 1e6], kind="faded")], "loss"))
-    ticks = [float(t) for t in said if t.replace(".", "").isdigit()]
+    shown = texts(charts.curves([calm, Line("stopped", [2.0, 1e6], kind="faded")], "loss"))
+    ticks = [float(t) for t in shown if t.replace(".", "").isdigit()]
     assert max(ticks) < 10
 
 
@@ -93,16 +112,16 @@ def test_heatmap_prints_the_best_of_each_cell() -> None:
         Point(1e-3, 0, 0.7), Point(1e-3, 0, 0.75), Point(3e-3, 0, 0.6, stopped=True), Point(1e-3, "all", 0.5),
         Point(3e-3, "all", math.nan),
     ]  # fmt: skip
-    said = texts(charts.heatmap(points, "learning rate", "frozen", "accuracy"))
-    assert {"0.750 ×2", "(0.600)", "0.500", "0.001", "0.003", "all", "0"} <= set(said)  # noqa: RUF001
+    shown = texts(charts.heatmap(points, "learning rate", "frozen", "accuracy"))
+    assert {"0.750 ×2", "(0.600)", "0.500", "0.001", "0.003", "all", "0"} <= set(shown)  # noqa: RUF001
     assert "0.500" in texts(charts.heatmap(points, "learning rate", "frozen", "loss", maximise=False))
 
 
 def test_many_learning_rates_become_dots_on_a_logarithmic_axis() -> None:
     points = [Point(10 ** (-4 + k / 10), "all" if k % 2 else 0, 0.5 + k / 100) for k in range(20)]
-    said = texts(charts.heatmap(points, "learning rate", "frozen", "accuracy"))
-    assert [f"{p.value:.3f}" in said for p in points] == [True] * 20
-    assert "0.0001" not in said
+    shown = texts(charts.heatmap(points, "learning rate", "frozen", "accuracy"))
+    assert [f"{p.value:.3f}" in shown for p in points] == [True] * 20
+    assert "0.0001" not in shown
 
 
 def test_empty_results_still_draw() -> None:
@@ -112,18 +131,18 @@ def test_empty_results_still_draw() -> None:
 
 
 def test_stage_bar_says_time_and_share() -> None:
-    said = texts(charts.stage_bar([("read", 30.0), ("train", 90.0)]))
-    assert "read" in said and any("1.5 min" in t and "75%" in t for t in said)
+    shown = texts(charts.stage_bar([("read", 30.0), ("train", 90.0)]))
+    assert "read" in shown and any("1.5 min" in t and "75%" in t for t in shown)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.44, "0.4 s"), (42, "42 s"), (59.7, "1.0 min"),
      (738, "12.3 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min"),
      (math.nan, "?")],
 )  # fmt: skip
-def test_duration(seconds: float, said: str) -> None:
-    assert charts.duration(seconds) == said
+def test_duration(seconds: float, text: str) -> None:
+    assert charts.duration(seconds) == text
 
 
 def test_svg_is_safe_stable_and_takes_the_page_s_colours() -> None:
@@ -159,12 +178,12 @@ def test_drawing_leaves_no_global_state(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_classification_sections_say_what_went_wrong() -> None:
-    truth, said = [1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 1, 0]
-    sections = charts.classification(truth, said, [0.9, 0.6, 0.8, 0.7, 0.99, 0.5], ["dog", "cat"])
+    truth, predicted = [1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 1, 0]
+    sections = charts.classification(truth, predicted, [0.9, 0.6, 0.8, 0.7, 0.99, 0.5], ["dog", "cat"])
     assert [s.title for s in sections] == ["Confusion", "Classes", "Calibration", "Worst mistakes"]
     confusion, classes, _, worst = sections
     assert confusion.tables[0].rows[0] == ["dog", "cat", 2, 0.5]
     weakest_first = [(row[0], row[3], row[4]) for row in classes.tables[0].rows]
     assert weakest_first == [("cat", 0.4, 2), ("dog", 4 / 7, 4)]
     assert [shot.row for shot in worst.shots] == [4, 3, 1]
-    assert worst.shots[0].lines == [("truth", "dog"), ("said", "cat"), ("probability", "0.990")]
+    assert worst.shots[0].lines == [("truth", "dog"), ("predicted", "cat"), ("probability", "0.990")]

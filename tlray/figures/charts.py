@@ -1,7 +1,7 @@
-"""Drawing functions of the report, and the pieces that a section of it is made of.
+"""Plots of the report, and the types that make up its sections.
 
-Every plot is a small SVG (bytes) in the style of svg.py; nothing depends on colour alone. matplotlib is
-imported when something is drawn.
+A plot is a small SVG (bytes) in the style of svg.py; no meaning depends on colour alone. matplotlib is
+imported when the first plot is drawn.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from tlray.figures.svg import BLUE, GRID, INK, PAPER, RED, SERIES, SKY, SOFT, Plot, short_text, to_svg
 
-MATRIX_CLASSES = 30  # beyond it a confusion matrix is a list of the most confused pairs
+MATRIX_CLASSES = 30  # with more classes, the most confused pairs are shown in place of a matrix
 
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column: ``most`` draws each number as a bar behind it, as long as it is a share of that."""
+    """A column of a table. With ``most``, a bar behind each number shows its share of that."""
 
     name: str
     digits: int | None = None
@@ -29,7 +29,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text, numbers or None (shown as a dash); ``mark`` is the row that stands out."""
+    """A table. Cells are text, numbers or None (shown as a dash); ``mark``: index of the highlighted row."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Any]]
@@ -38,8 +38,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture to show, or two beside each other: ``row`` and ``beside`` are positions in the evaluation's
-    rows, ``lines`` are (name, text)."""
+    """A picture, or two side by side. ``row`` and ``beside`` are indices of evaluation rows, ``lines`` the
+    caption as (name, text)."""
 
     row: int
     lines: Sequence[tuple[str, str]]
@@ -52,7 +52,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report, free of HTML: its plots, then its tables, then its pictures."""
+    """A section of the report without HTML: its plots, then tables, then pictures."""
 
     title: str
     caption: str = ""
@@ -63,10 +63,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over epochs (1, 2, ... where ``x`` is left out); None and NaN are gaps.
+    """A curve over ``x``, by default epochs 1, 2, ...; None and NaN are gaps.
 
-    ``main`` curves have colours and names of their own; ``other`` and ``faded`` ones stand behind them,
-    and those of one label share one entry in the legend.
+    Each ``main`` curve has its own colour; ``other`` and ``faded`` ones are drawn behind them, and those with
+    the same label share one entry of the legend.
     """
 
     label: str
@@ -77,7 +77,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """One trial of a search: where it stood on two settings, and what came of it."""
+    """A trial of a search: its values of two settings, and its result."""
 
     x: Any
     y: Any
@@ -92,27 +92,27 @@ def classification(
     labels: Sequence[str],
     num_shots: int = 24,
 ) -> list[Section]:
-    """What there is to see in single-label predictions: confusion, classes, calibration, worst mistakes.
+    """Sections about single-label predictions: confusion, classes, calibration, worst mistakes.
 
-    ``probability`` (0..1) is that of the predicted class. No rows give no sections.
+    ``probability`` (0..1) is that of the predicted class. Without rows there are no sections.
     """
     if not truth:
         return []
-    right = np.asarray(truth) == np.asarray(prediction)
-    svg, ece = reliability(probability, right.tolist())
+    correct_N = np.asarray(truth) == np.asarray(prediction)
+    svg, ece = reliability(probability, correct_N.tolist())
     pairs = _confused(truth, prediction, labels)
-    wrong = sorted(np.flatnonzero(~right).tolist(), key=lambda i: -probability[i])
+    wrong = sorted(np.flatnonzero(~correct_N).tolist(), key=lambda i: -probability[i])
     table = Table(
-        [Column("truth"), Column("taken for"), Column("pictures"), Column("share of class", 3, most=1)],
+        [Column("truth"), Column("predicted"), Column("pictures"), Column("share of class", 3, most=1)],
         [[a, b, n, share] for a, b, n, share in pairs[:10]],
     )
     classes = per_class(truth, prediction, labels)
     return [
         Section(
             "Confusion",
-            f"{int(right.sum())} of {len(truth)} right. "
+            f"{int(correct_N.sum())} of {len(truth)} right. "
             + (
-                "A row is a true class, a column what the model said; blue is right, orange wrong, "
+                "A row is a true class, a column a predicted class; blue is right, orange wrong, "
                 "stronger is a greater share of the row."
                 if len(labels) <= MATRIX_CLASSES
                 else f"With {len(labels)} classes: the pairs most often confused."
@@ -122,8 +122,8 @@ def classification(
         ),
         Section(
             "Classes",
-            "Precision: of the pictures called so, how many were. Recall: of those that are, how many were "
-            "found. Weakest first; a dash where a class was never predicted or never occurs.",
+            "Precision: the share of a class's predictions that are right. Recall: the share of its pictures "
+            "that were recognised. Weakest first; a dash where a class was never predicted or never occurs.",
             tables=[
                 Table(
                     [Column("class")]
@@ -138,19 +138,19 @@ def classification(
         ),
         Section(
             "Calibration",
-            f"How often the model is right when it says how sure it is. Expected calibration error "
-            f"{ece:.3f} over ten bins (arXiv 1706.04599); a bar below the line: too sure of itself.",
+            f"How often the model is right, by its probability. Expected calibration error {ece:.3f} over "
+            "ten bins (arXiv 1706.04599); a bar below the line: the model is overconfident.",
             [svg],
         ),
         Section(
             "Worst mistakes",
-            f"{len(wrong)} of {len(truth)} wrong, the surest of them first. Sometimes it is the label.",
+            f"{len(wrong)} of {len(truth)} wrong, highest probability first. Sometimes the label is wrong.",
             shots=[
                 Shot(
                     i,
                     [
                         ("truth", labels[truth[i]]),
-                        ("said", labels[prediction[i]]),
+                        ("predicted", labels[prediction[i]]),
                         ("probability", f"{probability[i]:.3f}"),
                     ],
                 )
@@ -161,16 +161,16 @@ def classification(
 
 
 def per_class(truth: Sequence[int], prediction: Sequence[int], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Per label: label, precision, recall, f1 (0..1, None where it is 0 / 0), support (rows)."""
+    """For each label: label, precision, recall, f1 (0..1, None where it is 0 / 0), support (rows)."""
     counts_CC = _counts(truth, prediction, len(labels))
-    hits, said, support = np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)
+    correct_C, predicted_C, truth_C = np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)
     return [
         {
             "label": label,
-            "precision": float(hits[i] / said[i]) if said[i] else None,
-            "recall": float(hits[i] / support[i]) if support[i] else None,
-            "f1": float(2 * hits[i] / (said[i] + support[i])) if said[i] + support[i] else None,
-            "support": int(support[i]),
+            "precision": float(correct_C[i] / predicted_C[i]) if predicted_C[i] else None,
+            "recall": float(correct_C[i] / truth_C[i]) if truth_C[i] else None,
+            "f1": float(2 * correct_C[i] / total) if (total := predicted_C[i] + truth_C[i]) else None,
+            "support": int(truth_C[i]),
         }
         for i, label in enumerate(labels)
     ]
@@ -179,7 +179,7 @@ def per_class(truth: Sequence[int], prediction: Sequence[int], labels: Sequence[
 def confusion_matrix(
     truth: Sequence[int], prediction: Sequence[int], labels: Sequence[str], max_classes: int = MATRIX_CLASSES
 ) -> bytes:
-    """SVG: counts by (truth, prediction); beyond ``max_classes`` the 20 most confused pairs as bars."""
+    """SVG: counts by truth and prediction; with more than ``max_classes`` the 20 most confused pairs."""
     if len(labels) > max_classes:
         return _pairs_plot(_confused(truth, prediction, labels)[:20])
     from matplotlib.patches import Rectangle
@@ -212,47 +212,49 @@ def confusion_matrix(
 def reliability(
     probability: Sequence[float], correct: Sequence[bool], num_bins: int = 10
 ) -> tuple[bytes, float]:
-    """SVG of accuracy against stated probability in equal bins, and the expected calibration error (0..1).
+    """SVG of accuracy by predicted probability in equal bins, and the expected calibration error (0..1).
 
     ECE = sum over bins of share of rows x |accuracy - mean probability| (Guo et al., arXiv 1706.04599,
     equation 3). NaN without rows.
     """
-    p_N, right_N = np.asarray(probability, float), np.asarray(correct, float)
+    p_N, correct_N = np.asarray(probability, float), np.asarray(correct, float)
     bin_N = np.clip((p_N * num_bins).astype(int), 0, num_bins - 1)
     rows = np.bincount(bin_N, minlength=num_bins)
-    seen = rows > 0
-    accuracy = np.bincount(bin_N, right_N, num_bins)[seen] / rows[seen]
-    stated = np.bincount(bin_N, p_N, num_bins)[seen] / rows[seen]
+    used = rows > 0
+    accuracy = np.bincount(bin_N, correct_N, num_bins)[used] / rows[used]
+    confidence = np.bincount(bin_N, p_N, num_bins)[used] / rows[used]
     share = rows / max(len(p_N), 1)
-    ece = float((share[seen] * np.abs(accuracy - stated)).sum()) if len(p_N) else math.nan
+    ece = float((share[used] * np.abs(accuracy - confidence)).sum()) if len(p_N) else math.nan
     middle, width = (np.arange(num_bins) + 0.5) / num_bins, 0.92 / num_bins
     with Plot(3.4, 3.3, 2, height_ratios=[4, 1]) as (figure, (top, below)):
-        # A bin of few rows says little, and looks like it.
+        # A bin of few rows means little, and is drawn fainter.
         for x, y, weight in zip(
-            middle[seen], accuracy, np.sqrt(rows[seen] / max(rows.max(), 1)), strict=True
+            middle[used], accuracy, np.sqrt(rows[used] / max(rows.max(), 1)), strict=True
         ):
             top.bar(x, y, width, color=BLUE, alpha=0.12 + 0.68 * float(weight), lw=0)
-        top.vlines(stated, np.minimum(accuracy, stated), np.maximum(accuracy, stated), color=RED, lw=2)
+        top.vlines(
+            confidence, np.minimum(accuracy, confidence), np.maximum(accuracy, confidence), color=RED, lw=2
+        )
         top.plot([0, 1], [0, 1], color=SOFT, lw=1, ls=(0, (3, 2)))
-        top.plot(stated, stated, ls="", marker="o", ms=3.2, color=RED)
+        top.plot(confidence, confidence, ls="", marker="o", ms=3.2, color=RED)
         top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that was right")
         top.tick_params(labelbottom=False)
         top.grid(axis="y")
         top.set_title(f"ECE {ece:.3f}", loc="left", fontsize=8.5, color=SOFT)
         below.bar(middle, share, width, color=SOFT, alpha=0.55, lw=0)
-        below.set(xlim=(0, 1), xlabel="probability that the model stated", ylabel="rows")
+        below.set(xlim=(0, 1), xlabel="predicted probability", ylabel="rows")
         below.set_yticks([0, float(share.max() or 1)], ["0", f"{share.max():.0%}"])
         return to_svg(figure), ece
 
 
 def curves(lines: Sequence[Line], ylabel: str, xlabel: str = "epoch", log: bool = False) -> bytes:
-    """SVG: curves by epoch; the vertical axis is fitted to the lines that are not faded."""
+    """SVG: curves; the range of the vertical axis is that of the curves that are not faded."""
     from matplotlib.ticker import MaxNLocator
 
     with Plot(3.5, 2.45) as (figure, axes):
         figure.subplots_adjust(left=0.125, right=0.985, top=0.89, bottom=0.16)  # plots side by side line up
-        strong: list[float] = []
-        looks = {id(line): SERIES[i % 4] for i, line in enumerate(x for x in lines if x.kind == "main")}
+        in_range: list[float] = []
+        styles = {id(line): SERIES[i % 4] for i, line in enumerate(x for x in lines if x.kind == "main")}
         named: set[str] = set()
         behind = [line for kind in ("faded", "other") for line in lines if line.kind == kind]
         for line in behind + [line for line in lines if line.kind == "main"][::-1]:
@@ -263,25 +265,25 @@ def curves(lines: Sequence[Line], ylabel: str, xlabel: str = "epoch", log: bool 
             x = np.arange(1, len(y) + 1) if line.x is None else np.asarray(line.x, float)
             last = int(np.flatnonzero(np.isfinite(y))[-1])
             if line.kind == "main":
-                colour, style = looks[id(line)]
-                look: dict[str, Any] = {"color": colour, "ls": style, "zorder": 4}
+                colour, dashes = styles[id(line)]
+                style: dict[str, Any] = {"color": colour, "ls": dashes, "zorder": 4}
             elif line.kind == "other":
-                look = {"color": SKY, "lw": 1, "alpha": 0.6, "zorder": 3}
+                style = {"color": SKY, "lw": 1, "alpha": 0.6, "zorder": 3}
             else:
-                look = {"color": SOFT, "lw": 0.9, "alpha": 0.55, "zorder": 2}
+                style = {"color": SOFT, "lw": 0.9, "alpha": 0.55, "zorder": 2}
             label = "_" if line.label in named else short_text(line.label, 28)
             named.add(line.label)
-            axes.plot(x, y, label=label, **look)
-            # The dot shows where a trial was stopped, and a run of a single epoch at all.
-            axes.plot(x[last], y[last], marker="o", ms=3.4, **look)
+            axes.plot(x, y, label=label, **style)
+            # The dot shows where a trial was stopped, and makes a run of one epoch visible.
+            axes.plot(x[last], y[last], marker="o", ms=3.4, **style)
             if line.kind != "faded":
-                strong += y[np.isfinite(y)].tolist()
+                in_range += y[np.isfinite(y)].tolist()
         if log:
             axes.set_yscale("log")
-        elif strong:
-            low, high = min(strong), max(strong)
+        elif in_range:
+            low, high = min(in_range), max(in_range)
             space = 0.1 * (high - low) or 0.05 * abs(high) or 0.1
-            # One diverged trial must not press the others flat.
+            # One diverged trial must not flatten the others.
             shown = axes.get_ylim()
             room = 1.2 * (high - low) or space
             axes.set_ylim(max(shown[0], low - room) - space / 2, min(shown[1], high + room) + space / 2)
@@ -299,12 +301,11 @@ def curves(lines: Sequence[Line], ylabel: str, xlabel: str = "epoch", log: bool 
 
 
 def heatmap(points: Sequence[Point], xlabel: str, ylabel: str, value: str, maximise: bool = True) -> bytes:
-    """SVG of a result over two settings, every value printed, the best one framed.
+    """SVG of a result over two settings, with all values as text and the best one framed.
 
-    Few distinct settings: a grid, where a cell holds its best trial (and says how many there were). More
-    numbers along x: dots where they lie (logarithmic where they span more than a factor of 20). y is always
-    a list of levels, in the order in which they first stand in ``points``. A trial that was stopped early
-    is in brackets: it had less time.
+    With few distinct values of x it is a grid; a cell shows its best trial, and how many there were. With
+    more numbers along x it shows dots, on a log scale where they span more than a factor of 20. y is a list
+    of levels, in the order of ``points``. A trial that was stopped early is in brackets.
     """
     from matplotlib.patches import Rectangle
 
@@ -315,8 +316,8 @@ def heatmap(points: Sequence[Point], xlabel: str, ylabel: str, value: str, maxim
     xs = sorted(xs) if numeric else xs
     grid = len(xs) <= 8 or not numeric
     sign = 1 if maximise else -1
-    good = sorted(sign * point.value for point in points) or [0.0]
-    span = (good[-1] - good[0]) or 1.0
+    ranked = sorted(sign * point.value for point in points) or [0.0]
+    span = (ranked[-1] - ranked[0]) or 1.0
     width = max(2.6, 0.75 * len(xs)) if grid else 6.4
     with Plot(width, max(1.0, (0.44 if grid else 0.7) * len(levels))) as (figure, axes):
         spread = numeric and not grid and min(xs) > 0 and max(xs) / min(xs) > 20
@@ -326,11 +327,11 @@ def heatmap(points: Sequence[Point], xlabel: str, ylabel: str, value: str, maxim
         for point in points:
             cells.setdefault((point.x, point.y), []).append(point)
         heights = {} if grid else _heights(cells, spread, 0.4 / width)
-        for (x, y), here in cells.items():
-            top = max(here, key=lambda point: sign * point.value)
-            shade = (sign * top.value - good[0]) / span
+        for (x, y), trials in cells.items():
+            top = max(trials, key=lambda point: sign * point.value)
+            shade = (sign * top.value - ranked[0]) / span
             alpha, row = 0.07 + 0.88 * shade**1.5, levels.index(y)
-            best = sign * top.value == good[-1]
+            best = sign * top.value == ranked[-1]
             text = f"({top.value:.3f})" if top.stopped else f"{top.value:.3f}"
             if grid:
                 column = xs.index(x)
@@ -338,7 +339,7 @@ def heatmap(points: Sequence[Point], xlabel: str, ylabel: str, value: str, maxim
                 axes.add_patch(Rectangle(box, 0.92, 0.88, facecolor=BLUE, alpha=alpha, lw=0))
                 if best:
                     axes.add_patch(Rectangle(box, 0.92, 0.88, fill=False, edgecolor=RED, lw=2, zorder=3))
-                many = f" ×{len(here)}" if len(here) > 1 else ""  # noqa: RUF001
+                many = f" ×{len(trials)}" if len(trials) > 1 else ""  # noqa: RUF001
                 axes.text(
                     column, row, text + many, ha="center", va="center_baseline", fontsize=8,
                     weight="bold" if best else "normal", color=PAPER if alpha > 0.5 else INK,
@@ -366,20 +367,20 @@ def heatmap(points: Sequence[Point], xlabel: str, ylabel: str, value: str, maxim
 
 
 def _heights(places: Iterable[tuple[Any, Any]], log: bool, room: float) -> dict[tuple[Any, Any], int]:
-    """Heights (points) of labels over or under their dots, so that neighbours in a row do not meet.
+    """Offsets (points) of labels above or below their dots, so that neighbours in a row do not overlap.
 
-    ``room`` is a label's width as a share of the plot's.
+    ``room``: a label's width as a share of the plot's.
     """
-    at = {place: math.log(place[0]) if log else float(place[0]) for place in places}
-    span = (max(at.values(), default=0.0) - min(at.values(), default=0.0)) or 1.0
+    position = {place: math.log(place[0]) if log else float(place[0]) for place in places}
+    span = (max(position.values(), default=0.0) - min(position.values(), default=0.0)) or 1.0
     ends: dict[tuple[Any, int], float] = {}
-    found = {}
-    for place in sorted(at, key=lambda place: at[place]):
-        x = at[place] / span
+    heights = {}
+    for place in sorted(position, key=lambda place: position[place]):
+        x = position[place] / span
         free = [h for h in (11, -11, 20, -20) if x - ends.get((place[1], h), -math.inf) >= room]
-        found[place] = free[0] if free else 11
-        ends[place[1], found[place]] = x
-    return found
+        heights[place] = free[0] if free else 11
+        ends[place[1], heights[place]] = x
+    return heights
 
 
 def scatter(points: Sequence[tuple[float, float, str]], xlabel: str, ylabel: str) -> bytes:
@@ -400,14 +401,14 @@ def scatter(points: Sequence[tuple[float, float, str]], xlabel: str, ylabel: str
 
 
 def stage_bar(stages: Sequence[tuple[str, float]]) -> bytes:
-    """SVG: one bar a stage, in the order in which they ran; seconds >= 0."""
+    """SVG: a bar for each stage, in the order in which they ran; seconds >= 0."""
     total = sum(seconds for _, seconds in stages) or 1.0
     names = [(name, s, f"{duration(s)}  ·  {s / total:.0%}") for name, s in stages]
     return _bars(names, BLUE)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``0.4 s``, ``42 s``, ``12.3 min``, ``2 h 05 min``."""
+    """Seconds as text: ``0.4 s``, ``42 s``, ``12.3 min``, ``2 h 05 min``."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 59.5:
@@ -420,6 +421,7 @@ def duration(seconds: float) -> str:
 
 def _counts(truth: Sequence[int], prediction: Sequence[int], num_classes: int) -> np.ndarray:
     """(C, C) int64: rows by true and predicted class."""
+    # Equal to scikit-learn's confusion_matrix, which a test shows; importing that takes seconds.
     assert len(truth) == len(prediction)
     counts_CC = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts_CC, (np.asarray(truth, np.int64), np.asarray(prediction, np.int64)), 1)
@@ -429,13 +431,13 @@ def _counts(truth: Sequence[int], prediction: Sequence[int], num_classes: int) -
 def _confused(
     truth: Sequence[int], prediction: Sequence[int], labels: Sequence[str]
 ) -> list[tuple[str, str, int, float]]:
-    """(true, said, rows, share of the true class), most rows first."""
+    """(true label, predicted label, rows, share of the true class) of mistakes, most rows first."""
     counts_CC = _counts(truth, prediction, len(labels))
-    support = counts_CC.sum(1)
-    found = [(i, j) for i, j in np.argwhere(counts_CC > 0) if i != j]
-    found.sort(key=lambda ij: (-counts_CC[ij], *ij))
-    counted = ((labels[i], labels[j], int(counts_CC[i, j]), int(support[i])) for i, j in found)
-    return [(true, said, n, n / rows) for true, said, n, rows in counted]
+    truth_C = counts_CC.sum(1)
+    pairs = [(i, j) for i, j in np.argwhere(counts_CC > 0) if i != j]
+    pairs.sort(key=lambda ij: (-counts_CC[ij], *ij))
+    counted = ((labels[i], labels[j], int(counts_CC[i, j]), int(truth_C[i])) for i, j in pairs)
+    return [(true, predicted, n, n / rows) for true, predicted, n, rows in counted]
 
 
 def _pairs_plot(pairs: Sequence[tuple[str, str, int, float]]) -> bytes:
@@ -444,7 +446,7 @@ def _pairs_plot(pairs: Sequence[tuple[str, str, int, float]]) -> bytes:
 
 
 def _bars(items: Sequence[tuple[str, float, str]], colour: str) -> bytes:
-    """Horizontal bars, what they say written beside them."""
+    """SVG: horizontal bars (name, length, text), with the text beside the bar."""
     with Plot(3.4, 0.26 * max(len(items), 1) + 0.05) as (figure, axes):
         longest = max((value for _, value, _ in items), default=0.0) or 1.0
         for row, (_, value, text) in enumerate(items):

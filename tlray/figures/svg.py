@@ -1,8 +1,8 @@
-"""SVG by matplotlib that belongs on a page: one style, small, safe, and in the page's own colours.
+"""SVG by matplotlib for an HTML page: one style, small, safe, and in the page's own colours.
 
-Colours are those of Okabe and Ito, safe for colour-blind readers, and end as CSS variables with a
-printable default (``var(--blue, #0072b2)``): the page around a plot decides on light or dark, and the
-same file stands alone. Text stays text. pyplot's global state is never touched.
+Colours are those of Okabe and Ito, which are safe for colour-blind readers. They become CSS variables with
+a default (``var(--blue, #0072b2)``), so that the page chooses light or dark, and the file also works alone.
+Text is stored as text. pyplot's global state is not used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VARIABLES = {
     INK: "ink", SOFT: "soft", GRID: "grid", PAPER: "paper", BLUE: "blue", RED: "red", GREEN: "green",
     PURPLE: "purple", SKY: "sky", ORANGE: "orange",
 }  # fmt: skip
-_PX_PER_PT = 1.45  # at which the smallest text is as large as the page's small text
+_PX_PER_PT = 1.45  # makes the smallest text as large as the page's small text
 SERIES = [(BLUE, "-"), (RED, (0, (4, 1.6))), (GREEN, (0, (1.2, 1.2))), (PURPLE, (0, (5, 1.5, 1, 1.5)))]
 _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "tlray", "font.family": "DejaVu Sans", "font.size": 8.5,
@@ -41,7 +41,7 @@ _STYLE = {
 
 
 def short_text(text: object, most: int = 24) -> str:
-    """A user's text for matplotlib: one line, not too long, and never read as a formula."""
+    """A user's text for matplotlib: one line, shortened, and not interpreted as a formula."""
     line = " ".join(str(text).split())
     line = line if len(line) <= most else line[: most - 1] + "…"
     return line.replace("$", r"\$")
@@ -49,7 +49,7 @@ def short_text(text: object, most: int = 24) -> str:
 
 @dataclass
 class Plot:
-    """A figure of so many inches inside our style; leaves no global state behind."""
+    """A context in which a figure of a size in inches has our style; changes no global state."""
 
     width: float
     height: float
@@ -62,13 +62,13 @@ class Plot:
         from matplotlib.figure import Figure
 
         self._stack.enter_context(warnings.catch_warnings())
-        # The reader's browser has the glyphs that the measuring font lacks.
+        # The browser has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         self._stack.enter_context(matplotlib.rc_context(_STYLE))  # type: ignore[arg-type]
         figure = Figure(figsize=(self.width, self.height))
         ratios: Mapping[str, Any] = {"height_ratios": self.height_ratios, "hspace": 0.12}
         axes = figure.subplots(self.rows, 1, gridspec_kw={**ratios} if self.rows > 1 else None)
-        # The plotting area is the figure: saving adds what stands around it, so areas of plots line up.
+        # The plotting area fills the figure, and saving adds the labels around it: areas of plots line up.
         figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
         return figure, axes
 
@@ -77,17 +77,17 @@ class Plot:
 
 
 def to_svg(figure: Figure, tight: bool = True) -> bytes:
-    """The figure as a small SVG: no metadata, rounded numbers, CSS variables, ids of its own.
+    """The figure as a small SVG: without metadata, with rounded numbers, CSS variables and unique ids.
 
-    ``tight`` fits the canvas to what is drawn; else it is the figure's own size.
+    ``tight`` fits the canvas to the drawing; else it has the figure's size.
     """
     buffer = io.BytesIO()
     edges: Any = {"bbox_inches": "tight", "pad_inches": 0.06} if tight else {}
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, **edges)
     text = buffer.getvalue().decode()
-    own = "p" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    prefix = "p" + hashlib.sha256(text.encode()).hexdigest()[:8]
     text = text[text.index("<svg") :]
-    # User text is escaped inside text nodes: a "<" is always ours, so tags can be told apart safely.
+    # User text is escaped, so a "<" always begins a tag of matplotlib's.
     for part in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style .*?</style>", r"<defs>\s*</defs>"):
         text = re.sub(part, "", text, flags=re.DOTALL)
     text = re.sub(r">\s+<", "><", text)
@@ -95,8 +95,8 @@ def to_svg(figure: Figure, tight: bool = True) -> bytes:
 
     def tag(match: re.Match[str]) -> str:
         it = match[0].replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-        it = re.sub(r' id="([^"]*)"', lambda m: f' id="{own}{m[1]}"' if m[1] in used else "", it)
-        it = re.sub(r'(url\(#|href="#)', lambda m: m[1] + own, it)
+        it = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", it)
+        it = re.sub(r'(url\(#|href="#)', lambda m: m[1] + prefix, it)
         it = re.sub(r"font-family: [^;\"]*", "font-family: inherit", it)
         it = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 inherit", it)
         it = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", it)
@@ -106,13 +106,13 @@ def to_svg(figure: Figure, tight: bool = True) -> bytes:
         return re.sub(r"\s+", " ", it).replace('z "', 'z"').replace("; ", ";").replace(": ", ":")
 
     text = re.sub(r"<[^>]*>", tag, text)
-    text = re.sub(r'<path d="[^"]*" style="fill:none"/>', "", text)  # backgrounds that nobody sees
+    text = re.sub(r'<path d="[^"]*" style="fill:none"/>', "", text)  # invisible backgrounds
     text = _flat(text)
     return text.replace("<svg", '<svg font-family="system-ui,sans-serif" stroke-linejoin="round"', 1).encode()
 
 
 def _flat(text: str) -> str:
-    """Without groups that carry nothing."""
+    """Remove groups without attributes."""
     kept: list[bool] = []
 
     def tag(match: re.Match[str]) -> str:
