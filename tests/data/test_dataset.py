@@ -105,9 +105,9 @@ def test_own_layout(own: str) -> None:
 def test_rows_by_global_index_in_the_order_asked_for(own: str) -> None:
     data = Dataset.open(own)
     wanted = [16, 0, 9, 9, 3]
-    found = data.rows("train", wanted)
-    assert found["id"].to_pylist() == [f"id{i}" for i in wanted]
-    assert found["image"].to_pylist() == [picture(i) for i in wanted]
+    rows = data.rows("train", wanted)
+    assert rows["id"].to_pylist() == [f"id{i}" for i in wanted]
+    assert rows["image"].to_pylist() == [picture(i) for i in wanted]
     assert data.rows("train", [], ["id"]).num_rows == 0
     for index in (17, -1):
         with pytest.raises(DataError, match=f"row {index}; accepted: 0 to 16"):
@@ -119,9 +119,9 @@ def test_threads_share_one_and_pickling_sends_the_uri_alone(own: str) -> None:
     assert len(pickle.dumps(data)) < 300
     groups = [0, 1, 2, 3, 4] * 12
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: data.read_group("train", i)["image"].to_pylist(), groups))
+        read = list(pool.map(lambda i: data.read_group("train", i)["image"].to_pylist(), groups))
     starts = [0, 4, 8, 10, 14, 17]
-    for group, images in zip(groups, found, strict=True):
+    for group, images in zip(groups, read, strict=True):
         assert images == [picture(i) for i in range(starts[group], starts[group + 1])]
 
 
@@ -460,15 +460,15 @@ def foreign(folder: Path, classes: bool = True, column: str = "label", **splits:
         images = pa.array([picture(i) for i in range(len(values))], IMAGE_TYPE)
         table = pa.table({"image": images, column: values})
         meaning = {"image": {"_type": "Image"}, column: schema.class_label(NAMES)}
-        told = {"huggingface": json.dumps({"info": {"features": meaning}})}
-        table = table.replace_schema_metadata(told if classes else None)
+        metadata = {"huggingface": json.dumps({"info": {"features": meaning}})}
+        table = table.replace_schema_metadata(metadata if classes else None)
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet", row_group_size=4)
     return str(folder)
 
 
-@pytest.mark.parametrize(("bad", "told"), [(-1, "-1"), (3, "3"), (None, "null"), (2**40, str(2**40))])
+@pytest.mark.parametrize(("bad", "shown"), [(-1, "-1"), (3, "3"), (None, "null"), (2**40, str(2**40))])
 @pytest.mark.parametrize("statistics", [True, False])
-def test_a_row_without_a_label_is_named(tmp_path: Path, bad: Any, told: str, statistics: bool) -> None:
+def test_a_row_without_a_label_is_named(tmp_path: Path, bad: Any, shown: str, statistics: bool) -> None:
     labels = [0, 1, 2] * 4
     data = Dataset.open(foreign(tmp_path / "d", train=labels, test=[*labels[:9], bad, 1, 1]))
     path = tmp_path / "d/test-00000-of-00001.parquet"
@@ -478,7 +478,7 @@ def test_a_row_without_a_label_is_named(tmp_path: Path, bad: Any, told: str, sta
     data.check_labels("train", "label", "class", 3)
     with pytest.raises(DataError) as caught:
         data.check_labels("test", "label", "class", 3)
-    assert str(caught.value).startswith(f"{path} row 9 column 'label': {told}; accepted: ")
+    assert str(caught.value).startswith(f"{path} row 9 column 'label': {shown}; accepted: ")
 
 
 def test_labels_in_order_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

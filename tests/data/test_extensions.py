@@ -101,8 +101,8 @@ def test_parquet(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
         lambda: inputs.Inputs.dataset(uri),
         lambda: inputs.find([uri], []),
     ):
-        said = canary.refusal(read, file)
-        assert said.startswith(str(tmp_path / "d/data/")) and REFUSED.search(said)
+        message = canary.refusal(read, file)
+        assert message.startswith(str(tmp_path / "d/data/")) and REFUSED.search(message)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"{{name: r, runs: {tmp_path}/runs, task: {{name: classification}}, data: {{uri: {uri}}}}}"
@@ -147,8 +147,8 @@ def test_arrow_streams(tmp_path: Path, file: Path, layout: str) -> None:
     with ipc.open_stream(path.read_bytes()) as stream:
         sings(stream.read_all(), file)
     uri = str(folder if layout == "save_to_disk" else path)
-    said = canary.refusal(lambda: Dataset.open(uri), file)
-    assert said.startswith(str(path)) and REFUSED.search(said)
+    message = canary.refusal(lambda: Dataset.open(uri), file)
+    assert message.startswith(str(path)) and REFUSED.search(message)
 
 
 def test_evaluate(tmp_path: Path, file: Path) -> None:
@@ -312,8 +312,8 @@ def test_vectors(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
         lambda: neighbors.nearest(uri, neighbors.read_manifest(uri), np.ones(12)),
         lambda: batch._errors(str(part)),  # a job that goes on looks at the parts that are there
     ):
-        said = canary.refusal(read, file)
-        assert said.startswith(str(part)) and REFUSED.search(said)
+        message = canary.refusal(read, file)
+        assert message.startswith(str(part)) and REFUSED.search(message)
     assert cli.run(["similar", uri, "train00003"]) == 2
     assert REFUSED.search(capfd.readouterr().err.strip())
     assert not file.exists()
@@ -330,12 +330,12 @@ def test_the_feature_cache(tmp_path: Path, file: Path, caplog: pytest.LogCapture
     with ipc.open_file(path.read_bytes()) as reader:
         table = reader.read_all()
     for name in ("extra", table.column_names[0]):  # one more, or in place of what is expected
-        told = table.drop_columns([name]) if name in table.column_names else table
-        told = told.append_column(name, canary.column(file, table.num_rows))
-        with ipc.new_file(path, told.schema) as writer:
-            writer.write_table(told)
+        changed = table.drop_columns([name]) if name in table.column_names else table
+        changed = changed.append_column(name, canary.column(file, table.num_rows))
+        with ipc.new_file(path, changed.schema) as writer:
+            writer.write_table(changed)
         with ipc.open_file(path.read_bytes()) as reader:
-            sings(reader.read_all().rename_columns([*told.column_names[:-1], "extra"]), file)
+            sings(reader.read_all().rename_columns([*changed.column_names[:-1], "extra"]), file)
         assert store.find(KEY) is None
         assert not file.exists()
         assert f"column '{name}': extension type ray.data.arrow_pickled_object" in caplog.text

@@ -70,10 +70,10 @@ def test_the_first_wrong_row_is_named(kind: Kind, type_: pa.DataType, bad: Any, 
     several = {"bbox": [[1, 1, 1, 1]] * 3, "category": [0, 1, 2]} if kind == "objects" else sound
     for rows in ([bad, sound], [several, sound, bad, sound, bad]):
         # A piece of a longer array, as a reader may give it.
-        found = find_fault(kind, pa.array([sound, *rows], type_)[1:], 3)
-        assert found is not None and found.row == rows.index(bad)
-        assert (f"{found.part}: " if found.part else "") + found.value == value
-        assert found.accepted
+        fault = find_fault(kind, pa.array([sound, *rows], type_)[1:], 3)
+        assert fault is not None and fault.row == rows.index(bad)
+        assert (f"{fault.part}: " if fault.part else "") + fault.value == value
+        assert fault.accepted
 
 
 def test_no_row_and_no_object_is_no_fault() -> None:
@@ -169,7 +169,7 @@ def is_sound(row: Any) -> bool:
 
 @given(st.lists(rows, max_size=5))
 def test_objects_as_a_loop_finds_them(values: list[Any]) -> None:
-    found = find_fault("objects", pa.array(values, BOXES), 3)
+    fault = find_fault("objects", pa.array(values, BOXES), 3)
     wrong = [i for i, row in enumerate(values) if not is_sound(row)]
-    assert (found is None) == (not wrong)
-    assert found is None or found.row in wrong
+    assert (fault is None) == (not wrong)
+    assert fault is None or fault.row in wrong

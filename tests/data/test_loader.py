@@ -28,11 +28,11 @@ def source(uri, split="train", augment=None):
 
 def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
     rows = Dataset.open(uri).group_rows("train")
-    told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0), mixup=0.4, cutmix=1.0))
+    split = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0), mixup=0.4, cutmix=1.0))
     alone, pair = Order(rows, 16, 3), Order(rows, 16, 3, world=2)
     last = 2 * alone.steps_per_epoch
-    one = list(loader.train_batches(told, alone, 0, 0, last))
-    halves = [list(loader.train_batches(told, pair, rank, 0, last)) for rank in (0, 1)]
+    one = list(loader.train_batches(split, alone, 0, 0, last))
+    halves = [list(loader.train_batches(split, pair, rank, 0, last)) for rank in (0, 1)]
     assert [len(h) for h in halves] == [len(one)] * 2 == [8, 8]
     for step, whole in enumerate(one):
         parts = [h[step] for h in halves if h[step] is not None]
@@ -50,17 +50,17 @@ def test_two_workers_see_the_pixels_that_one_sees(ray_local, uri):
 
 
 def test_a_stream_may_start_at_any_step(ray_local, uri):
-    told = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0)))
+    split = source(uri, augment=Augmentation(policy="mild", scale=(0.35, 1.0)))
     order = Order(Dataset.open(uri).group_rows("train"), 16, 3)
-    whole = list(loader.train_batches(told, order, 0, 0, 8))
-    late = list(loader.train_batches(told, order, 0, 5, 8))
+    whole = list(loader.train_batches(split, order, 0, 0, 8))
+    late = list(loader.train_batches(split, order, 0, 5, 8))
     assert [torch.equal(a.x_BCHW, b.x_BCHW) for a, b in zip(whole[5:], late, strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_meets_every_row_once(ray_local, uri, world):
-    told = source(uri, "validation")
-    held = [loader.CachedBatches(told, rank, world, 4) for rank in range(world)]
+    split = source(uri, "validation")
+    held = [loader.CachedBatches(split, rank, world, 4) for rank in range(world)]
     for _ in range(2):  # the second time from memory
         rows = [int(r) for h in held for batch in h for r in batch.rows]
         assert rows == list(range(11))

@@ -124,7 +124,7 @@ def test_one_file_an_object() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"no picture", "no picture: accepted"),
         (encoded(palette(IDS, COLOURS).convert("RGB")), "value 8388608 in a mask|one class id"),
@@ -139,8 +139,8 @@ def test_one_file_an_object() -> None:
         ),
     ],
 )
-def test_what_is_no_mask_says_why(data: bytes, says: str) -> None:
-    with pytest.raises(PictureError, match=says):
+def test_what_is_no_mask_says_why(data: bytes, message: str) -> None:
+    with pytest.raises(PictureError, match=message):
         masks.read([data], None, AS_STORED, SIZE)
 
 
@@ -177,7 +177,7 @@ def test_run_lengths_of_both_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"),
+    ("shape", "message"),
     [
         ({"id": 256, "polygons": []}, "class id 256: accepted: 0 to 255"),
         ({"id": 1, "polygons": [[1, 1, 3, 3]]}, "4 numbers: accepted: x and y of three points"),
@@ -191,8 +191,8 @@ def test_run_lengths_of_both_forms() -> None:
         ({"id": 1, "rle": {"size": [4, 6], "counts": "???"}}, "outline 1 of its mask: RLE"),
     ],
 )
-def test_outlines_that_cannot_be_painted_say_why(shape: dict[str, object], says: str) -> None:
-    with pytest.raises(PictureError, match=says):
+def test_outlines_that_cannot_be_painted_say_why(shape: dict[str, object], message: str) -> None:
+    with pytest.raises(PictureError, match=message):
         paint([shape])
 
 

@@ -40,8 +40,8 @@ def source(uri: str, task: str, augment: Augmentation | None, pre: Preprocess = 
     return loader.Source(uri, "train", known, tuple(labels), pre, augment, seed=3)
 
 
-def batch(told: loader.Source, rows: Any, epoch: int = 0) -> loader.Batch:
-    return loader.make_batch(told, Dataset.open(told.uri).fingerprint, epoch, np.array(rows))
+def batch(split: loader.Source, rows: Any, epoch: int = 0) -> loader.Batch:
+    return loader.make_batch(split, Dataset.open(split.uri).fingerprint, epoch, np.array(rows))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -58,18 +58,18 @@ ALL = {
 def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_path: Path) -> None:
     """Whatever else is in the batch, in whatever order; targets told without pixels are the same."""
     uri = scenes_dataset(tmp_path / "d", tasks.load({"name": task}).columns, train=20)
-    told = source(uri, task, settled(policy="colour", hflip=0.5, scale=(0.5, 1.0), **ALL[task]))
-    whole = batch(told, range(20), 1)
+    split = source(uri, task, settled(policy="colour", hflip=0.5, scale=(0.5, 1.0), **ALL[task]))
+    whole = batch(split, range(20), 1)
     for rows in ([7], [3, 19, 7], list(range(19, -1, -1))):
-        part = batch(told, rows, 1)
+        part = batch(split, rows, 1)
         for at, row in enumerate(rows):
             assert torch.equal(part.x_BCHW[at], whole.x_BCHW[row])
             assert all(torch.equal(v[at], whole.targets[name][row]) for name, v in part.targets.items())
     fingerprint = Dataset.open(uri).fingerprint
-    without = [loader.annotation(told, fingerprint, 1, row) for row in range(20)]
-    found = loader.collate([target for target, _ in without])
-    assert found.keys() == whole.targets.keys()
-    assert all(same(found[name], whole.targets[name]) for name in found)
+    without = [loader.annotation(split, fingerprint, 1, row) for row in range(20)]
+    targets = loader.collate([target for target, _ in without])
+    assert targets.keys() == whole.targets.keys()
+    assert all(same(targets[name], whole.targets[name]) for name in targets)
     assert [geometry for _, geometry in without] == whole.geometries
     plain = batch(source(uri, task, settled(policy="colour", hflip=0.5, scale=(0.5, 1.0))), range(20), 1)
     differ = [not torch.equal(a, b) for a, b in zip(plain.x_BCHW, whole.x_BCHW, strict=True)]
@@ -80,15 +80,15 @@ def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_pa
 def test_the_share_is_that_of_the_rows_own_pixels(kind: str, tmp_path: Path) -> None:
     """White pictures of class 0 and black ones of class 1, in one row group."""
     uri = coloured(tmp_path / "d", [(255,) * 3, (0,) * 3] * 10)
-    found = batch(source(uri, "classification", settled(**{kind: 1.0})), range(20))
-    white, pairs = found.x_BCHW.double().mean((1, 2, 3)) / 255, set()
+    mixed = batch(source(uri, "classification", settled(**{kind: 1.0})), range(20))
+    white, pairs = mixed.x_BCHW.double().mean((1, 2, 3)) / 255, set()
     for row in range(20):
-        own, other, share = (float(found.targets[n][row]) for n in ("label", "partner.label", "share"))
+        own, other, share = (float(mixed.targets[n][row]) for n in ("label", "partner.label", "share"))
         pairs.add((own, other))
         expected = share * (1 - own) + (1 - share) * (1 - other)
         assert float(white[row]) == pytest.approx(expected, abs=0.003), row  # half a grey level
     assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    assert found.targets["share"].std() > 0.1
+    assert mixed.targets["share"].std() > 0.1
 
 
 @tries(max_examples=80, deadline=None)
@@ -113,17 +113,17 @@ def test_both_ways_come_at_even_odds() -> None:
 def test_partners_are_other_rows_of_the_group(count: int) -> None:
     group, seen = range(40, 40 + count), set()
     for seed in range(60):
-        found = mixing.partners(np.random.default_rng(seed), group, 40, 3)
-        assert set(found) <= set(group) and (count == 1 or 40 not in found)
-        assert count < 4 or len(set(found)) == 3
-        seen |= set(found)
+        partners = mixing.partners(np.random.default_rng(seed), group, 40, 3)
+        assert set(partners) <= set(group) and (count == 1 or 40 not in partners)
+        assert count < 4 or len(set(partners)) == 3
+        seen |= set(partners)
     assert seen == set(group) - ({40} if count > 1 else set())
 
 
 def test_partners_come_from_the_rows_own_row_group(tmp_path: Path) -> None:
     uri = coloured(tmp_path / "d", [(10 * i,) * 3 for i in range(20)], group_rows=5)
-    told = source(uri, "classification", settled(mixup=1.0))
-    mixed = batch(told, range(20))
+    split = source(uri, "classification", settled(mixup=1.0))
+    mixed = batch(split, range(20))
     for row in range(20):
         first = 10 * 5 * (row // 5)
         assert first <= float(mixed.x_BCHW[row].float().mean()) <= first + 41
@@ -194,10 +194,10 @@ def written(
 def test_boxes_of_a_mosaic_lie_on_their_objects(fit: str, tmp_path: Path) -> None:
     uri = squares(tmp_path / "d")
     pre = Preprocess(size=(96, 96), fit=fit, mean=(0.5,) * 3, std=(0.5,) * 3)
-    told = source(uri, "detection", settled(mosaic=1.0, hflip=0.5, vflip=0.5), pre)
-    found, several = batch(told, range(16), 2), 0
+    split = source(uri, "detection", settled(mosaic=1.0, hflip=0.5, vflip=0.5), pre)
+    mosaics, several = batch(split, range(16), 2), 0
     for x_CHW, boxes_N4, labels_N in zip(
-        found.x_BCHW.numpy().astype(int), found.targets["boxes"], found.targets["labels"], strict=True
+        mosaics.x_BCHW.numpy().astype(int), mosaics.targets["boxes"], mosaics.targets["labels"], strict=True
     ):
         assert (x_CHW.reshape(3, -1).min(1) < 114).all() and not (x_CHW == 114).all(0).any()  # no padding
         several += len(boxes_N4) > 1
@@ -271,12 +271,12 @@ def test_a_mask_is_cut_and_pasted_with_its_pixels(tmp_path: Path) -> None:
         masks.append({"bytes": encoded(ids_HW), "path": f"{number}.png"})
     uri = written(tmp_path / "d", pictures, "mask", "mask", masks, 32)
     augment = settled(cutmix=1.0, class_balance=0.5, scale=(0.2, 0.6))
-    found = batch(source(uri, "segmentation", augment), range(12))
-    assert found.targets.keys() == {"mask"}
-    x_BHWC = found.x_BCHW.permute(0, 2, 3, 1).numpy().astype(int)
+    mixed = batch(source(uri, "segmentation", augment), range(12))
+    assert mixed.targets.keys() == {"mask"}
+    x_BHWC = mixed.x_BCHW.permute(0, 2, 3, 1).numpy().astype(int)
     colours = np.array([ground, RED, BLUE])
     nearest = np.abs(x_BHWC[..., None, :] - colours).sum(-1).argmin(-1)
-    assert (nearest == found.targets["mask"].numpy()).mean() > 0.97  # but for blurred borders
+    assert (nearest == mixed.targets["mask"].numpy()).mean() > 0.97  # but for blurred borders
 
 
 # ---- what a task's labels cannot follow is refused

@@ -18,14 +18,14 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def test_layout_and_same_bytes_again(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    counts = synthetic.draw(str(tmp_path / "a"), 6, size=32, seed=1, progress=lambda *a: told.append(a))
+    progress: list[tuple[str, int, int]] = []
+    counts = synthetic.draw(str(tmp_path / "a"), 6, size=32, seed=1, progress=lambda *a: progress.append(a))
     assert counts == {"train": 40, "validation": 10, "test": 10}
     first = files(tmp_path / "a")
     assert len(first) == 60
     assert {Path(name).parts[:2] for name in first} == {(s, k) for s in counts for k in synthetic.KINDS}
     assert len(set(first.values())) == 60  # no picture twice, above all not in two splits
-    assert told[-1] == ("draw", 60, 60)
+    assert progress[-1] == ("draw", 60, 60)
     synthetic.draw(str(tmp_path / "b"), 6, size=32, seed=1)
     assert files(tmp_path / "b") == first
     synthetic.draw(str(tmp_path / "a"), 6, size=32, seed=2)  # replaces what it drew before

@@ -53,11 +53,11 @@ def test_boxes_come_back(fit, flips):
     target = TASK.encode(ROW, geometry, LABELS)
     assert target["boxes"].dtype == np.float32 and target["labels"].tolist() == [2, 0, 1]
     assert (target["boxes"] >= 0).all() and (target["boxes"] <= [96, 64, 96, 64]).all()
-    found = TASK.decode(ideal(target), [geometry], LABELS)[0]["objects"]
-    assert [o["index"] for o in found] == [2, 0, 1] and found[0]["label"] == LABELS[2]
+    objects = TASK.decode(ideal(target), [geometry], LABELS)[0]["objects"]
+    assert [o["index"] for o in objects] == [2, 0, 1] and objects[0]["label"] == LABELS[2]
     whole = detection.corners(BOXES)
     seen = np.clip(whole, [*plain.crop[:2]] * 2, [*plain.crop[2:]] * 2)  # a crop cuts two rows off here
-    assert np.abs(np.array([o["box"] for o in found]) - seen).max() < 0.011
+    assert np.abs(np.array([o["box"] for o in objects]) - seen).max() < 0.011
 
 
 def test_what_a_crop_cuts_off_is_no_object():
@@ -108,14 +108,14 @@ def some(seed, num_pictures=12):
         boxes = np.concatenate([rng.uniform(0, 60, (count, 2)), rng.uniform(8, 40, (count, 2))], 1)
         category = rng.integers(0, 3, count)
         rows.append({"objects": {"bbox": boxes.tolist(), "category": category.tolist()}})
-        found = detection.corners(boxes) + rng.normal(0, 3, (count, 4))
+        noisy = detection.corners(boxes) + rng.normal(0, 3, (count, 4))
         objects = [
             {
                 "index": int(c if rng.random() < 0.8 else (c + 1) % 3),
                 "score": float(rng.random()),
                 "box": box.tolist(),
             }
-            for c, box in zip([*category, *category[:1]], [*found, *found[:1] + 2], strict=True)
+            for c, box in zip([*category, *category[:1]], [*noisy, *noisy[:1] + 2], strict=True)
         ]
         predictions.append({"objects": sorted(objects, key=lambda o: -o["score"])})
     return rows, predictions
@@ -158,23 +158,23 @@ def test_figures_are_those_of_the_library(seed):
         assert ours[name] == pytest.approx(float(theirs[key]), abs=1e-6)
 
 
-def test_metrics_without_objects_or_finds():
+def test_metrics_without_objects_or_detections():
     nothing = TASK.metrics(LABELS)
     assert all(math.isnan(v) for v in nothing.compute().values())
     nothing.update([{"objects": []}], [{"objects": {"bbox": [], "category": []}}])
     assert math.isnan(nothing.compute()["map"]) and nothing.best_threshold() == 0.5
     nothing.update([{"objects": []}], [ROW])
     assert nothing.compute()["map"] == 0
-    found = [{"index": 1, "score": 0.9, "box": [0.0, 0.0, 5.0, 5.0]}]
+    objects = [{"index": 1, "score": 0.9, "box": [0.0, 0.0, 5.0, 5.0]}]
     false = TASK.metrics(LABELS)
-    false.update([{"objects": found}], [{"objects": {"bbox": [], "category": []}}])
+    false.update([{"objects": objects}], [{"objects": {"bbox": [], "category": []}}])
     assert math.isnan(false.compute()["map"])
 
 
 def test_the_threshold_is_the_best_one_on_validation():
     truth = {"objects": {"bbox": [[0, 0, 10, 10], [20, 20, 10, 10]], "category": [0, 1]}}
-    found = [(0, 0.9, 0), (1, 0.4, 20), (1, 0.3, 50), (2, 0.2, 20)]
-    objects = [{"index": c, "score": s, "box": [a, a, a + 10.0, a + 10.0]} for c, s, a in found]
+    detections = [(0, 0.9, 0), (1, 0.4, 20), (1, 0.3, 50), (2, 0.2, 20)]
+    objects = [{"index": c, "score": s, "box": [a, a, a + 10.0, a + 10.0]} for c, s, a in detections]
     metrics = TASK.metrics(LABELS)
     metrics.update([{"objects": objects}], [truth])
     chosen = TASK.with_thresholds(metrics)
@@ -213,10 +213,10 @@ def flagged_row(difficult=(), iscrowd=()):
     return {"objects": objects}
 
 
-def judged(row, found):
-    """Metrics over a row and finds [score, box]; the threshold; finds that count as right and wrong at it."""
+def judged(row, detections):
+    """Metrics of a row and detections (score, box); the threshold; the number of pictures with a mistake."""
     task = tasks.load({"name": "detection"})
-    prediction = {"objects": [{"index": 0, "score": s, "box": box} for s, box in found]}
+    prediction = {"objects": [{"index": 0, "score": s, "box": box} for s, box in detections]}
     metrics = task.metrics(LABELS)
     metrics.update([prediction], [row])
     again = task.metrics(LABELS)
@@ -235,17 +235,17 @@ IN_C = [[60.0, 0, 70, 10], [80.0, 20, 90, 30]]  # a 16th of it each
 def test_crowds_and_difficult_objects_are_neither_hits_nor_misses():
     plain, at, _ = judged(flagged_row(), [(0.9, A), (0.8, B)])
     assert plain["recall"] == pytest.approx(2 / 3) and plain["map_50"] == pytest.approx(67 / 101)
-    # What need not be found does not count as missed, and no find of it as false, also a second one.
+    # Ignored objects do not count as missed, nor do detections of them as false, also a second one.
     whole, at, _ = judged(flagged_row(difficult=[1], iscrowd=[2]), [(0.9, A)])
     assert whole["map"] == whole["recall"] == 1
     both = [(0.95, B), (0.94, B), *((0.93, box) for box in IN_C), (0.9, A)]
-    found, at, wrong = judged(flagged_row(difficult=[1], iscrowd=[2]), both)
-    assert found == whole and at == 0.9 and wrong == "0"
-    # A small find within a difficult object is no find of it; one in a crowd lies in the crowd.
+    metrics, at, wrong = judged(flagged_row(difficult=[1], iscrowd=[2]), both)
+    assert metrics == whole and at == 0.9 and wrong == "0"
+    # A small detection inside of a difficult object does not match it; one inside of a crowd does.
     small = [(0.95, [30.0, 0, 40, 10]), (0.9, A)]
     assert judged(flagged_row(difficult=[1, 2]), small)[0]["map"] == pytest.approx(0.5)
     assert judged(flagged_row(difficult=[1], iscrowd=[2]), [(0.95, IN_C[0]), (0.9, A)])[0]["map"] == 1
-    # A find that fits a true object and one of these is of the true one.
+    # A detection that fits a true object and an ignored one matches the true one.
     beside = flagged_row(difficult=[1])
     beside["objects"]["bbox"][1] = [1.0, 0, 20, 20]
     assert judged(beside, [(0.9, A)])[0]["map_50"] == pytest.approx(51 / 101)
@@ -272,17 +272,17 @@ def test_crowds_are_no_targets_and_difficult_objects_are():
     assert ImageChops.difference(plain, TASK.draw_truth(ground, flagged_row([1]), LABELS)).getbbox()
 
 
-def test_flags_stay_with_their_boxes_when_these_are_mended():
+def test_flags_stay_with_their_boxes_when_these_are_corrected():
     boxes = [[10.0, 10, 0, 5], [0, 0, 50, 40], [5, 5, 20, 20]]
     objects = {"bbox": boxes, "category": ["cat"] * 3, "iscrowd": [False, False, True]}
     row = {"path": "a.jpg", "width": 100, "height": 80, "kind": None, "reason": None, "objects": objects}
     kept, remarks = TASK.preflight(pa.Table.from_pylist([row]), {})
     assert kept["objects"].to_pylist()[0]["iscrowd"] == [False, True]
-    told = {r.kind: r.message for r in remarks}
-    assert told["iscrowd"].startswith("1 boxes are of crowds") and "difficult" not in told
+    messages = {r.kind: r.message for r in remarks}
+    assert messages["iscrowd"].startswith("1 boxes are of crowds") and "difficult" not in messages
 
 
-def test_boxes_are_mended_before_a_data_set_is_made():
+def test_boxes_are_corrected_before_a_data_set_is_made():
     nan = float("nan")
     boxes = {
         "fine.jpg": [[0, 0, 50, 40], [-0.4, 10, 20, 20]],
@@ -408,11 +408,12 @@ def test_a_bundle_gives_the_same_objects(detector, tmp_path):
 def test_equal_scores_come_in_one_order_whatever_the_proposals():
     boxes = torch.tensor([[10, 20, 30, 40], [12, 20, 32, 40], [40, 30, 50, 40], [40, 10, 50, 20.0]])
     scores = torch.tensor([[0.5, 0.5, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0.5, 0]])
-    geometry, told = PRE.geometry((100, 80)), []
+    geometry, predictions = PRE.geometry((100, 80)), []
     for order in itertools.permutations(range(4)):
         outputs = {"scores": scores[None, list(order)], "boxes": boxes[None, list(order), None]}
-        told.append(TASK.decode(outputs, [geometry], LABELS))
-    assert len(told[0][0]["objects"]) == 4 and all(found == told[0] for found in told)
+        predictions.append(TASK.decode(outputs, [geometry], LABELS))
+    assert len(predictions[0][0]["objects"]) == 4
+    assert all(prediction == predictions[0] for prediction in predictions)
 
 
 def test_golden_samples_of_two_stages_do_not_hang_on_the_order_of_equals():
@@ -444,10 +445,10 @@ def test_a_stride_that_the_backbone_has_not():
         tasks.load({"name": "detection", "min_stride": 64}).build(Backbone("resnet10t-nano", size=64), LABELS)
 
 
-def test_drawing_tells_truth_from_finds_without_colour():
+def test_drawing_tells_truth_from_detections_without_colour():
     ground = Image.new("RGB", (160, 120), (128, 128, 128))
-    find = {"objects": [[0, 0.9, 20, 20, 90, 90]], "threshold": 0.5}
-    drawn = TASK.draw(ground, find, LABELS)
+    record = {"objects": [[0, 0.9, 20, 20, 90, 90]], "threshold": 0.5}
+    drawn = TASK.draw(ground, record, LABELS)
     missed = TASK.draw(ground, {"truth": [[0, 20, 20, 90, 90]], "objects": [], "threshold": 0.5}, LABELS)
     unsure = TASK.draw(ground, {"objects": [[0, 0.4, 20, 20, 90, 90]], "threshold": 0.5}, LABELS)
     assert ImageChops.difference(unsure, ground).getbbox() is None  # and the picture itself stays as it was
@@ -480,8 +481,8 @@ def test_anchors_fit_as_a_look_at_all_of_them_says():
     )
     for anchors in (module.anchors, Anchors(module.strides, 2.0, ((1.0, 9.0), (5.0, 0.7)))):
         (all_A4,) = anchors(images, maps)
-        found = box_iou(torch.from_numpy(boxes_N4), all_A4.double()).amax(1).numpy()
-        np.testing.assert_allclose(anchors.fit(boxes_N4, (256, 256)), found, atol=1e-5)
+        best_N = box_iou(torch.from_numpy(boxes_N4), all_A4.double()).amax(1).numpy()
+        np.testing.assert_allclose(anchors.fit(boxes_N4, (256, 256)), best_N, atol=1e-5)
 
 
 def test_anchors_come_from_the_boxes_where_standard_ones_fit_badly():

@@ -39,25 +39,25 @@ APART = ([0, 10, 20, 80, 90, 120], [0, 0, 0, 1, 1, 1])
 
 
 def test_people_who_are_told_apart_perfectly():
-    found = scored(*APART).compute()
-    assert found["verification_accuracy"] == found["roc_auc"] == found["rank1"] == 1
-    assert found["tar_at_far_0.01"] == found["tar_at_far_0.001"] == found["accuracy_at_threshold"] == 1
-    assert found["equal_error_rate"] == 0
-    assert 0.5 < found["threshold"] < 0.766
+    metrics = scored(*APART).compute()
+    assert metrics["verification_accuracy"] == metrics["roc_auc"] == metrics["rank1"] == 1
+    assert metrics["tar_at_far_0.01"] == metrics["tar_at_far_0.001"] == metrics["accuracy_at_threshold"] == 1
+    assert metrics["equal_error_rate"] == 0
+    assert 0.5 < metrics["threshold"] < 0.766
 
 
 def test_figures_of_people_who_overlap():
     # One's: 0, 60; the other's: 50, 90. Genuine: cos 60 = 0.5, cos 40 = 0.766. Impostors: cos 50 = 0.643,
     # cos 90 = 0, cos 10 = 0.985, cos 30 = 0.866.
     degrees, people = [0, 60, 50, 90], [0, 0, 1, 1]
-    found = scored(degrees, people).compute()
+    metrics = scored(degrees, people).compute()
     # Of the 2 x 4 (genuine, impostor) the genuine is the more similar one in (0.5 > 0), (0.766 > 0.643, 0).
-    assert found["roc_auc"] == pytest.approx(3 / 8, abs=1e-3)
-    assert found["tar_at_far_0.01"] == 0
+    assert metrics["roc_auc"] == pytest.approx(3 / 8, abs=1e-3)
+    assert metrics["tar_at_far_0.01"] == 0
     # Everything from above 0 on: both genuine, three of four impostors; best is (1 + 1 / 4) / 2.
-    assert found["accuracy_at_threshold"] == pytest.approx(0.625) and 0 < found["threshold"] <= 0.5
+    assert metrics["accuracy_at_threshold"] == pytest.approx(0.625) and 0 < metrics["threshold"] <= 0.5
     # Enrolled with 0 and 50 degrees; 60 is nearer to the wrong one, 90 to the right one.
-    assert found["rank1"] == 0.5
+    assert metrics["rank1"] == 0.5
     fixed = scored(degrees, people, threshold=0.7).compute()  # one of two genuine, two of four impostors
     assert fixed["threshold"] == 0.7 and fixed["accuracy_at_threshold"] == pytest.approx(0.5)
 
@@ -211,7 +211,7 @@ def test_a_bundle_knows_nobody_of_the_training(tmp_path: Path):
     assert predictor.labels == [] and predictor.task.threshold == 0.42
     x_BD = np.stack(predictor.embed(toy.pictures))
     assert x_BD.shape == (8, 128) and np.linalg.norm(x_BD, axis=1) == pytest.approx(np.ones(8), abs=1e-5)
-    predicted = [found["embedding"] for found in predictor.predict(toy.pictures)]
+    predicted = [prediction["embedding"] for prediction in predictor.predict(toy.pictures)]
     np.testing.assert_allclose(predicted, x_BD, atol=1e-5)
     assert toy.task.image_of({"embedding": predicted[0]}) is None and toy.task.gallery
 
@@ -252,8 +252,8 @@ def test_the_road_on_real_faces(ray_local: Any, realdata: Path, tmp_path: Path) 
     recipe = str(Path(__file__).parents[2] / "jobs" / "recipes" / "orl-faces.yaml")
     small = [f"data.uri={data}", f"runs={runs}", "train.epochs=6"]
     assert cli.run(["train", recipe, *small, "--json"]) == 0
-    found = json.loads((runs / "orl-faces" / "evaluation.json").read_text())["metrics"]
+    metrics = json.loads((runs / "orl-faces" / "evaluation.json").read_text())["metrics"]
     # Untrained, the pretrained features have 0.95 and 0.88 on people like these.
-    assert found["roc_auc"] > 0.965 and found["verification_accuracy"] > 0.9, found
+    assert metrics["roc_auc"] > 0.965 and metrics["verification_accuracy"] > 0.9, metrics
     manifest = json.loads((runs / "orl-faces" / "best" / "manifest.json").read_text())
     assert manifest["labels"] == [] and -1 < manifest["task"]["threshold"] < 1

@@ -38,12 +38,12 @@ def by_definition(chance: list[float], truth: list[bool]) -> float:
 
 def test_lovasz_is_the_papers() -> None:
     logits, truth = sample()
-    found = lovasz(logits, truth, IGNORE)
+    loss_B = lovasz(logits, truth, IGNORE)
     for row in range(3):
         known = truth[row] != IGNORE
         ids, chance = truth[row][known], logits[row][:, known].softmax(0).detach()
         losses = [by_definition(chance[c].tolist(), (ids == c).tolist()) for c in ids.unique().tolist()]
-        assert float(found[row].detach()) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+        assert float(loss_B[row].detach()) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 def test_dice_is_the_papers() -> None:
@@ -54,8 +54,8 @@ def test_dice_is_the_papers() -> None:
     for c in ids.unique():
         p, t = chance[c], (ids == c).float()
         losses.append(float(1 - 2 * (p * t).sum() / (p.sum() + t.sum())))
-    found = dice(logits, truth, IGNORE)[1].detach()
-    assert float(found) == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    loss = dice(logits, truth, IGNORE)[1].detach()
+    assert float(loss) == pytest.approx(sum(losses) / len(losses), abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", [dice, lovasz])

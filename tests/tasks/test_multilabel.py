@@ -69,8 +69,8 @@ def test_chosen_thresholds_have_the_best_f1():
     scores_NC, truth_NC = p.numpy(), truth.numpy().astype(bool)
 
     def f1(i: int, threshold: float) -> float:
-        said = scores_NC[:, i] >= threshold
-        return float(2 * (said & truth_NC[:, i]).sum() / (said.sum() + truth_NC[:, i].sum()))
+        predicted = scores_NC[:, i] >= threshold
+        return float(2 * (predicted & truth_NC[:, i]).sum() / (predicted.sum() + truth_NC[:, i].sum()))
 
     for i, threshold in enumerate(chosen.thresholds):
         assert f1(i, threshold) == max(f1(i, t) for t in np.unique(scores_NC[:, i]))
@@ -94,9 +94,10 @@ def test_rare_classes_share_a_threshold():
     scores = np.array([[0.9, 0.2, 0.5], [0.1, 0.8, 0.4], [0.2, 0.3, 0.1], *[[0.6, 0.1, 0.05]] * 12])
     truth = np.zeros((15, 3), bool)
     truth[3:, 0] = truth[0, 1] = truth[1, 2] = True
-    found = multilabel.best_thresholds(scores, truth)
-    assert found[1] == found[2] == multilabel.best_threshold(scores[:, 1:].ravel(), truth[:, 1:].ravel())
-    assert found[0] == multilabel.best_threshold(scores[:, 0], truth[:, 0])
+    thresholds = multilabel.best_thresholds(scores, truth)
+    shared = multilabel.best_threshold(scores[:, 1:].ravel(), truth[:, 1:].ravel())
+    assert thresholds[1] == thresholds[2] == shared
+    assert thresholds[0] == multilabel.best_threshold(scores[:, 0], truth[:, 0])
 
 
 def test_the_first_predictions_are_how_often_a_class_occurs():
@@ -107,11 +108,11 @@ def test_the_first_predictions_are_how_often_a_class_occurs():
         task = tasks.load({"name": "multilabel", "pos_weight": weight})
         module = task.build(Backbone("resnet10t-nano", size=32), LABELS, Counts([30, 1, 90], 100)).eval()
         x = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-        said = module(x).sigmoid().ravel().tolist()
+        probabilities = module(x).sigmoid().ravel().tolist()
         if weight == "none":
-            assert said == pytest.approx([0.3, 0.015, 0.9], abs=0.01)
+            assert probabilities == pytest.approx([0.3, 0.015, 0.9], abs=0.01)
         else:  # the weighted loss has its least where positives and negatives weigh the same
-            assert said == pytest.approx([0.5, 0.6, 0.5], abs=0.02)
+            assert probabilities == pytest.approx([0.5, 0.6, 0.5], abs=0.02)
             assert module.pos_weight.tolist() == pytest.approx([70 / 30, 99, 10 / 90])
 
 
@@ -155,11 +156,11 @@ def test_figures_tell_what_was_missed():
     assert shot.row == 0
     assert shot.lines == [("truth", "stripes"), ("missed", "stripes 0.01"), ("too much", "blob 0.99")]
     assert len(sections[0].tables[0].rows) == 3
-    said = {
+    prediction = {
         "labels": [{"label": "a", "probability": 0.9}, {"label": "b", "probability": 0.8}],
         "present": ["b"],
     }
-    assert toy.task.summary(said, 2) == "+b 0.8000  a 0.9000"
+    assert toy.task.summary(prediction, 2) == "+b 0.8000  a 0.9000"
 
 
 @pytest.mark.realdata
@@ -175,11 +176,11 @@ def test_the_road_on_real_pictures(ray_local: Any, realdata: Path, tmp_path: Pat
     recipe = str(Path(__file__).parents[2] / "jobs" / "recipes" / "camvid-quarters.yaml")
     small = [f"data.uri={data}", f"runs={runs}", "model.freeze=all", "train.epochs=6", "train.batch_size=16"]
     assert cli.run(["train", recipe, *small, "--json"]) == 0
-    found = json.loads((runs / "camvid-quarters" / "evaluation.json").read_text())
-    truth, labels = [row["truth"] for row in found["rows"]], found["labels"]
+    evaluation = json.loads((runs / "camvid-quarters" / "evaluation.json").read_text())
+    truth, labels = [row["truth"] for row in evaluation["rows"]], evaluation["labels"]
     there = [i for i in range(len(labels)) if any(i in row for row in truth)]
     chance = np.mean([np.mean([i in row for row in truth]) for i in there])
-    assert found["metrics"]["map"] > chance + 0.25, (found["metrics"], chance)
+    assert evaluation["metrics"]["map"] > chance + 0.25, (evaluation["metrics"], chance)
     manifest = json.loads((runs / "camvid-quarters" / "best" / "manifest.json").read_text())
     assert len(manifest["task"]["thresholds"]) == len(labels) == len(camvid_quarters.NAMES)
-    assert manifest["metrics"] == found["metrics"]  # at the thresholds that ship, to the last digit
+    assert manifest["metrics"] == evaluation["metrics"]  # at the thresholds that ship, to the last digit

@@ -35,15 +35,15 @@ def test_a_mask_comes_back_from_every_fit_and_flip(fit, hflip, vflip):
     geometry = pre.place(SIZE, plain.crop, bool(hflip), bool(vflip))
     target = task.encode(row, geometry, NAMES)["mask"]
     assert target.shape == (96, 96) and target.dtype == np.uint8
-    (found,) = task.decode(ideal(torch.from_numpy(target), len(NAMES)), [geometry], NAMES)
-    said_HW, truth_HW = from_runs(found), decode_mask(row["mask"]["bytes"])
-    assert said_HW.shape == truth_HW.shape
-    shown = said_HW != UNKNOWN
+    (prediction,) = task.decode(ideal(torch.from_numpy(target), len(NAMES)), [geometry], NAMES)
+    predicted_HW, truth_HW = from_runs(prediction), decode_mask(row["mask"]["bytes"])
+    assert predicted_HW.shape == truth_HW.shape
+    shown = predicted_HW != UNKNOWN
     assert shown.mean() == pytest.approx(80 * 80 / (96 * 80) if fit == "crop" else 1.0)
-    same = (said_HW == truth_HW)[shown].mean()
+    same = (predicted_HW == truth_HW)[shown].mean()
     # Letterbox is at scale 1 here: exact. The others resample, which may move a border by a pixel.
     assert same == 1.0 if fit == "letterbox" else same > 0.95
-    assert decode_mask(task.image_of(found)).tolist() == said_HW.tolist()
+    assert decode_mask(task.image_of(prediction)).tolist() == predicted_HW.tolist()
 
 
 def test_an_id_without_a_class_is_refused():
@@ -58,9 +58,9 @@ def test_runs_are_the_mask():
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (7, 5), (40, 30)):
         ids_HW = rng.integers(0, 4, shape).astype(np.uint8)
-        found = to_runs(ids_HW)
-        assert from_runs(found).tolist() == ids_HW.tolist()
-        assert sum(length for _, length in found["runs"]) == ids_HW.size
+        runs = to_runs(ids_HW)
+        assert from_runs(runs).tolist() == ids_HW.tolist()
+        assert sum(length for _, length in runs["runs"]) == ids_HW.size
 
 
 @pytest.mark.parametrize("ignore", [255, 2])
@@ -90,8 +90,8 @@ def test_ignored_pixels_teach_nothing_and_count_nothing(ignore):
     assert metrics.compute() == {"miou": 1.0, "pixel_accuracy": 1.0}
     logits = torch.zeros(1, len(NAMES), 8, 8)
     logits[:, 2] = 9
-    (found,) = task.decode(logits, [pre.geometry((32, 32))], NAMES)
-    assert (2 in from_runs(found)) == (ignore != 2)
+    (prediction,) = task.decode(logits, [pre.geometry((32, 32))], NAMES)
+    assert (2 in from_runs(prediction)) == (ignore != 2)
 
 
 @pytest.mark.parametrize("loss", ["dice", "lovasz"])
@@ -123,19 +123,18 @@ def test_figures_are_those_of_the_library():
 
     rng = np.random.default_rng(1)
     task = tasks.load({"name": "segmentation", "ignore_index": 9})
-    metrics, truths, saids = task.metrics(NAMES), [], []
+    metrics, truths, predictions = task.metrics(NAMES), [], []
     for _ in range(4):
         truth_HW = rng.choice([0, 1, 2, 3, 9], (20, 24)).astype(np.uint8)
-        said_HW = rng.integers(0, 4, (20, 24)).astype(np.uint8)
-        metrics.update(
-            [{**to_runs(said_HW), "shares": {}}], [{"mask": {"bytes": encode_mask(truth_HW), "path": ""}}]
-        )
+        predicted_HW = rng.integers(0, 4, (20, 24)).astype(np.uint8)
+        row = {"mask": {"bytes": encode_mask(truth_HW), "path": ""}}
+        metrics.update([{**to_runs(predicted_HW), "shares": {}}], [row])
         truths.append(torch.from_numpy(truth_HW.astype(np.int64)))
-        saids.append(torch.from_numpy(said_HW.astype(np.int64)))
-    truth, said, ours = torch.stack(truths), torch.stack(saids), metrics.compute()
-    theirs = float(multiclass_jaccard_index(said, truth, 4, average="macro", ignore_index=9))
+        predictions.append(torch.from_numpy(predicted_HW.astype(np.int64)))
+    truth, predicted, ours = torch.stack(truths), torch.stack(predictions), metrics.compute()
+    theirs = float(multiclass_jaccard_index(predicted, truth, 4, average="macro", ignore_index=9))
     assert ours["miou"] == pytest.approx(theirs, abs=1e-6)
-    theirs = float(multiclass_accuracy(said, truth, 4, average="micro", ignore_index=9))
+    theirs = float(multiclass_accuracy(predicted, truth, 4, average="micro", ignore_index=9))
     assert ours["pixel_accuracy"] == pytest.approx(theirs, abs=1e-6)
 
 
@@ -173,8 +172,8 @@ def test_a_drawing_shows_what_was_said(tmp_path):
 def test_what_is_kept_of_a_mask_is_small():
     task, size = tasks.load({"name": "segmentation"}), (480, 360)
     ids_HW = np.arange(360 * 480).reshape(360, 480) // 30 % 4
-    said = {**to_runs(ids_HW.astype(np.uint8)), "shares": {"blob": 1.0}}
-    record = task.record({"mask": {"bytes": encode_mask(ids_HW.astype(np.uint8)), "path": ""}}, said)
+    prediction = {**to_runs(ids_HW.astype(np.uint8)), "shares": {"blob": 1.0}}
+    record = task.record({"mask": {"bytes": encode_mask(ids_HW.astype(np.uint8)), "path": ""}}, prediction)
     assert record["iou"] == 1.0  # of the whole mask
-    assert len(record["prediction"]) < 4000 < len(said["runs"])
+    assert len(record["prediction"]) < 4000 < len(prediction["runs"])
     assert task.draw(Image.new("RGB", size), record, NAMES).size == size
