@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from tests.search.test_searcher import opened, settings
+from tests.search.test_searcher import opened, settings, wave
 from tlray.search.extend import beyond
 from tlray.search.searcher import SCORE
 from tlray.search.space import Axis
@@ -22,8 +22,8 @@ def trained(config: Any, score: Any, tell: Any = None) -> tuple[list[dict[str, A
     sampler, table = opened(config)
     sampler.tell = tell or sampler.tell
     tried = []
-    while wave := sampler.wave():
-        for one in wave:
+    while step := wave(sampler):
+        for one in step:
             table.start(one["id"], one["params"])
             value = score(one["params"])
             record = {
@@ -129,14 +129,14 @@ def test_a_kill_between_two_axes_loses_neither(tmp_path: Path) -> None:
         table.end(one["id"], "finished")
 
     sampler, table = opened(config)
-    for one in sampler.wave():
+    for one in wave(sampler):
         end(one, table)
-    first, second = sampler.wave()
+    first, second = wave(sampler)
     assert first["params"] == {"optim.lr": 0.004, "optim.weight_decay": 0.01}
     end(first, table)
 
     sampler, table = opened(config)
-    assert [one["params"] for one in sampler.wave()] == [second["params"]]
+    assert [one["params"] for one in wave(sampler)] == [second["params"]]
 
 
 def test_a_value_that_the_space_has_got_since_is_no_longer_beyond_it(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_value_that_the_space_has_got_since_is_no_longer_beyond_it(tmp_path: P
     wider = config.override({"search.space": {"optim.lr": {"choice": [0.001, 0.002, 0.004, 0.008]}}})
     sampler, table = opened(wider)
     assert table.extended == {"optim.lr": [0.016]}
-    assert [one["params"]["optim.lr"] for one in sampler.wave()] == [0.032]
+    assert [one["params"]["optim.lr"] for one in wave(sampler)] == [0.032]
 
 
 def test_what_is_tried_beyond_is_told_while_the_search_runs(tmp_path: Path) -> None:
