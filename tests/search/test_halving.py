@@ -7,8 +7,8 @@ import math
 from tlray.config import Config, Search
 from tlray.search import space as spaces
 from tlray.search.halving import SuccessiveHalving
-from tlray.search.space import trial_id
 from tlray.search.searcher import default_trial
+from tlray.search.space import trial_id
 from tlray.tasks.base import Goal
 
 MAX, MIN = Goal("accuracy", "max"), Goal("loss", "min")

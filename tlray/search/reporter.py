@@ -32,7 +32,7 @@ class TrialReporter(tune.Callback):
         id_, params = trial.config["id"], trial.config["params"]
         if trial.last_result.get("epoch"):  # it was paused, or its process died
             return
-        self.table.start(id_, params)
+        self.table.start(id_, params, [trial.config["id"] for trial in trials])
         self._emit("trial_start", id_, params=params, epochs=self.epochs)
 
     def on_trial_result(

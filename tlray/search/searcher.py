@@ -79,7 +79,7 @@ class TrialSearcher(Searcher):
         self._ready: list[Proposal] = []  # of the step under way
         self._keys = itertools.count()
         self._given_back = 0
-        self._asked: dict[str, str] = {}  # a proposal's key, then Tune's id of the trial -> the inner one's id
+        self._asked: dict[str, str] = {}  # a proposal's key, then Tune's id -> the inner one's id
         self.running: dict[str, Params] = {}
         self._rng = random.Random(config.seed)
 
