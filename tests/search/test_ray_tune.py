@@ -14,7 +14,7 @@ from tests.search.test_tuner import check_epochs, draw, settings, table
 from tlray import search
 from tlray.errors import ConfigError
 from tlray.search.result_grid import result_grid
-from tlray.search.tuner import OfUser
+from tlray.search.tuner import TuneOptions
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_hyperband_pauses_and_stops_trials_and_callbacks_see_every_epoch(
     config, events, seen = settings(data, tmp_path, space=space), [], Seen()
     config = config.override({"train.epochs": 4})
     scheduler = HyperBandScheduler(max_t=4, reduction_factor=2)
-    result = search.tune(config, events.append, own=OfUser(scheduler=scheduler, callbacks=[seen]))
+    result = search.tune(config, events.append, options=TuneOptions(scheduler=scheduler, callbacks=[seen]))
     rows = table(config)["trials"]
     states = [row["status"] for row in rows]
     assert len(rows) == 6 and states.count("finished") >= 4 and "stopped" in states
@@ -83,8 +83,8 @@ def test_hyperband_pauses_and_stops_trials_and_callbacks_see_every_epoch(
 def test_a_searcher_proposes_and_a_criterion_stops(ray_local: Any, data: str, tmp_path: Path) -> None:
     config, seen, rates = settings(data, tmp_path), Seen(), Rates()
     config = config.override({"search.sampler": "tpe", "search.num_trials": 6})
-    own = OfUser(MedianStoppingRule(time_attr="epoch"), rates, [seen], {"training_iteration": 2})
-    result = search.tune(config, own=own)
+    options = TuneOptions(MedianStoppingRule(time_attr="epoch"), rates, [seen], {"training_iteration": 2})
+    result = search.tune(config, options=options)
     rows = table(config)["trials"]
     assert {row["params"]["optim.lr"] for row in rows} == {0.02, 1e-7, 0.03}
     assert {row["status"] for row in rows} == {"stopped"} and {row["epochs"] for row in rows} <= {1, 2}
@@ -96,4 +96,4 @@ def test_a_searcher_proposes_and_a_criterion_stops(ray_local: Any, data: str, tm
 
 def test_what_cannot_work_is_refused(data: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"PopulationBasedTraining: changes the settings.*accepted: .*ASHA"):
-        OfUser(PopulationBasedTraining(hyperparam_mutations={"optim.lr": [0.1, 0.2]}))
+        TuneOptions(PopulationBasedTraining(hyperparam_mutations={"optim.lr": [0.1, 0.2]}))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlray.config import Config
-    from tlray.search.tuner import OfUser, SearchResult
+    from tlray.search.tuner import SearchResult, TuneOptions
 
 __all__ = ["explain", "tune"]
 
@@ -23,9 +23,9 @@ def tune(
     config: Config,
     emit: Callable[[dict[str, Any]], None] | None = None,
     fresh: bool = False,
-    own: OfUser | None = None,
+    options: TuneOptions | None = None,
 ) -> SearchResult:
     """Run or go on with the search of this name; see `tlray.search.tuner.run`."""
     from tlray.search.tuner import run
 
-    return run(config, emit, fresh, own)
+    return run(config, emit, fresh, options)

@@ -12,14 +12,17 @@ from tlray.search.placement import TrialHandle
 from tlray.search.trial_log import TrialLog
 
 Emit = Callable[[dict[str, Any]], None]
-LOST = "the trial's process died (out of memory, or its machine was lost)"
 
 
 class TrialReporter(tune.Callback):
-    """Ray Tune's callback of a search. ``epochs``: of a trial that is not stopped early."""
+    """Ray Tune's callback of a search."""
 
-    def __init__(self, table: TrialLog, emit: Emit, epochs: int) -> None:
+    def __init__(self, table: TrialLog, emit: Emit, epochs: int, side_by_side: int = 1) -> None:
+        """``epochs``: of a trial that is not stopped early; ``side_by_side``: trials of a process at most."""
         self.table, self.emit, self.epochs = table, emit, epochs
+        self.lost = "the trial's process died (out of memory, or its machine was lost)"
+        if side_by_side > 1:
+            self.lost += f"; with less memory at once: search.side_by_side = {side_by_side // 2}"
 
     # Tune saves and copies its callbacks for Tuner.restore, which is not how a search goes on here.
     def __getstate__(self) -> dict[str, Any]:
@@ -59,7 +62,7 @@ class TrialReporter(tune.Callback):
             try:
                 reason = ray.get(handle.end(bundle))
             except ray.exceptions.RayError:
-                reason = LOST
+                reason = self.lost
             if reason is not None:
                 self._over(id_, "failed", reason, bundle=False)
                 return
@@ -69,7 +72,7 @@ class TrialReporter(tune.Callback):
         error = trial.get_pickled_error() or trial.get_error()
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         died = isinstance(error, ray.exceptions.RayActorError) or not lines
-        self._over(trial.config["id"], "failed", LOST if died else lines[-1][:300])
+        self._over(trial.config["id"], "failed", self.lost if died else lines[-1][:300])
 
     def rule_out(self, id_: str, params: dict[str, Any], reason: str) -> None:
         """A trial is not worth running."""

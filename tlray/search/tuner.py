@@ -98,7 +98,7 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class OfUser:
+class TuneOptions:
     """What a user of Ray Tune brings along, see `run`."""
 
     scheduler: Any = None
@@ -116,13 +116,13 @@ class OfUser:
 
 
 def run(
-    config: Config, emit: Emit | None = None, fresh: bool = False, own: OfUser | None = None
+    config: Config, emit: Emit | None = None, fresh: bool = False, options: TuneOptions | None = None
 ) -> SearchResult:
     """Run the search of this name, or go on with it: trials that are over are never run again.
 
     ``fresh``: what the run of this name left is deleted first, once everything else was checked.
 
-    ``own``: of Ray Tune's, in place of what the configuration says: ``scheduler`` (a TrialScheduler),
+    ``options``: of Ray Tune's, in place of what the configuration says: ``scheduler`` (a TrialScheduler),
     ``searcher`` (a Searcher, which proposes values for the keys of ``search.space``), ``callbacks``
     (tune.Callback) and ``stop`` (as of tune.RunConfig). Results have ``score`` (the best value of the goal so
     far), ``epoch``, ``training_iteration``, ``train_loss``, ``lr`` and the ``val_`` metrics.
@@ -133,7 +133,7 @@ def run(
     trial failed.
     """
     began = time.perf_counter()
-    tell, own = emit or _silent, own or OfUser()
+    tell, options = emit or _silent, options or TuneOptions()
     given: Any = config.search.space
     each_its_own = given != "auto" and "optim.lr" in given
     config = fit.settled(config, fresh, None if each_its_own else tell)
@@ -155,10 +155,10 @@ def run(
         tell({"kind": "note", "run": config.run_uri, "text": note})
     if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
         log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
-    sampler = TrialSearcher(config, space, table, tell, own.searcher)
+    sampler = TrialSearcher(config, space, table, tell, options.searcher)
     if sampler.num_left or sampler.extend():
         with runtime.session(), runtime.events(tell) as from_workers:
-            _search(config, sampler, table, head_of(model) is not None, tell, from_workers, own)
+            _search(config, sampler, table, head_of(model) is not None, tell, from_workers, options)
     _average(config, table, tell)
     best = table.best
     if best is None or table.best_of(table.rows.values()) is None:
@@ -217,14 +217,15 @@ def _search(
     linear: bool,
     tell: Emit,
     from_workers: Emit,
-    own: OfUser,
+    options: TuneOptions,
 ) -> None:
     """Probes where heads are ``linear``; then trials, side by side in groups or one by one through Tune."""
     room = fit_in(config)
     sampler.config = config.override(
         {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
     )
-    reporter = TrialReporter(table, tell, config.train.epochs)
+    most = config.search.side_by_side if side_by_side(config) else 1
+    reporter = TrialReporter(table, tell, config.train.epochs, most)
     over = sum(map(table.over, table.rows))
     tell({
         "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
@@ -238,7 +239,7 @@ def _search(
             table.scores += scores.measure(config, table, room.cpus, room.gpus)
         except DataError as error:  # labels tell no picture from another; trials may learn all the same
             table.notes.append(f"search.scores: {error}")
-    _by_tune(config, sampler, table, reporter, from_workers, room, own)
+    _by_tune(config, sampler, table, reporter, from_workers, room, options)
     if table.scores:
         deepening = sampler.deepening or ProbeFirst(config, table)
         table.scores = scores.beside(table, deepening.place)
@@ -299,7 +300,7 @@ def _by_tune(
     reporter: TrialReporter,
     from_workers: Emit,
     room: Room,
-    own: OfUser,
+    options: TuneOptions,
 ) -> None:
     """Ray Tune runs the trials. It is kept quiet, and its own state is in a folder that goes with it."""
     fused, workers = side_by_side(config), config.scale.num_workers
@@ -307,8 +308,8 @@ def _by_tune(
     trainable = tune.with_parameters(
         Trial, emit=from_workers, threads=room.cpus, direction=table.goal.direction
     )
-    if own.scheduler is not None:  # what it is asked to go by, where it has none of its own
-        own.scheduler.set_search_properties(SCORE, table.goal.direction)
+    if options.scheduler is not None:  # what it is asked to go by, where it has none of its own
+        options.scheduler.set_search_properties(SCORE, table.goal.direction)
     folder = tempfile.mkdtemp(prefix="tlray-search-")
     try:
         with _environment(pending=MANY if fused else 1), contextlib.ExitStack() as stack:
@@ -321,7 +322,7 @@ def _by_tune(
                 tune_config=tune.TuneConfig(
                     # Metric and mode stand in the sampler and the scheduler, which refuse them twice.
                     search_alg=sampler,
-                    scheduler=own.scheduler or halving(config, table),
+                    scheduler=options.scheduler or halving(config, table),
                     num_samples=-1,  # the sampler says when it is over
                     max_concurrent_trials=None if fused else room.concurrent,
                     reuse_actors=not fused and workers == 1 and REUSE,
@@ -332,8 +333,8 @@ def _by_tune(
                     name=config.name,
                     storage_path=folder,
                     verbose=0,
-                    stop=own.stop,
-                    callbacks=[reporter, *own.callbacks],
+                    stop=options.stop,
+                    callbacks=[reporter, *options.callbacks],
                     # A process that dies is started again and resumes; a mistake inside it ends the trial.
                     failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
