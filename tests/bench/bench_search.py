@@ -152,13 +152,16 @@ class Watched:
         finally:
             self.laps["end"] = self.laps.get("end", 0.0) + time.perf_counter() - began
 
-    def measured(self) -> Any:
+    def leave(self, name: str) -> None:
+        self.group.leave(name)
+
+    def over(self) -> Any:
         runs = self.group._loop.runs
         spent = {name: sum(run.spent[name] for run in runs) for name in runs[0].spent if name != "prepare"}
         tables = self.laps.get("tables", 0.0)
         laps = {**self.laps, **spent, "wait": spent["wait"] - tables}  # tables are filled while steps wait
         self.emit({"kind": "bench", "laps": laps})
-        return self.group.measured()
+        return self.group.over()
 
 
 class Memory:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from tests.search.test_searcher import opened, settings
+from tests.search.test_searcher import opened, settings, wave
 from tlray.search.extend import beyond
 from tlray.search.searcher import SCORE
 from tlray.search.space import Axis
@@ -22,8 +22,8 @@ def trained(config: Any, score: Any, tell: Any = None) -> tuple[list[dict[str, A
     sampler, table = opened(config)
     sampler.tell = tell or sampler.tell
     tried = []
-    while wave := sampler.wave():
-        for one in wave:
+    while step := wave(sampler):
+        for one in step:
             table.start(one["id"], one["params"])
             value = score(one["params"])
             record = {
@@ -92,21 +92,15 @@ def test_what_is_not_accepted_is_said_and_not_tried(tmp_path: Path) -> None:
 def test_tpe_and_tune_take_what_lies_beyond(tmp_path: Path) -> None:
     config = settings(tmp_path, RATES, num_trials=3, extend=True)
     sampler, table = opened(config)
-    tried, extended = [], 0
-    while True:
-        given = sampler.suggest(f"t{len(tried)}")
-        if given == Searcher.FINISHED:
-            if not sampler.extend():
-                break
-            extended += 1
-            continue
+    tried = []
+    while (given := sampler.suggest(f"t{len(tried)}")) != Searcher.FINISHED:
         rate = given["params"]["optim.lr"]
         table.start(given["id"], given["params"])
         table.epoch(given["id"], {"epoch": 1, "goal": rate, "lr": rate, "seconds": 1.0})
         table.end(given["id"], "finished")
         sampler.on_trial_complete(f"t{len(tried)}", {SCORE: rate})
         tried.append(rate)
-    assert extended == 2 and tried[-2:] == [0.008, 0.016]
+    assert len(tried) == 5 and tried[-2:] == [0.008, 0.016]
 
 
 def test_a_search_may_go_without(tmp_path: Path) -> None:
@@ -129,14 +123,14 @@ def test_a_kill_between_two_axes_loses_neither(tmp_path: Path) -> None:
         table.end(one["id"], "finished")
 
     sampler, table = opened(config)
-    for one in sampler.wave():
+    for one in wave(sampler):
         end(one, table)
-    first, second = sampler.wave()
+    first, second = wave(sampler)
     assert first["params"] == {"optim.lr": 0.004, "optim.weight_decay": 0.01}
     end(first, table)
 
     sampler, table = opened(config)
-    assert [one["params"] for one in sampler.wave()] == [second["params"]]
+    assert [one["params"] for one in wave(sampler)] == [second["params"]]
 
 
 def test_a_value_that_the_space_has_got_since_is_no_longer_beyond_it(tmp_path: Path) -> None:
@@ -145,7 +139,7 @@ def test_a_value_that_the_space_has_got_since_is_no_longer_beyond_it(tmp_path: P
     wider = config.override({"search.space": {"optim.lr": {"choice": [0.001, 0.002, 0.004, 0.008]}}})
     sampler, table = opened(wider)
     assert table.extended == {"optim.lr": [0.016]}
-    assert [one["params"]["optim.lr"] for one in sampler.wave()] == [0.032]
+    assert [one["params"]["optim.lr"] for one in wave(sampler)] == [0.032]
 
 
 def test_what_is_tried_beyond_is_told_while_the_search_runs(tmp_path: Path) -> None:

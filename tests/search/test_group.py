@@ -16,7 +16,7 @@ from tlray.config import Config, parse
 from tlray.errors import RunError
 from tlray.search import cost as plan
 from tlray.search.feature_cache import FeatureCache
-from tlray.search.group import Group, _spread, together
+from tlray.search.group import Group, spread, together
 from tlray.search.group import plan as search_plan
 from tlray.search.searcher import trial_settings
 from tlray.search.tuner import fit_in
@@ -51,7 +51,7 @@ def test_depths_part_where_there_are_more_workers(data: str, tmp_path: Path) -> 
     config = settings(data, tmp_path)
     trials = given(config, *({"optim.lr": v, "model.freeze": d} for d in (0, 2, "all") for v in (0.1, 0.2)))
     for workers, depths in ((1, [3]), (2, [1, 2]), (3, [1, 1, 1]), (8, [1, 1, 1])):
-        groups = _spread([list(trials)], workers)
+        groups = spread([list(trials)], workers)
         found = [{json.loads(one["tree"])["model"]["freeze"] for one in group} for group in groups]
         assert sorted(map(len, found)) == depths
         assert sorted(one["id"] for group in groups for one in group) == sorted(t["id"] for t in trials)

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from safetensors.torch import load_file, save_file
 
 from tests.search.test_searcher import opened, settings
+from tests.search.test_searcher import wave as next_wave
 from tests.search.test_tuner import draw
 from tests.search.test_tuner import settings as small
 from tlray import search, storage, tasks
@@ -46,9 +47,9 @@ def finish(table: TrialLog, wave: list[dict[str, Any]], value: Any) -> None:
 def drive(sampler: TrialSearcher, table: TrialLog, value: Any) -> list[list[dict[str, Any]]]:
     """All waves of a search, each finished before the next."""
     waves = []
-    while wave := sampler.wave():
-        waves.append(wave)
-        finish(table, wave, value)
+    while step := next_wave(sampler):
+        waves.append(step)
+        finish(table, step, value)
     return waves
 
 
@@ -61,10 +62,10 @@ def with_heads(table: TrialLog, wave: list[dict[str, Any]]) -> None:
 def test_probes_come_first_and_the_best_head_is_the_start(tmp_path: Path) -> None:
     sampler, table = opened(deepening(tmp_path, DEPTHS))
     order, waves = ["all", 0.6, 2, 0], []
-    while wave := sampler.wave():
-        waves.append(wave)
-        finish(table, wave, lambda p: 0.5 + 0.1 * order.index(p["model.freeze"]) - p["optim.lr"])
-        with_heads(table, wave)
+    while step := next_wave(sampler):
+        waves.append(step)
+        finish(table, step, lambda p: 0.5 + 0.1 * order.index(p["model.freeze"]) - p["optim.lr"])
+        with_heads(table, step)
     assert [{one["params"]["model.freeze"] for one in wave} for wave in waves] == [{d} for d in order]
     heads = [{json.loads(one["tree"])["model"]["head"] for one in wave} for wave in waves]
     best = next(one for one in waves[0] if one["params"]["optim.lr"] == 0.01)
@@ -91,9 +92,9 @@ def test_a_depth_that_came_to_less_ends_the_descent(tmp_path: Path) -> None:
     )
     # Run again, the search has nothing to do; without deepening the depths are run after all.
     again, _ = opened(config)
-    assert again.num_left == 0 and again.wave() == []
+    assert again.num_left == 0 and next_wave(again) == []
     wanted, _ = opened(config.override({"search.deepen": False}))
-    assert {one["params"]["model.freeze"] for one in wanted.wave()} == {2, 0}
+    assert {one["params"]["model.freeze"] for one in next_wave(wanted)} == {2, 0}
 
 
 def test_depths_are_compared_after_as_many_epochs_and_as_many_tries(tmp_path: Path) -> None:
@@ -140,8 +141,13 @@ def test_in_tunes_hands_deeper_trials_wait(tmp_path: Path) -> None:
     sampler.on_trial_complete("a", {SCORE: 0.5})
     assert sampler.suggest("d") is None
     sampler.on_trial_complete("b", {SCORE: 0.5})
-    assert [sampler.suggest(name)["params"]["model.freeze"] for name in "ef"] == [0, 0]
-    assert sampler.suggest("g") == Searcher.FINISHED
+    deeper = [sampler.suggest(name) for name in "ef"]
+    assert [one["params"]["model.freeze"] for one in deeper] == [0, 0]
+    assert sampler.suggest("g") is None  # what they come to may ask for more
+    finish(table, deeper, lambda p: 0.6)
+    for name in "ef":
+        sampler.on_trial_complete(name, {SCORE: 0.6})
+    assert sampler.suggest("h") == Searcher.FINISHED
 
 
 def test_what_tpe_proposes_in_vain_does_not_count(tmp_path: Path) -> None:

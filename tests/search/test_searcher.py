@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from tlray.errors import ConfigError
 from tlray.search import space as spaces
 from tlray.search.searcher import SCORE, TrialSearcher
 from tlray.search.trial_log import TrialLog
-from tlray.search.tuner import _scheduler
+from tlray.search.tuner import halving
 from tlray.tasks.base import Goal
 
 GOAL = Goal("accuracy", "max")
@@ -36,6 +38,15 @@ def opened(config: Config, fingerprint: str = "f") -> tuple[TrialSearcher, Trial
     space = spaces.build(config)
     table = TrialLog(config, space, GOAL, fingerprint)
     return TrialSearcher(config, space, table), table
+
+
+def wave(sampler: TrialSearcher) -> list[dict[str, Any]]:
+    """Settings of the trials that Tune gets at once, those before being over."""
+    for tune_id, params in list(sampler.running.items()):
+        best = sampler.table.rows[spaces.trial_id(params)]["best"]
+        sampler.on_trial_complete(tune_id, {SCORE: best}, error=best is None)
+    suggested = (sampler.suggest(f"wave-{number}") for number in itertools.count())
+    return list(itertools.takewhile(lambda one: isinstance(one, dict), suggested))
 
 
 def run(
@@ -192,13 +203,10 @@ def test_the_rungs_of_a_search_that_goes_on_are_filled(tmp_path: Path) -> None:
     sampler, table = opened(config)
     for n in range(3):
         run(sampler, table, f"t{n}", 0.9)
-    scheduler = _scheduler(config, table)
+    scheduler = halving(config, table)
 
-    class New:
-        trial_id = "new"
-
-    scheduler.on_trial_add(None, New)
-    assert scheduler.on_trial_result(None, New, {"epoch": 1, SCORE: 0.1}) == "STOP"
+    new = SimpleNamespace(config={"id": "new"})
+    assert scheduler.on_trial_result(None, new, {"epoch": 1, "record/best": 0.1}) == "STOP"
 
 
 def test_ray_tune_users_find_what_they_know(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlray.config import Config
-    from tlray.search.tuner import SearchResult
+    from tlray.search.tuner import SearchResult, TuneOptions
 
 __all__ = ["explain", "tune"]
 
@@ -20,9 +20,12 @@ def explain(config: Config) -> list[dict[str, Any]]:
 
 
 def tune(
-    config: Config, emit: Callable[[dict[str, Any]], None] | None = None, fresh: bool = False
+    config: Config,
+    emit: Callable[[dict[str, Any]], None] | None = None,
+    fresh: bool = False,
+    options: TuneOptions | None = None,
 ) -> SearchResult:
     """Run or go on with the search of this name; see `tlray.search.tuner.run`."""
     from tlray.search.tuner import run
 
-    return run(config, emit, fresh)
+    return run(config, emit, fresh, options)

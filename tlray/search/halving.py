@@ -1,35 +1,59 @@
-"""Which candidates of a group stop: successive halving (ASHA, arXiv 1810.05934) where many arrive together.
+"""Which trials stop early: successive halving (ASHA, arXiv 1810.05934) where many trials arrive together.
 
-Ray's ASHAScheduler judges each result as it comes, by those before it: of candidates that train side by
-side and reach a rung in the same moment the first always goes on, whatever it is worth. Here all that reach
-a rung together are judged together, beside those that reached it before.
+Ray's ASHAScheduler judges each result as it comes, by those before it: of trials that train side by side
+and reach a rung in the same moment the first one always goes on, whatever it is worth. Here all trials that
+reach a rung together are judged together, beside those that reached it before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from ray.tune.schedulers import FIFOScheduler
 
 from tlray.config import Search
+from tlray.search.trial_log import TrialRow
 from tlray.tasks.base import Goal
 
 
-class SuccessiveHalving:
-    """Scores by rung; rungs are grace, grace * factor, grace * factor^2, ... epochs."""
+class SuccessiveHalving(FIFOScheduler):
+    """A scheduler for Ray Tune. Rungs are grace, grace * factor, grace * factor^2, ... epochs.
+
+    A result has ``epoch``, ``record`` and ``beside``: the best values so far, by id, of the trials that ended
+    this epoch together.
+    """
 
     def __init__(self, search: Search, goal: Goal, longest: int, spared: str | None = None) -> None:
-        """``spared``: a trial that is never stopped."""
+        """``longest``: the most epochs that a trial has; ``spared``: the id of a trial that never stops."""
         self._spared = spared
         self._sign = 1.0 if goal.direction == "max" else -1.0
         self._factor = search.reduction_factor
         self._scores: dict[int, dict[str, float]] = {}
+        self._behind: set[str] = set()
         rung = search.grace_epochs
         while search.scheduler == "asha" and rung < longest:
             self._scores[rung] = {}
             rung *= self._factor
 
-    def tell(self, epoch: int, best: Mapping[str, float | None]) -> set[str]:
+    def recall(self, row: TrialRow) -> None:
+        """Put a trial from before a restart on its rungs."""
+        for point in row["curve"]:
+            self.judge(point["epoch"], {row["id"]: point.get("best")})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop a trial that falls behind, when the first of those that came with it is told."""
+        id_, epoch = trial.config["id"], result["epoch"]
+        if "failed" in result or epoch not in self._scores:
+            return str(self.CONTINUE)
+        if id_ not in self._scores[epoch]:
+            # Tune has flattened the result.
+            together = {k.removeprefix("beside/"): v for k, v in result.items() if k.startswith("beside/")}
+            self._behind |= self.judge(epoch, together or {id_: result["record/best"]})
+        return str(self.STOP if id_ in self._behind else self.CONTINUE)
+
+    def judge(self, epoch: int, best: Mapping[str, float | None]) -> set[str]:
         """Take the best values so far of trials that have done ``epoch`` epochs; which of them shall stop.
 
         The best 1/factor of all that came to this rung go on, the best one in any case; equals go on together
@@ -37,10 +61,10 @@ class SuccessiveHalving:
         """
         if epoch not in self._scores:
             return set()
-        here = self._scores[epoch]
-        for name, value in best.items():
-            here[name] = -np.inf if value is None or value != value else self._sign * value
-        scores, places = np.array(list(here.values())), max(1, round(len(here) / self._factor))
+        rung = self._scores[epoch]
+        for id_, value in best.items():
+            rung[id_] = -np.inf if value is None or value != value else self._sign * value
+        scores, places = np.array(list(rung.values())), max(1, round(len(rung) / self._factor))
         top = scores.max()
-        fall_behind = {name for name in best if here[name] < top and (scores >= here[name]).sum() > places}
-        return fall_behind - {self._spared}
+        behind = {id_ for id_ in best if rung[id_] < top and (scores >= rung[id_]).sum() > places}
+        return behind - {self._spared}

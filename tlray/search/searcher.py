@@ -5,29 +5,35 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tlray.config import Config
+from tlray.errors import ConfigError
 from tlray.search import extend
 from tlray.search.probe import start
 from tlray.search.probe_first import ProbeFirst
-from tlray.search.space import Params, Space, trial_id
-from tlray.search.trial_log import OVER, RULED_OUT, TrialLog
+from tlray.search.space import Params, Space, accepted, trial_id
+from tlray.search.space import trial_id as id_of
+from tlray.search.trial_log import RULED_OUT, TrialLog
+from tlray.training.resume import flat
 
 MANY = 10**9  # trials of a space without end
 TRIES = 30  # proposals that were there already, before a trial is taken from the rest of the space
+Proposal = tuple[str, Params]  # a key of its own, and the settings
 SCORE = "score"  # the metric under which Tune, its scheduler and the sampler know the goal
 
 
 class TrialSearcher(Searcher):
-    """A Ray Tune searcher around Ray's OptunaSearch, with a memory: the table of trials.
+    """A Ray Tune searcher that asks another one, OptunaSearch by default, and remembers all trials.
 
-    Tune's own would propose a combination again (TPE does so often among few choices) and knows
-    nothing of trials from before a restart. ``trial`` makes what a Trainable gets from settings.
+    The other one would propose a combination again (TPE does so often among few choices) and knows nothing
+    of trials from before a restart.
     """
 
     def __init__(
@@ -36,8 +42,12 @@ class TrialSearcher(Searcher):
         space: Space,
         table: TrialLog,
         tell: Callable[[dict[str, Any]], None] = lambda event: None,
+        inner: Searcher | None = None,
     ) -> None:
-        """``tell`` gets a ``note`` and ``search_more`` where the space grows, see extend.py."""
+        """``tell`` gets a ``note`` and ``search_more`` where the space grows, see extend.py.
+
+        ``inner``: a searcher of the user's, in place of ``search.sampler``.
+        """
         super().__init__(metric=SCORE, mode=table.goal.direction)
         self.config, self.space, self.table, self.tell = config, space, table, tell
         self.queue: list[Params] = [row["params"] for row in table.waiting()]
@@ -50,15 +60,26 @@ class TrialSearcher(Searcher):
             num_out = sum(row["status"] == RULED_OUT for row in inside)
             most = min(config.search.num_trials, (space.size or MANY) - num_out)
             self.fresh = max(0, most - (len(inside) - num_out))
-        self.inner = _optuna(config, space, table) if self.fresh and config.search.sampler != "grid" else None
+        self.inner: Any = inner
+        if inner is not None:
+            inner.set_search_properties(SCORE, table.goal.direction, _tune_space(space))
+        elif self.fresh and config.search.sampler != "grid":
+            self.inner = _optuna(config, space, table)
+        self._decode = space.decode if inner is None else partial(_checked, config, space)
+        default = default_trial(config, space)
+        if self.inner is not None and self.fresh and default and trial_id(default) not in self.given:
+            # A sampler may never come to it, and a search must not end below what `tlray train` gives.
+            self.queue.append(default)
+            self.given.add(trial_id(default))
+            self.fresh -= 1
         self.rule_out = table.rule_out
-        self._held: tuple[str, Params] | None = None  # waits for those that freeze more
+        self._side_by_side = side_by_side(config)
+        self._third = -(-self.num_left // 3)
+        self._steps: list[list[Proposal]] = []  # of the wave under way: each waits for the one before
+        self._ready: list[Proposal] = []  # of the step under way
         self._keys = itertools.count()
         self._given_back = 0
-        self._steps: list[list[tuple[str, Params]]] = []  # of the wave under way, with Tune's ids
-        self._wave: dict[str, str] = {}  # ids of trials given out by `wave` -> their keys
-        self._third = -(-(len(self.queue) + self.fresh) // 3)
-        self.asked: dict[str, str] = {}  # Tune's id of a trial -> the inner sampler's
+        self._asked: dict[str, str] = {}  # a proposal's key, then Tune's id -> the inner one's id
         self.running: dict[str, Params] = {}
         self._rng = random.Random(config.seed)
 
@@ -79,15 +100,36 @@ class TrialSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Settings of the next trial, or the mark that there is none."""
-        while (params := self._held_or_next(trial_id)) is not None:
+        """Settings of the next trial; None: not before others have ended; or the mark that there is none.
+
+        Trials that train side by side come in waves, so that they begin together. TPE learns from what has
+        ended, so it proposes a third of its trials at a time.
+        """
+        while self._ready or self._next_step():
+            key, params = self._ready[0]
             if self.deepening is not None and self.deepening.waits(params, self.running.values()):
-                self._held = (trial_id, params)
                 return None
-            self.running[trial_id] = params
-            if (settings := self._settings(trial_id, params)) is not None:
+            self._ready.pop(0)
+            if (settings := self._settings(key, params)) is not None:
+                self.running[trial_id] = params
+                if key in self._asked:
+                    self._asked[trial_id] = self._asked.pop(key)
                 return settings
-        return Searcher.FINISHED
+        return None if self.running else Searcher.FINISHED
+
+    def _next_step(self) -> bool:
+        """Begin the next step, or the next wave; False: there is none now."""
+        if self.running and self._side_by_side:
+            return False
+        while not self._ready:
+            if not self._steps:
+                if not (self.num_left or self.extend()):
+                    return False
+                self._steps = self.steps()
+            self._ready = self._steps.pop(0)
+            if not (self._ready or self._steps or self.num_left):
+                return False
+        return True
 
     def extend(self) -> bool:
         """Once all trials are over: whether there are more, beyond an axis that the winner ends."""
@@ -106,15 +148,7 @@ class TrialSearcher(Searcher):
             self.tell({"kind": "search_more", "run": self.config.run_uri, "trials": len(self.queue)})
         return bool(self.queue)
 
-    def _held_or_next(self, tune_id: str) -> Params | None:
-        if self._held is None:
-            return self._next(tune_id)
-        (before, params), self._held = self._held, None
-        if before in self.asked:
-            self.asked[tune_id] = self.asked.pop(before)
-        return params
-
-    def _settings(self, tune_id: str, params: Params) -> dict[str, Any] | None:
+    def _settings(self, key: str, params: Params) -> dict[str, Any] | None:
         """What a Trainable gets; None where the trial is ruled out."""
         head = start(self.config, self.table.probes, params)
         if self.deepening is None:
@@ -123,62 +157,44 @@ class TrialSearcher(Searcher):
         if reason is None:
             return trial_settings(self.config, params, self.deepening.head(params) or head)
         self.rule_out(trial_id(params), params, reason)
-        self.on_trial_complete(tune_id, error=True)
+        if key in self._asked:
+            self.inner.on_trial_complete(self._asked.pop(key), error=True)
         if self.inner is not None and self._given_back < TRIES:
             self._given_back += 1
             self.fresh += 1
         return None
 
-    def wave(self) -> list[dict[str, Any]]:
-        """Settings of trials that may begin now; none: there are no more. For who does without Tune.
-
-        TPE learns from what has ended, so it proposes a third of its trials at a time.
-        """
-        for id_, key in list(self._wave.items()):
-            if self.table.rows[id_]["status"] in (*OVER, "failed"):
-                best = self.table.rows[id_]["best"]
-                self.on_trial_complete(key, {SCORE: best}, error=best is None)
-                del self._wave[id_]
-        while self._steps or self.num_left or self.extend():
-            self._steps = self._steps or self.steps()
-            found = []
-            for key, params in self._steps.pop(0):
-                if (one := self._settings(key, params)) is not None:
-                    self._wave[one["id"]] = key
-                    found.append(one)
-            if found:
-                return found
-        return []
-
-    def steps(self) -> list[list[tuple[str, Params]]]:
+    def steps(self) -> list[list[Proposal]]:
         """New trials in steps of which each waits for the one before; without `ProbeFirst` there is one."""
         size = self.num_left if self.inner is None else min(self.num_left, self._third)
-        drawn = []
-        for number in range(size):
-            key = f"wave-{len(self.given)}-{number}"
+        drawn: list[Proposal] = []
+        for _ in range(size if self._side_by_side else 1):
+            key = f"proposal-{next(self._keys)}"
             if (params := self._next(key)) is not None:
-                self.running[key] = params
                 drawn.append((key, params))
         if self.deepening is None or not drawn:
             return [drawn]
         return self.deepening.steps(drawn, lambda one: one[1])
 
-    def _next(self, tune_id: str) -> Params | None:
+    def _next(self, key: str) -> Params | None:
+        """A trial that nobody has been given yet; None: there is none."""
         if self.queue:
             return self.queue.pop(0)
         if not self.fresh:
             return None
         self.fresh -= 1
-        for _ in range(TRIES):
-            if self.inner is None:
-                break
-            key = f"{tune_id}-{next(self._keys)}"
-            params = self.space.decode(self.inner.suggest(key))
+        for number in range(TRIES if self.inner is not None else 0):
+            asked = f"{key}-{number}"
+            raw = self.inner.suggest(asked)
+            if raw is None or raw == Searcher.FINISHED:  # a user's searcher waits for results, or has no more
+                self.fresh = 0 if raw is not None else self.fresh + 1
+                return None
+            params = self._decode(raw)
             if trial_id(params) not in self.given:
                 self.given.add(trial_id(params))
-                self.asked[tune_id] = key
+                self._asked[key] = asked
                 return params
-            self.inner.on_trial_complete(key, error=True)  # had it: tells the sampler nothing new
+            self.inner.on_trial_complete(asked, error=True)  # had it: tells the sampler nothing new
         rest = [p for p in self.space.product() if trial_id(p) not in self.given] if self.space.size else []
         if not rest:
             return None
@@ -196,13 +212,16 @@ class TrialSearcher(Searcher):
     ) -> None:
         """Tell the sampler what a trial came to: its best epoch, early-stopped ones too."""
         params = self.running.pop(trial_id, None)
-        failed = error or result is None or "failed" in result
         if params is None or self.inner is None:
             return
-        key = self.asked.pop(trial_id, None)
-        if key is not None:
-            self.inner.on_trial_complete(key, None if failed else result, error=failed)
-        elif not failed and result is not None:
+        row = self.table.rows.get(id_of(params), {})
+        if result is None and row.get("best") is not None:  # a scheduler has stopped it while it was paused
+            result = {SCORE: row["best"]}
+        failed = error or result is None or "failed" in result
+        asked = self._asked.pop(trial_id, None)
+        if asked is not None:
+            self.inner.on_trial_complete(asked, None if failed else result, error=failed)
+        elif not failed and result is not None and isinstance(self.inner, OptunaSearch):
             point = self.space.encode(params)
             if point is not None:  # not of one beyond the space, which the sampler does not know
                 self.inner.add_evaluated_point(point, result[SCORE])
@@ -241,3 +260,44 @@ def _optuna(config: Config, space: Space, table: TrialLog) -> Any:
         if point is not None and table.over(row["id"]) and row["best"] is not None:
             inner.add_evaluated_point(point, row["best"])
     return inner
+
+
+def side_by_side(config: Config) -> bool:
+    """Whether trials train side by side; those of several workers are Ray Train's."""
+    return config.search.fuse and config.scale.num_workers == 1
+
+
+def default_trial(config: Config, space: Space) -> Params | None:
+    """The trial that trains as the configuration without a search would, where the space has it.
+
+    It is proposed first and never stopped early: a search must not end below what `tlray train` gives, and
+    early epochs say little of it. Deep and quick trainings begin behind and end ahead.
+    """
+    settings = flat(config.model_dump(mode="json"))
+    params = {axis.key: settings.get(axis.key) for axis in space.axes}
+    return params if space.encode(params) is not None else None
+
+
+def _tune_space(space: Space) -> dict[str, Any]:
+    """The space in Ray Tune's terms, for a user's searcher that has none of its own."""
+    domains: dict[str, Any] = {}
+    for axis in space.axes:
+        if axis.values is not None:
+            domains[axis.key] = tune.choice(list(axis.values))
+        elif axis.whole:
+            whole = tune.lograndint if axis.log else tune.randint
+            domains[axis.key] = whole(int(axis.low), int(axis.high) + 1)
+        else:
+            domains[axis.key] = (tune.loguniform if axis.log else tune.uniform)(axis.low, axis.high)
+    return domains
+
+
+def _checked(config: Config, space: Space, proposed: Params) -> Params:
+    """What a user's searcher proposes. Raises ConfigError for a value that the configuration refuses."""
+    keys = {axis.key for axis in space.axes}
+    if proposed.keys() != keys:
+        raise ConfigError(
+            f"searcher: proposes {', '.join(sorted(proposed)) or 'nothing'}; accepted: values for the keys "
+            f"of search.space, {', '.join(sorted(keys))}"
+        )
+    return {key: accepted(config, key, proposed[key]) for key in sorted(keys)}

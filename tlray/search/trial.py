@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -55,6 +56,10 @@ class Trial(tune.Trainable):
         self._begin(new_config)
         return True
 
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Before Tune pauses a trial. Tune keeps nothing: the trial's own folder has its checkpoints."""
+        return SimpleNamespace(checkpoint=None)
+
     def cleanup(self) -> None:
         """Called when the trial is over and this process is not needed any more."""
         self._end()
@@ -62,9 +67,13 @@ class Trial(tune.Trainable):
     def _begin(self, settings: dict[str, Any]) -> None:
         self._id = settings["id"]
         self._config: Config = parse(_tree(settings["tree"]), f"trial {self._id}")
-        # What happened before an interruption is told again, so that the scheduler judges the whole curve.
-        self._past = deque(story(self._config.run_uri))
-        self._last: Record | None = None
+        # What happened before the search was interrupted is told again, so that schedulers judge the whole
+        # curve; not what this search was told already, before Tune paused the trial or its process died.
+        past = story(self._config.run_uri)
+        told = settings.get("epochs_told", 0)
+        self._past = deque(record for record in past if record["epoch"] > told)
+        self._last: Record | None = next((record for record in past if record["epoch"] == told), None)
+        self._epochs_told = told
         self._team: RayTrainThread | None = None
         self._records: Iterator[Record] | None = None
 
@@ -99,9 +108,10 @@ class Trial(tune.Trainable):
         except Exception as error:
             # The boundary of a trial: whatever it is, it is written down, and the search goes on.
             reason = one_line(error, self._config)
-            with contextlib.suppress(StorageError):
-                text = "".join(traceback.format_exception(error))
-                storage.write_bytes(storage.join(self._config.run_uri, rundir.ERROR), text.encode())
+            if not isinstance(error, TlrayError):  # whose line says all
+                with contextlib.suppress(StorageError):
+                    text = "".join(traceback.format_exception(error))
+                    storage.write_bytes(storage.join(self._config.run_uri, rundir.ERROR), text.encode())
             error.__traceback__ = None  # holds the loop's tensors
             self._end()
             return {"epoch": 0, SCORE: self._worst, "failed": reason, "done": True}
@@ -112,23 +122,24 @@ class Trial(tune.Trainable):
         if self._records is None:
             self._records = self._train()
         for record in self._records:
-            if self._last is None or record["epoch"] > self._last["epoch"]:
+            if record["epoch"] > self._epochs_told:
                 return self._result(record)
         # No more: it stopped itself early, or had ended before an interruption.
         assert self._last is not None, "a training without an epoch"
         return {**self._result(self._last, again=True), "ended": True, "done": True}
 
     def _result(self, record: Record, again: bool = False) -> dict[str, Any]:
-        self._last = record
+        self._last, self._epochs_told = record, record["epoch"]
         ended = record["epoch"] >= self._config.train.epochs
         if ended and self._records is not None:
             deque(self._records, maxlen=0)  # let it close what it has open
         # The best so far is what the trial would deliver, so that is what trials are compared by.
         best = record["best"]
         score = self._worst if best is None or not math.isfinite(best) else best
+        shown = {k: v for k, v in record.items() if k.startswith("val_") or k in ("train_loss", "lr")}
         return {
-            "epoch": record["epoch"], SCORE: score, "record": record,
-            "again": again, "ended": ended, "done": ended,
+            **shown, "epoch": record["epoch"], "training_iteration": record["epoch"], SCORE: score,
+            "record": record, "again": again, "ended": ended, "done": ended,
         }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tlray import storage
@@ -120,13 +120,14 @@ class TrialLog:
 
     # ---- what happened
 
-    def start(self, id_: str, params: Params) -> None:
-        """A trial runs (again)."""
+    def start(self, id_: str, params: Params, order: Sequence[str] = ()) -> None:
+        """A trial runs (again). ``order``: ids as they were proposed: of equal trials the first one wins."""
         old = self.rows.get(id_, {})
         self.rows[id_] = {
             "id": id_, "params": params, "status": "running", "epochs": 0, "best": None,
             "curve": [], "seconds": old.get("seconds", 0.0), "bundle": None,
         }  # fmt: skip
+        self.rows |= {id_: self.rows.pop(id_) for id_ in order if id_ in self.rows}
         self.write()
 
     def rule_out(self, id_: str, params: Params, reason: str) -> None:

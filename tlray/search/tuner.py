@@ -6,20 +6,26 @@ reads RUN/trials.json (see trial_log.py), goes on with trials that were under wa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import (
+    HyperBandForBOHB,
+    PopulationBasedTraining,
+    PopulationBasedTrainingReplay,
+    ResourceChangingScheduler,
+)
 
 from tlray import runtime, storage
 from tlray.bundle.bundle import Model
@@ -28,13 +34,22 @@ from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, TlrayError
 from tlray.search import group, probe, scores, soup
 from tlray.search import space as spaces
-from tlray.search.group import TrialReporter
 from tlray.search.halving import SuccessiveHalving
+from tlray.search.members import Members
+from tlray.search.placement import GroupActors, placed
 from tlray.search.probe import head_of
 from tlray.search.probe_first import ProbeFirst
-from tlray.search.searcher import SCORE, TrialSearcher, trial_settings
+from tlray.search.reporter import TrialReporter
+from tlray.search.searcher import (
+    MANY,
+    SCORE,
+    TrialSearcher,
+    default_trial,
+    side_by_side,
+    trial_settings,
+)
 from tlray.search.space import trial_id
-from tlray.search.trial import WORST, Trial, one_line
+from tlray.search.trial import Trial, one_line
 from tlray.search.trial_log import TrialLog, TrialRow
 from tlray.training import fit, resume
 from tlray.training.build import copy_model, start_key
@@ -47,11 +62,16 @@ Emit = Callable[[dict[str, Any]], None]
 REUSE = True  # a trial of one worker begins in the process of the one before
 THREADS = 4  # of a CPU trial where scale.cpus_per_worker is auto: many small trials use cores better
 BUILT = ("model.", "input.", "task.", "train.batch_size")  # choices that show only when a model is built
+REFUSED = {  # schedulers that need what a trial has not here
+    PopulationBasedTraining: "changes the settings of a trial, which here are what a trial is",
+    PopulationBasedTrainingReplay: "changes the settings of a trial, which here are what a trial is",
+    ResourceChangingScheduler: "gives trials other resources, and trials here share processes",
+    HyperBandForBOHB: "needs a searcher that is told when trials pause, which Ray's TuneBOHB alone is",
+}
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard of Tune's own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search and not as if it were finished
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
 }
 
 
@@ -77,10 +97,35 @@ class SearchResult:
         return asdict(self)
 
 
-def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> SearchResult:
+@dataclass(frozen=True)
+class TuneOptions:
+    """What a user of Ray Tune brings along, see `run`."""
+
+    scheduler: Any = None
+    searcher: Any = None
+    callbacks: Sequence[Any] = ()
+    stop: Any = None
+
+    def __post_init__(self) -> None:
+        for kind, reason in REFUSED.items():
+            if isinstance(self.scheduler, kind):
+                raise ConfigError(
+                    f"scheduler = {type(self.scheduler).__name__}: {reason}; accepted: schedulers that "
+                    "continue, pause or stop trials, as ASHAScheduler, HyperBandScheduler, MedianStoppingRule"
+                )
+
+
+def run(
+    config: Config, emit: Emit | None = None, fresh: bool = False, options: TuneOptions | None = None
+) -> SearchResult:
     """Run the search of this name, or go on with it: trials that are over are never run again.
 
     ``fresh``: what the run of this name left is deleted first, once everything else was checked.
+
+    ``options``: of Ray Tune's, in place of what the configuration says: ``scheduler`` (a TrialScheduler),
+    ``searcher`` (a Searcher, which proposes values for the keys of ``search.space``), ``callbacks``
+    (tune.Callback) and ``stop`` (as of tune.RunConfig). Results have ``score`` (the best value of the goal so
+    far), ``epoch``, ``training_iteration``, ``train_loss``, ``lr`` and the ``val_`` metrics.
 
     ``emit`` gets ``search_start``, ``trial_start``, ``trial_step``, ``trial_epoch``, ``trial_end``,
     ``search_more`` and ``note`` events. Leaves trials.json, config.json, metrics.json and best (the winner's
@@ -88,7 +133,7 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
     trial failed.
     """
     began = time.perf_counter()
-    tell = emit or _silent
+    tell, options = emit or _silent, options or TuneOptions()
     given: Any = config.search.space
     each_its_own = given != "auto" and "optim.lr" in given
     config = fit.settled(config, fresh, None if each_its_own else tell)
@@ -110,10 +155,10 @@ def run(config: Config, emit: Emit | None = None, fresh: bool = False) -> Search
         tell({"kind": "note", "run": config.run_uri, "text": note})
     if config.search.scheduler == "asha" and config.search.grace_epochs >= config.train.epochs:
         log.warning("search.grace_epochs = %d has no trial stopped early", config.search.grace_epochs)
-    sampler = TrialSearcher(config, space, table, tell)
+    sampler = TrialSearcher(config, space, table, tell, options.searcher)
     if sampler.num_left or sampler.extend():
         with runtime.session(), runtime.events(tell) as from_workers:
-            _search(config, sampler, table, head_of(model) is not None, tell, from_workers)
+            _search(config, sampler, table, head_of(model) is not None, tell, from_workers, options)
     _average(config, table, tell)
     best = table.best
     if best is None or table.best_of(table.rows.values()) is None:
@@ -146,7 +191,7 @@ def explain(config: Config) -> list[dict[str, Any]]:
 
     Raises TlrayError as `run` does.
     """
-    if not _fused(config):
+    if not side_by_side(config):
         given = f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}"
         raise ConfigError(f"{given}: trials train one by one, and nothing is planned; accepted: true and 1")
     config = fit.settled(config)
@@ -166,20 +211,27 @@ def explain(config: Config) -> list[dict[str, Any]]:
 
 
 def _search(
-    config: Config, sampler: TrialSearcher, table: TrialLog, linear: bool, tell: Emit, from_workers: Emit
+    config: Config,
+    sampler: TrialSearcher,
+    table: TrialLog,
+    linear: bool,
+    tell: Emit,
+    from_workers: Emit,
+    options: TuneOptions,
 ) -> None:
     """Probes where heads are ``linear``; then trials, side by side in groups or one by one through Tune."""
     room = fit_in(config)
     sampler.config = config.override(
         {"scale.cpus_per_worker": room.cpus, "scale.gpus_per_worker": room.gpus}, "scale"
     )
-    watch = TrialReporter(table, tell, config.train.epochs)
+    most = config.search.side_by_side if side_by_side(config) else 1
+    reporter = TrialReporter(table, tell, config.train.epochs, most)
     over = sum(map(table.over, table.rows))
     tell({
         "kind": "search_start", "run": config.run_uri, "trials": sampler.num_left + over, "over": over,
-        "concurrent": room.concurrent, "fused": _fused(config), "epochs": config.train.epochs,
+        "concurrent": room.concurrent, "fused": side_by_side(config), "epochs": config.train.epochs,
     })  # fmt: skip
-    sampler.rule_out = watch.rule_out
+    sampler.rule_out = reporter.rule_out
     if config.search.probe and linear:
         _probe(config, table, tell, room)
     if config.search.scores:
@@ -187,18 +239,7 @@ def _search(
             table.scores += scores.measure(config, table, room.cpus, room.gpus)
         except DataError as error:  # labels tell no picture from another; trials may learn all the same
             table.notes.append(f"search.scores: {error}")
-    if _fused(config):
-        rungs = SuccessiveHalving(
-            config.search, table.goal, _longest(config), default_trial(config, table.space)
-        )
-        for row in table.rows.values():
-            for point in row["curve"] if table.over(row["id"]) else ():
-                rungs.tell(point["epoch"], {row["id"]: point.get("best")})
-        table.plans += group.search(config, sampler, table, watch, from_workers, room, rungs)
-    else:
-        _by_tune(config, sampler, table, watch, from_workers, room)
-        while sampler.extend():
-            _by_tune(config, sampler, table, watch, from_workers, room)
+    _by_tune(config, sampler, table, reporter, from_workers, room, options)
     if table.scores:
         deepening = sampler.deepening or ProbeFirst(config, table)
         table.scores = scores.beside(table, deepening.place)
@@ -256,30 +297,35 @@ def _by_tune(
     config: Config,
     sampler: TrialSearcher,
     table: TrialLog,
-    watch: TrialReporter,
+    reporter: TrialReporter,
     from_workers: Emit,
     room: Room,
+    options: TuneOptions,
 ) -> None:
-    """Trials one by one: Tune is kept quiet, its own state in a folder that goes when it is over."""
-    workers = config.scale.num_workers
+    """Ray Tune runs the trials. It is kept quiet, and its own state is in a folder that goes with it."""
+    fused, workers = side_by_side(config), config.scale.num_workers
     bundle = {"CPU": room.cpus, "GPU": room.gpus} if workers == 1 else {"CPU": 0.01}
+    trainable = tune.with_parameters(
+        Trial, emit=from_workers, threads=room.cpus, direction=table.goal.direction
+    )
+    if options.scheduler is not None:  # what it is asked to go by, where it has none of its own
+        options.scheduler.set_search_properties(SCORE, table.goal.direction)
     folder = tempfile.mkdtemp(prefix="tlray-search-")
     try:
-        with _environment():
+        with _environment(pending=MANY if fused else 1), contextlib.ExitStack() as stack:
+            if fused:
+                stack.enter_context(placed(_groups(config, table, from_workers, room)))
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(
-                        Trial, emit=from_workers, threads=room.cpus, direction=table.goal.direction
-                    ),
-                    tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v}]),
+                    trainable, tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v}])
                 ),
                 tune_config=tune.TuneConfig(
                     # Metric and mode stand in the sampler and the scheduler, which refuse them twice.
                     search_alg=sampler,
-                    scheduler=_scheduler(config, table),
-                    num_samples=sampler.num_left,
-                    max_concurrent_trials=room.concurrent,
-                    reuse_actors=workers == 1 and REUSE,
+                    scheduler=options.scheduler or halving(config, table),
+                    num_samples=-1,  # the sampler says when it is over
+                    max_concurrent_trials=None if fused else room.concurrent,
+                    reuse_actors=not fused and workers == 1 and REUSE,
                     trial_name_creator=lambda trial: trial.config["id"],
                     trial_dirname_creator=lambda trial: trial.config["id"],
                 ),
@@ -287,7 +333,8 @@ def _by_tune(
                     name=config.name,
                     storage_path=folder,
                     verbose=0,
-                    callbacks=[OfTune(watch)],
+                    stop=options.stop,
+                    callbacks=[reporter, *options.callbacks],
                     # A process that dies is started again and resumes; a mistake inside it ends the trial.
                     failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -301,101 +348,31 @@ def _by_tune(
         raise RunError(f"{config.run_uri}: trials {', '.join(left)} did not end; run the same name again")
 
 
-class OfTune(tune.Callback):
-    """What Tune tells, on the driver, handed to a `TrialReporter`."""
+def _groups(config: Config, table: TrialLog, from_workers: Emit, room: Room) -> GroupActors:
+    """Processes for trials that train side by side."""
+    members: Any = ray.remote(Members)
+    members = members.options(
+        num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0,
+        max_concurrency=config.search.side_by_side + 4,  # every member may wait in a thread
+    )  # fmt: skip
+    start = partial(members.remote, partial(group.Group, room.cpus), from_workers, table.goal.direction)
 
-    def __init__(self, watch: TrialReporter) -> None:
-        self.watch = watch
+    def over(plan: dict[str, Any]) -> None:
+        if plan:
+            table.plans.append(plan)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the TrialSearcher's: nobody restores it
-
-    def __deepcopy__(self, memo: Any) -> OfTune:
-        return self
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.watch.start(trial.config["id"], trial.config["params"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if "record" in result:
-            self.watch.epoch(trial.config["id"], result["record"], result["again"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        id_, last = trial.config["id"], trial.last_result
-        if "failed" in last:
-            self.watch.over(id_, "failed", last["failed"])
-        else:
-            self.watch.over(id_, "finished" if last.get("ended") else "stopped")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error()
-        lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        died = isinstance(error, ray.exceptions.RayActorError) or not lines
-        lost = "the trial's process died (out of memory, or its machine was lost)"
-        self.watch.over(trial.config["id"], "failed", lost if died else lines[-1][:300])
+    return GroupActors(start, room.concurrent, config.search.side_by_side, over)
 
 
-def _scheduler(config: Config, table: TrialLog) -> Any:
-    """ASHA over epochs and best value so far, with the trials from before a restart on its rungs."""
-    search = config.search
-    if search.scheduler == "none":
-        return FIFOScheduler()
-    longest = _longest(config)
-    scheduler: Any = _Halving(
-        default_trial(config, table.space),
-        time_attr="epoch",
-        metric=SCORE,
-        mode=table.goal.direction,
-        max_t=longest,
-        grace_period=min(search.grace_epochs, longest),
-        reduction_factor=search.reduction_factor,
-    )
-    worst = -WORST if table.goal.direction == "max" else WORST
+def halving(config: Config, table: TrialLog) -> SuccessiveHalving:
+    """The scheduler of a configuration, with the trials from before a restart on its rungs."""
+    default = default_trial(config, table.space)
+    spared = None if default is None else trial_id(default)
+    scheduler = SuccessiveHalving(config.search, table.goal, _longest(config), spared)
     for row in table.rows.values():
-        if not table.over(row["id"]):
-            continue
-        trial, best = SimpleNamespace(trial_id=row["id"]), None
-        scheduler.on_trial_add(None, trial)
-        for point in row["curve"]:
-            value = point.get(f"val_{table.goal.name}")
-            if value is not None and table.goal.better(value, best):
-                best = value
-            score = worst if best is None else best
-            scheduler.on_trial_result(None, trial, {"epoch": point["epoch"], SCORE: score})
-        scheduler.on_trial_remove(None, trial)
+        if table.over(row["id"]):
+            scheduler.recall(row)
     return scheduler
-
-
-class _Halving(ASHAScheduler):
-    """Ray's, but for one trial, ``spared``, that is never stopped."""
-
-    def __init__(self, spared: str | None, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._spared = spared
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
-        decided = super().on_trial_result(tune_controller, trial, result)
-        settings = getattr(trial, "config", {})  # a trial of before a restart has none
-        spared = settings.get("id", trial.trial_id) == self._spared
-        return self.CONTINUE if spared and result["epoch"] < self._max_t else decided
-
-
-def default_trial(config: Config, space: spaces.Space) -> str | None:
-    """The trial that trains as the configuration without a search would, where the space has it.
-
-    It is never stopped early: a search must not end below what `tlray train` gives, and early epochs say
-    little of it. Deep and quick trainings begin behind and end ahead.
-    """
-    settings = resume.flat(config.model_dump(mode="json"))
-    params = {axis.key: settings.get(axis.key) for axis in space.axes}
-    return trial_id(params) if space.encode(params) is not None else None
-
-
-def _fused(config: Config) -> bool:
-    """Whether trials train side by side; those of several workers are Ray Train's."""
-    return config.search.fuse and config.scale.num_workers == 1
 
 
 def _longest(config: Config) -> int:
@@ -464,10 +441,14 @@ def _check_choices(config: Config, space: spaces.Space, model: Model) -> None:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """Settings that Tune takes from the environment only, for as long as it runs."""
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
+def _environment(pending: int) -> Iterator[None]:
+    """Settings that Tune takes from the environment only, for as long as it runs.
+
+    ``pending``: trials that Tune may hold before they have a process.
+    """
+    settings = {**ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(pending)}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:

@@ -1,0 +1,95 @@
+"""What happens to trials: from Ray Tune into the table, and on to whoever shows progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import tune
+
+from tlray.search.placement import TrialHandle
+from tlray.search.trial_log import TrialLog
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class TrialReporter(tune.Callback):
+    """Ray Tune's callback of a search."""
+
+    def __init__(self, table: TrialLog, emit: Emit, epochs: int, side_by_side: int = 1) -> None:
+        """``epochs``: of a trial that is not stopped early; ``side_by_side``: trials of a process at most."""
+        self.table, self.emit, self.epochs = table, emit, epochs
+        self.lost = "the trial's process died (out of memory, or its machine was lost)"
+        if side_by_side > 1:
+            self.lost += f"; with less memory at once: search.side_by_side = {side_by_side // 2}"
+
+    # Tune saves and copies its callbacks for Tuner.restore, which is not how a search goes on here.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: Any) -> TrialReporter:
+        return self
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        id_, params = trial.config["id"], trial.config["params"]
+        if trial.last_result.get("epoch"):  # it was paused, or its process died
+            return
+        self.table.start(id_, params, [trial.config["id"] for trial in trials])
+        self._emit("trial_start", id_, params=params, epochs=self.epochs)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "record" not in result:
+            return
+        id_, record = trial.config["id"], result["record"]
+        # Where the trial begins anew, in another process, it does not tell these epochs again.
+        trial.config["epochs_told"] = result["epoch"]
+        if self.table.epoch(id_, record):
+            facts = {"goal_name": self.table.goal.name, "again": result["again"]}
+            self._emit("trial_epoch", id_, **{**record, **facts})
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        id_, last, handle = trial.config["id"], trial.last_result, trial.temporary_state.ray_actor
+        if "failed" in last:
+            self._over(id_, "failed", last["failed"], bundle=not isinstance(handle, TrialHandle))
+            return
+        status, bundle = "finished" if last.get("ended") else "stopped", True
+        if isinstance(handle, TrialHandle):
+            # Trials that train side by side write a bundle only where one is needed.
+            bundle = any(row["id"] == id_ for row in self.table.with_bundles([id_]))
+            try:
+                reason = ray.get(handle.end(bundle))
+            except ray.exceptions.RayError:
+                reason = self.lost
+            if reason is not None:
+                self._over(id_, "failed", reason, bundle=False)
+                return
+        self._over(id_, status, bundle=bundle)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        died = isinstance(error, ray.exceptions.RayActorError) or not lines
+        self._over(trial.config["id"], "failed", self.lost if died else lines[-1][:300])
+
+    def rule_out(self, id_: str, params: dict[str, Any], reason: str) -> None:
+        """A trial is not worth running."""
+        self.table.rule_out(id_, params, reason)
+        self._emit_end(self.table.rows[id_])
+
+    def _over(self, id_: str, status: str, reason: str | None = None, bundle: bool = True) -> None:
+        """A trial is over; ``bundle``: whether it has left one."""
+        self._emit_end(self.table.end(id_, status, reason, bundle))
+
+    def _emit_end(self, row: dict[str, Any]) -> None:
+        facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
+        best = self.table.best
+        self._emit(
+            "trial_end", row["id"], **facts, **({"reason": row["reason"]} if "reason" in row else {}),
+            goal_name=self.table.goal.name, winner=best["id"] if best else None,
+        )  # fmt: skip
+
+    def _emit(self, kind: str, id_: str, **facts: Any) -> None:
+        self.emit({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
