@@ -26,7 +26,7 @@ from tlray import storage
 from tlray.data import masks, schema
 from tlray.data.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError, about
-from tlray.ingestion import boxes, given, mask_codes, plan, preflight, preview, views, writer
+from tlray.ingestion import boxes, mask_codes, plan, preflight, preview, source_splits, views, writer
 from tlray.ingestion.findings import SHOWN, Finding
 from tlray.ingestion.formats.base import STATED
 from tlray.ingestion.survey import survey
@@ -128,7 +128,7 @@ def ingest(
     cut = plan.shares(found.splits, validation, test)
     good, thin = plan.assign(source, good, kinds, plan.merged(exact, near), cut, seed)
     good, bad, kept = plan.known_classes(good, bad, kinds)
-    remarks += given.check(source, found.splits, good, bad)
+    remarks += source_splits.check_usable(source, found.splits, good, bad)
     exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
     report = preflight.examine(
         source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), [*remarks, *thin],

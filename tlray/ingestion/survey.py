@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tlray.data import schema
 from tlray.errors import DataError, about
-from tlray.ingestion import formats, given, plan
+from tlray.ingestion import formats, plan, source_splits
 from tlray.ingestion.findings import Finding
 from tlray.ingestion.formats import base
 from tlray.ingestion.formats.base import Index, Look
@@ -143,7 +143,7 @@ def _survey(
     index = replace(index, table=index.table.select(kept))
     table, named, respelled = unify(index.table, wanted.columns, index.names, merge_classes)
     plan.check_classes(source, table, wanted.columns, look.summary, one_class)
-    splits, empty = given.splits(listing, look, index)
+    splits, empty = source_splits.stated(listing, look, index)
     findings = [*listing.findings, *index.findings, *respelled, *empty]
     return Survey(source, listing, name, look, index, wanted, table, dict(named), findings, splits)
 
