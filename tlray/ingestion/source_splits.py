@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.base import Index, Look
 from tlray.ingestion.formats.listing import LABEL_ENDINGS, Listing, stem
 
@@ -76,7 +76,7 @@ def _without_rows(
         siblings[parent, posixpath.splitext(name)[1].lower()][stem(name)] = file
     empty: dict[str, str] = {}
     for paths in siblings.values():
-        split_of = evidence.splits_among(paths)
+        split_of = heuristics.splits_among(paths)
         if any(split == "train" and paths[name] in read for name, split in split_of.items()):
             for name, split in split_of.items():
                 if split not in splits_of_rows and split != "train":

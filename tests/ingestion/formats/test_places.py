@@ -10,7 +10,7 @@ import pytest
 
 from tlray.errors import DataError
 from tlray.ingestion import formats
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
 from tlray.ingestion.formats.places import Places

@@ -21,7 +21,7 @@ from tlray.data.schema import OBJECTS, SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, lines_of
 from tlray.ingestion.formats.places import Lookup, Places
 from tlray.ingestion.formats.tabular.boxes import (

@@ -19,7 +19,7 @@ from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.formats import coco_file, outlines
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled

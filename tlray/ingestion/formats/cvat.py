@@ -23,7 +23,7 @@ from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import finding
 from tlray.ingestion.formats import markup, outlines
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
 from tlray.ingestion.formats.places import Places

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from tlray.data.schema import LABEL
 from tlray.errors import DataError
 from tlray.ingestion.findings import finding
-from tlray.ingestion.formats import evidence, folder_lists
+from tlray.ingestion.formats import folder_lists, heuristics
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import HEAD, Listing, counts_by_ending, lines_of
 
@@ -107,14 +107,14 @@ def _below_wrappers(files: list[Parts]) -> Parts:
     chain: Parts = ()
     while deep and len({parts[: len(chain) + 1] for parts in deep}) == 1:
         top = deep[0][len(chain)]
-        if evidence.split_word(top) or any(len(parts) == len(chain) + 2 for parts in deep):
+        if heuristics.split_word(top) or any(len(parts) == len(chain) + 2 for parts in deep):
             break
         chain += (top,)
     below = {parts[len(chain)] for parts in deep if len(parts) > len(chain) + 1}
-    if len(below) > 1 or "train" in evidence.splits_among(below).values():
+    if len(below) > 1 or "train" in heuristics.splits_among(below).values():
         return chain
     words = 0
-    while words < len(chain) and evidence.is_layout_word(chain[words]):
+    while words < len(chain) and heuristics.is_layout_word(chain[words]):
         words += 1
     return chain[:words]
 
@@ -124,7 +124,7 @@ def _split_folders(files: list[Parts], depth: int) -> dict[str, str]:
     tops = {parts[depth] for parts in files if len(parts) > depth + 1}
     # A class may well be called "train": a split holds class folders, not pictures.
     deep = {parts[depth] for parts in files if len(parts) > depth + 2}
-    named = evidence.splits_among(tops)
+    named = heuristics.splits_among(tops)
     if {named[top] for top in deep if top in named} & {"train"}:
         return named
     return named if named and set(named) == tops and set(named) <= deep else {}
@@ -137,8 +137,8 @@ def _start(top: str, files: list[Parts], depth: int) -> Parts:
     while len({parts[: len(start) + 1] for parts in files if len(parts) > len(start) + 1}) == 1:
         name = next(parts[len(start)] for parts in files if len(parts) > len(start) + 1)
         deeper = all(len(parts) > len(start) + 2 for parts in files)
-        again = name == top or evidence.split_word(name) == evidence.split_word(top) is not None
-        if not (again or (deeper and evidence.is_layout_word(name))):
+        again = name == top or heuristics.split_word(name) == heuristics.split_word(top) is not None
+        if not (again or (deeper and heuristics.is_layout_word(name))):
             break
         start += (name,)
     return start
@@ -147,7 +147,7 @@ def _start(top: str, files: list[Parts], depth: int) -> Parts:
 def _with_splits_below(rows: list[_Row]) -> list[_Row]:
     """Splits of ``<class>/<split>/picture``, where all pictures are so."""
     below = {row.parts[row.depth] if len(row.parts) > row.depth + 1 else "" for row in rows}
-    splits = evidence.splits_among(below)
+    splits = heuristics.splits_among(below)
     if set(splits) != below or "train" not in splits.values() or len(set(splits.values())) < 2:
         return rows
     return [_Row(row.parts, splits[row.parts[row.depth]], row.label, row.depth + 1) for row in rows]
@@ -155,22 +155,22 @@ def _with_splits_below(rows: list[_Row]) -> list[_Row]:
 
 def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
     """What speaks against folders being classes, "" where nothing does."""
-    layout = [name for name in classes if evidence.is_layout_word(name)]
+    layout = [name for name in classes if heuristics.is_layout_word(name)]
     if layout:
         return f"{_listed(layout)} {_is(layout)} a name of layouts, not of a class"
-    as_split = sorted(evidence.splits_among(classes))
+    as_split = sorted(heuristics.splits_among(classes))
     # A train is a vehicle, too; a test among other classes may be one. Two of them are splits.
     if as_split and (len(as_split) == len(classes) or len(as_split) > 1):
         return f"{_listed(as_split)} {_is(as_split)} a name of splits, not of a class"
     lists = {} if read.has_splits else folder_lists.lists(listing)
-    labels = [path for path in evidence.label_files(listing) if path not in lists]
+    labels = [path for path in heuristics.label_files(listing) if path not in lists]
     labels = [path for path in labels if not _lists_classes(listing, path, classes)]
     if labels:
         return (
             f"{counts_by_ending(labels)} ({labels[0]}) may hold the labels, which no format could read; "
             "if they are none, take them away"
         )
-    masks = evidence.parallel_folders(listing)
+    masks = heuristics.parallel_folders(listing)
     if masks:
         return f"pictures in {masks[1]} look like masks of those in {masks[0]}"
     again = [name for start in read.classes_in for name in start[-1:] if name in classes]
@@ -234,7 +234,7 @@ def index(listing: Listing, column: str) -> Index:
     wrapping = [
         "/".join(start)
         for start in read.classes_in
-        if not read.splits and not all(evidence.is_layout_word(name) for name in start)
+        if not read.splits and not all(heuristics.is_layout_word(name) for name in start)
     ]
     taken = {*files, *(tuple(path.split("/")) for path in given.files)}
     endings = Counter(

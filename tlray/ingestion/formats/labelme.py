@@ -24,7 +24,7 @@ from tlray.errors import DataError, PictureError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats import outlines, pairs
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, stem
 from tlray.ingestion.formats.places import Places
 

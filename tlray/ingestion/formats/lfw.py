@@ -13,7 +13,7 @@ from collections import defaultdict
 from tlray.data.schema import LABEL
 from tlray.errors import DataError
 from tlray.ingestion.findings import finding
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import Listing, stem
 
@@ -37,7 +37,7 @@ def look(listing: Listing) -> Look | None:
     if not people:
         return None
     pictures = [path for paths in people.values() for path in paths]
-    labels = evidence.label_files(listing)
+    labels = heuristics.label_files(listing)
     summary = f"{len(pictures)} pictures of {len(people)} names with numbers"
     lacks = f"{labels[0]} may hold the labels" if labels else ""
     return Look(summary, pictures, [], lacks)
@@ -52,7 +52,7 @@ def index(listing: Listing, column: str) -> Index:
             "several each; accepted: such names, or a folder for each person"
         )
     rows = [
-        {"path": path, "split": evidence.folder_split(path), LABEL: name}
+        {"path": path, "split": heuristics.folder_split(path), LABEL: name}
         for name, paths in people.items()
         for path in paths
     ]
@@ -70,7 +70,7 @@ def _people(listing: Listing) -> dict[str, list[str]]:
     """Pictures by the person that their names speak of; empty where the names are not of that form."""
     folders = {path.rpartition("/")[0] for path in listing.pictures}
     # One folder, or one a split: else the folders may be the people.
-    if len(folders) > 1 and not all(evidence.folder_split(f"{folder}/x") for folder in folders):
+    if len(folders) > 1 and not all(heuristics.folder_split(f"{folder}/x") for folder in folders):
         return {}
     people: dict[str, list[str]] = defaultdict(list)
     for path in listing.pictures:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats import evidence
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats import heuristics
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, stem
 from tlray.ingestion.formats.places import Places, is_of_labels, key, pictures
 
@@ -51,7 +51,7 @@ def _pair(listing: Listing, file: str, places: Mapping[str, tuple[str, ...]]) ->
 def _place(path: str) -> tuple[str, ...]:
     """A path's folders without the words of layouts (train/images, train/labels), and its name."""
     *folders, name = key(stem(path)).split("/")
-    return (*(folder for folder in folders if not evidence.is_layout_word(folder)), name)
+    return (*(folder for folder in folders if not heuristics.is_layout_word(folder)), name)
 
 
 def unlabelled(listing: Listing, labelled: Iterable[str], file: str) -> tuple[list[Finding], dict[str, int]]:

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from tlray import storage
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats.evidence import LABEL_WORDS, folder_split
+from tlray.ingestion.formats.heuristics import LABEL_WORDS, folder_split
 from tlray.ingestion.formats.listing import Listing, below, is_picture, stem
 
 _SAMPLE = 100  # paths of a label file that are tried to learn where its pictures lie

@@ -20,7 +20,7 @@ from typing import Any
 from tlray.data.schema import LABEL, LABELS, OBJECTS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import HEAD, Listing
 from tlray.ingestion.formats.places import accepted
@@ -207,10 +207,10 @@ def _unread(listing: Listing, used: set[str]) -> list[Finding]:
     """Files that name pictures, too, and could not be read as tables."""
     others = [
         path
-        for path in evidence.label_files(listing)
+        for path in heuristics.label_files(listing)
         if path not in used and path.lower().endswith(records.ENDINGS) and not tables.SUBMISSION.search(path)
     ]
-    named = [path for path in others if evidence.names_pictures(listing, path)]
+    named = [path for path in others if heuristics.names_pictures(listing, path)]
     return finding("warning", "unread_file", named, "{n} other files name pictures and were not read")
 
 

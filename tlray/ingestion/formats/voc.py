@@ -26,7 +26,7 @@ from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, Severity, finding
 from tlray.ingestion.formats import markup, outlines, pairs
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of, split_in, stem
 from tlray.ingestion.formats.places import Places, near
 

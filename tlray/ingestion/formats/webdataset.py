@@ -23,7 +23,7 @@ from tlray.data.schema import LABEL, LABELS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, split_in
 from tlray.ingestion.formats.tabular import labels, roles
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing

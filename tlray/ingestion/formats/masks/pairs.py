@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tlray.data.schema import SPLITS
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.listing import Listing, stem
 
 _MASK_WORDS = frozenset((
@@ -86,7 +86,7 @@ def find(listing: Listing) -> Pairs:
     if beside.masks_of:
         return beside
     if len({path.rpartition("/")[0] for path in listing.pictures}) <= _SHOWN_ROUTES:
-        folders = evidence.parallel_folders(listing)
+        folders = heuristics.parallel_folders(listing)
         if folders is not None:
             differ = [
                 (a, b) for a, b in zip(*(f.lower().split("/") for f in folders), strict=False) if a != b

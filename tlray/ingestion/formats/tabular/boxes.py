@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tlray.data.schema import SPLITS
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import HEAD, is_picture, lines_of, split_in, start_of_text
 
 # What columns are called, without blanks, underscores, dots and dashes; of several the first.

@@ -9,7 +9,7 @@ from typing import Any
 
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.tabular import cells, roles
 from tlray.ingestion.formats.tabular.labels import Place, where
@@ -95,7 +95,7 @@ def with_folders(rows: list[Row], notes: list[Finding]) -> list[Row]:
         without = [f"{row.file} row {row.line}: {row.path}" for row in rows if not row.split]
         notes += finding("warning", "no_split", without, "{n} rows name no split: taken as train")
         return rows
-    folders = [evidence.folder_split(row.path) for row in rows]
+    folders = [heuristics.folder_split(row.path) for row in rows]
     if "train" not in folders or None in folders:
         return rows
     return [replace(row, split=split) for row, split in zip(rows, folders, strict=True)]

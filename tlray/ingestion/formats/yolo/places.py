@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tlray.data.schema import SPLITS
 from tlray.errors import DataError
-from tlray.ingestion.formats.evidence import IMAGE_WORDS
+from tlray.ingestion.formats.heuristics import IMAGE_WORDS
 from tlray.ingestion.formats.listing import Listing, stem
 from tlray.ingestion.formats.yolo.names import is_list_file
 

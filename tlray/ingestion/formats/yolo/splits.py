@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tlray.data.schema import SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of
 from tlray.ingestion.formats.places import Places, plain
 from tlray.ingestion.formats.yolo.names import Config, nearby
