@@ -84,7 +84,7 @@ def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
 def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str]) -> str:
     """One line: what was seen, the nearest layout and what it lacks, and how to say a layout by force."""
     there = counts_by_ending(listing.files)
-    force = f"--format {'|'.join(name for name in names() if name != 'refused')}"
+    force = f"--format {'|'.join(name for name in names() if name != 'unsupported')}"
     if not listing.files:
         return f"{listing.root}: holds no files; accepted: labelled pictures"
     if looks:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlray.ingestion.formats import heuristics, refused
+from tlray.ingestion.formats import heuristics, unsupported
 from tlray.ingestion.formats.listing import Listing, is_picture, split_in
 from tlray.ingestion.formats.places import Lookup, Places
 from tlray.ingestion.formats.tabular import boxes, cells, records, roles
@@ -86,7 +86,7 @@ def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[li
     there: list[LabelTable] = []
     lost: list[Lost] = []
     for path in files:
-        if not path.lower().endswith(".parquet") and refused.form_of(path, listing.head_text(path)):
+        if not path.lower().endswith(".parquet") and unsupported.tool_of(path, listing.head_text(path)):
             continue
         name = posixpath.splitext(path)[0].rpartition("/")[2]
         split = heuristics.folder_split(path) or split_in(_words(name))
