@@ -23,7 +23,7 @@ from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, lines_of
-from tlray.ingestion.formats.places import Lookup, Places
+from tlray.ingestion.formats.picture_paths import Lookup, PicturePaths
 from tlray.ingestion.formats.tabular.boxes import (
     CENTRED,
     CORNERS,
@@ -70,7 +70,7 @@ def look(listing: Listing) -> Look | None:
         try:
             rows = [row for _, row in t.shape.rows(first_lines(listing.head(t.file)))][:20]
             names = [t.shape.cell(row, "path") for row in rows]
-            lookup = _lookup(listing, Places(listing), t.shape, names)
+            lookup = _lookup(listing, PicturePaths(listing), t.shape, names)
             if any(lookup.several(name) for name in names):
                 return Look(summary, listing.pictures, files)
         except DataError:  # a name of two pictures: `index` says so
@@ -99,9 +99,9 @@ def index(listing: Listing, column: str) -> Index:
     rows: list[dict[str, Any]] = []
     shares = set()
     names = _class_table(listing)
-    places = Places(listing)
+    picture_paths = PicturePaths(listing)
     for t in tables:
-        num_double = _read(listing, t, places)
+        num_double = _read(listing, t, picture_paths)
         # A split that is given would be made anew else.
         if not t.pictures and t.shape.split and len(tables) > 1:
             raise DataError(
@@ -120,8 +120,8 @@ def index(listing: Listing, column: str) -> Index:
         raise DataError(
             f"{listing.root}: boxes are px in one table and shares in another; accepted: one of them"
         )
-    places.check(len(homes))
-    findings += places.findings()
+    picture_paths.check(len(homes))
+    findings += picture_paths.findings()
     without = sorted(set(listing.pictures) - set(homes))
     given = {row["split"] for row in rows} - {None}
     if given:
@@ -179,11 +179,11 @@ def _tables(listing: Listing) -> tuple[list[_Table], list[Shape]]:
 # ---- rows
 
 
-def _lookup(listing: Listing, places: Places, shape: Shape, names: Sequence[str]) -> Lookup:
-    return places.lookup(listing.where(shape.file), posixpath.dirname(shape.file), names, shape.split)
+def _lookup(listing: Listing, picture_paths: PicturePaths, shape: Shape, names: Sequence[str]) -> Lookup:
+    return picture_paths.lookup(listing.where(shape.file), posixpath.dirname(shape.file), names, shape.split)
 
 
-def _read(listing: Listing, t: _Table, places: Places) -> int:
+def _read(listing: Listing, t: _Table, picture_paths: PicturePaths) -> int:
     """Fill a table; returns how many rows are there twice."""
     where, shape = listing.where(t.file), t.shape
     try:
@@ -192,7 +192,7 @@ def _read(listing: Listing, t: _Table, places: Places) -> int:
         raise DataError(
             f"{where}: no valid table ({error}); accepted: cells between {shape.delimiter!r}"
         ) from None
-    lookup = _lookup(listing, places, shape, [shape.cell(row, "path") for _, row in rows])
+    lookup = _lookup(listing, picture_paths, shape, [shape.cell(row, "path") for _, row in rows])
     found: dict[str, str] = {}  # a picture stands in as many rows as it has boxes
     seen: set[tuple[Any, ...]] = set()
     num_double = 0

@@ -23,7 +23,7 @@ from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
-from tlray.ingestion.formats.places import Places, near
+from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _KEYS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
@@ -42,7 +42,7 @@ def look(listing: Listing) -> Look | None:
         return Look(f"{len(others)} .json of COCO", [], [file for file, _ in others], lacks)
     names = [name for file in chosen for name in names_in_head(listing.head_text(file), "file_name")]
     # The first bytes of a file may be annotations or licences.
-    pictures = near(listing, names) if names else listing.pictures
+    pictures = in_same_folders(listing, names) if names else listing.pictures
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of COCO", pictures, chosen, lacks)
 
@@ -109,7 +109,7 @@ def index(listing: Listing, column: str) -> Index:
             f"{listing.where(chosen[splits.index(None)])}: one of {len(chosen)} files, and of no split"
             "; accepted: names with train, val or test"
         )
-    notes, places = coco_file.Notes(), Places(listing)
+    notes, picture_paths = coco_file.Notes(), PicturePaths(listing)
     trees = {
         f: coco_file.read(listing.where(f), data)
         for f, data in zip(chosen, listing.read_all(chosen), strict=True)
@@ -125,7 +125,7 @@ def index(listing: Listing, column: str) -> Index:
     for (file, tree), split in zip(trees.items(), splits, strict=True):
         where = listing.where(file)
         stated = [coco_file.file_name(where, number, item) for number, item in enumerate(tree["images"])]
-        find = places.lookup(where, posixpath.dirname(file), stated, split)
+        find = picture_paths.lookup(where, posixpath.dirname(file), stated, split)
         by_image = coco_file.annotations_of(where, tree, notes)
         for number, item in enumerate(tree["images"]):
             here = f"{where}: images[{number}]"
@@ -138,13 +138,13 @@ def index(listing: Listing, column: str) -> Index:
             value = _mask(found, ids, notes) if column == MASK else _objects(found, notes)
             rows.append({"path": path, "split": split or folder_split(path), column: value,
                          "stated_width": width, "stated_height": height})  # fmt: skip
-    places.check(len(rows))
+    picture_paths.check(len(rows))
     if column == MASK and notes.no_outlines and not notes.num_outlines:
         raise DataError(
             f"{notes.no_outlines[0]}: no segmentation, as no object; accepted: outlines for masks"
         )
     without, masks = unlabelled(listing, homes, "entry in a COCO file")
-    findings = [*notes.findings(), *places.findings(), *without]
+    findings = [*notes.findings(), *picture_paths.findings(), *without]
     ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
     given = {MASK: names} if column == MASK else {}
     return Index(table(rows, column), names=given, ignored=ignored, findings=findings)

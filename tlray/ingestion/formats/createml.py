@@ -19,7 +19,7 @@ from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
-from tlray.ingestion.formats.places import Places, near
+from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
 GIVES: tuple[str, ...] = (OBJECTS,)
 _IMAGE = ("image", "imagefilename", "filename")
@@ -36,7 +36,7 @@ def look(listing: Listing) -> Look | None:
     if not chosen:
         return None
     names = [name for file in chosen for name in names_in_head(listing.head_text(file), "|".join(_IMAGE))]
-    pictures = near(listing, names)
+    pictures = in_same_folders(listing, names)
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of CreateML", pictures, chosen, lacks)
 
@@ -68,7 +68,7 @@ def index(listing: Listing, column: str) -> Index:
     chosen = _chosen(listing)
     if not chosen:
         raise DataError(f"{listing.root}: no JSON of CreateML; accepted: {_ACCEPTED}")
-    places = Places(listing)
+    picture_paths = PicturePaths(listing)
     rows: list[dict[str, Any]] = []
     homes: dict[str, str] = {}
     splits = [split_in(posixpath.basename(file)) or folder_split(file) for file in chosen]
@@ -76,7 +76,7 @@ def index(listing: Listing, column: str) -> Index:
         where = listing.where(file)
         items = _read(where, data)
         names = [_value(f"{where}: [{number}]", item, _IMAGE, str) for number, item in enumerate(items)]
-        find = places.lookup(where, posixpath.dirname(file), names, split)
+        find = picture_paths.lookup(where, posixpath.dirname(file), names, split)
         for number, (name, item) in enumerate(zip(names, items, strict=True)):
             here = f"{where}: [{number}]"
             path = find(name, here)
@@ -86,9 +86,9 @@ def index(listing: Listing, column: str) -> Index:
             annotations = _value(here, item, _ANNOTATIONS, list)
             boxes = [_box(f"{here}.annotations[{n}]", value) for n, value in enumerate(annotations)]
             rows.append({"path": path, "split": split or folder_split(path), OBJECTS: objects(boxes)})
-    places.check(len(rows))
+    picture_paths.check(len(rows))
     without, masks = unlabelled(listing, homes, "entry in a CreateML file")
-    return Index(table(rows, OBJECTS), ignored=masks, findings=[*places.findings(), *without])
+    return Index(table(rows, OBJECTS), ignored=masks, findings=[*picture_paths.findings(), *without])
 
 
 def _read(where: str, data: bytes) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
-from tlray.ingestion.formats.places import Places
+from tlray.ingestion.formats.picture_paths import PicturePaths
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _LOOKED_INTO = 24
@@ -85,7 +85,7 @@ def index(listing: Listing, column: str) -> Index:
     chosen = _chosen(listing)
     if not chosen:
         raise DataError(f"{listing.root}: no XML with <annotations>; accepted: {_ACCEPTED}")
-    notes, places = _Notes(), Places(listing)
+    notes, picture_paths = _Notes(), PicturePaths(listing)
     trees = {
         file: markup.parse(listing.where(file), data, _ACCEPTED)
         for file, data in zip(chosen, listing.read_all(chosen), strict=True)
@@ -112,7 +112,7 @@ def index(listing: Listing, column: str) -> Index:
     for file in trees:
         stated = [item.get("name") or "" for other, item, *_ in images
                   if other == file and _in_subset(item, listing) is None]  # fmt: skip
-        finds[file] = places.lookup(listing.where(file), posixpath.dirname(file), stated)
+        finds[file] = picture_paths.lookup(listing.where(file), posixpath.dirname(file), stated)
     subsets = {(item.get("subset") or "").strip().lower() for _, item, *_ in images}
     rows: list[dict[str, Any]] = []
     homes: dict[str, str] = {}
@@ -128,13 +128,13 @@ def index(listing: Listing, column: str) -> Index:
         width, height = _side(item.get("width")), _side(item.get("height"))
         rows.append({"path": path, "split": subset or folder_split(path), column: value,
                      "stated_width": width, "stated_height": height})  # fmt: skip
-    places.check(len(rows))
+    picture_paths.check(len(rows))
     used = {shape.label for *_, shapes in images for shape in shapes}
     without, masks = unlabelled(listing, homes, "entry in a CVAT file")
     others = sorted(subset for subset in subsets if subset and subset not in (*SPLITS, "default"))
     kinds = [f"{kind}: {number}" for kind, number in notes.ignored.items()]
     findings = [
-        *places.findings(),
+        *picture_paths.findings(),
         *without,
         *finding(
             "info", "class_never", [name for name in classes if name not in used], "{n} labels in no picture"

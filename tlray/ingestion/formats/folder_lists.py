@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.listing import HEAD, Listing, lines_of, split_in, stem
-from tlray.ingestion.formats.places import Places, plain
+from tlray.ingestion.formats.picture_paths import PicturePaths, plain
 
 _LOOKED_AT = 20  # lines by which a list is known
 
@@ -42,7 +42,7 @@ def lists(listing: Listing) -> dict[str, str]:
         # The last folder is the class: without it a number might be anything.
         if not names or not all("/" in plain(name).strip("/") for name in names):
             continue
-        lookup = Places(listing).lookup(path, posixpath.dirname(path), names)
+        lookup = PicturePaths(listing).lookup(path, posixpath.dirname(path), names)
         if all(map(lookup.several, names)):
             found[path] = split
     return found
@@ -51,10 +51,15 @@ def lists(listing: Listing) -> dict[str, str]:
 def read(listing: Listing, pictures: Collection[str]) -> Given:
     """The splits of pictures by the lists. Raises DataError for a line that names no picture, or several, and
     for a picture in lists of two splits."""
-    found, splits, places, by = lists(listing), dict[str, str](), Places(listing), dict[str, str]()
+    found, splits, picture_paths, by = (
+        lists(listing),
+        dict[str, str](),
+        PicturePaths(listing),
+        dict[str, str](),
+    )
     for path, split in found.items():
         names = lines_of(listing.text(path))
-        lookup = places.lookup(path, posixpath.dirname(path), [name for name in names if name.strip()])
+        lookup = picture_paths.lookup(path, posixpath.dirname(path), [name for name in names if name.strip()])
         for number, name in enumerate(names, 1):
             if not name.strip():
                 continue
@@ -63,8 +68,8 @@ def read(listing: Listing, pictures: Collection[str]) -> Given:
             if splits.setdefault(picture, split) != split:
                 raise DataError(f"{where}: {name.strip()} stands in {by[picture]} too; accepted: one split")
             by[picture] = path
-    places.check(len(by))
-    missing = [where if not name else f"{where}: {name}" for where, name in places.missing]
+    picture_paths.check(len(by))
+    missing = [where if not name else f"{where}: {name}" for where, name in picture_paths.missing]
     notes = finding("warning", "missing_picture", missing, "{n} pictures that lists name are not there")
     if not found:
         return Given({}, [], [])
@@ -72,4 +77,6 @@ def read(listing: Listing, pictures: Collection[str]) -> Given:
         splits = {picture: splits.get(picture, "train") for picture in pictures}
     outside = sorted(set(pictures) - splits.keys())
     notes += finding("warning", "in_no_list", outside, "{n} pictures are in no list of a split (left out)")
-    return Given({p: splits[p] for p in pictures if p in splits}, list(found), [*places.findings(), *notes])
+    return Given(
+        {p: splits[p] for p in pictures if p in splits}, list(found), [*picture_paths.findings(), *notes]
+    )

@@ -26,7 +26,7 @@ from tlray.ingestion.formats import outlines, pairs
 from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, stem
-from tlray.ingestion.formats.places import Places
+from tlray.ingestion.formats.picture_paths import PicturePaths
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _SAMPLE = 24  # files whose first bytes are read to know what the .json are
@@ -97,10 +97,10 @@ def index(listing: Listing, column: str) -> Index:
     read = {file: item for file, item in _read_all(listing, files, notes) if item is not None}
     if not read:
         raise DataError(f"{listing.root}: no .json with shapes; accepted: {_ACCEPTED}, one for each picture")
-    places = Places(listing)
+    picture_paths = PicturePaths(listing)
     stated = {file: item.name for file, item in read.items()}
-    pictures, of_names = pairs.pictures_of(listing, places, stated, ".json")
-    places.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
+    pictures, of_names = pairs.pictures_of(listing, picture_paths, stated, ".json")
+    picture_paths.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
     labels = sorted({shape.label for item in read.values() for shape in item.shapes} - {_IGNORE})
     names, ids = outlines.numbered(listing.root, labels) if column == MASK else ([], {})
     ids[_IGNORE] = outlines.UNKNOWN
@@ -111,7 +111,7 @@ def index(listing: Listing, column: str) -> Index:
         rows.append({"path": picture, "split": folder_split(file) or folder_split(picture), column: value,
                      "stated_width": item.size[0], "stated_height": item.size[1]})  # fmt: skip
     without, masks = pairs.unlabelled(listing, pictures.values(), ".json")
-    findings: list[Finding] = [*of_names, *places.findings(), *without]
+    findings: list[Finding] = [*of_names, *picture_paths.findings(), *without]
     lines = [f"{kind}: {number}" for kind, number in notes.ignored.items() if kind.startswith("shapes")]
     findings += finding("warning", "shapes_left_out", lines, "{n} kinds of shapes have no area (left out)")
     ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}

@@ -3,7 +3,7 @@
 One table or several, one a split (``train.csv``, ``train/metadata.csv``) or one a folder. Which column is
 the path, the label and the split is known by what the cells hold and by the columns' names
 (`tlray.ingestion.formats.tabular.roles`); paths by the pictures that are there, with or without ending
-(`tlray.ingestion.formats.places`). Labels are one of
+(`tlray.ingestion.formats.picture_paths`). Labels are one of
     one class a row          label, class, category, species, ...
     several classes a row    labels, tags: ``cat|dog``, ``['cat', 'dog']``, a list
     two or more columns of 0 and 1, one a class; -1 is no where it stands for 0 throughout
@@ -23,7 +23,7 @@ from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import HEAD, Listing
-from tlray.ingestion.formats.places import accepted
+from tlray.ingestion.formats.picture_paths import accepted
 from tlray.ingestion.formats.tabular import cells, labels, records, roles, splits, tables
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
 
@@ -121,7 +121,7 @@ def index(listing: Listing, column: str) -> Index:
     rows = unique(listing, rows, column, notes)
     rows = splits.with_folders(rows, notes)
     for t in there:
-        notes += t.lookup.places.findings()
+        notes += t.lookup.picture_paths.findings()
     notes += _unread(listing, {t.file for t in there})
     names, rows = with_class_names(listing, rows, [t.file for t in there], notes)
     made, columns = index_rows(listing, rows, column)

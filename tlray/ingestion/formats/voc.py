@@ -28,7 +28,7 @@ from tlray.ingestion.formats import markup, outlines, pairs
 from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of, split_in, stem
-from tlray.ingestion.formats.places import Places, near
+from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
 GIVES: tuple[str, ...] = (OBJECTS,)
 _YES = ("1", "true")
@@ -48,7 +48,9 @@ def look(listing: Listing) -> Look | None:
     labels = [file for file in files if file not in others]
     pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
     if len(pictures) < len(labels) / 2:  # found by <filename>, perhaps
-        pictures |= set(near(listing, (_stated_name(listing, f) for f in sample if f not in others)))
+        pictures |= set(
+            in_same_folders(listing, (_stated_name(listing, f) for f in sample if f not in others))
+        )
     summary = f"{len(labels)} .xml of Pascal VOC"
     lacks = "" if pictures else f"no picture is there of its name, as {stem(labels[0])}.jpg"
     return Look(summary, pictures, labels, lacks)
@@ -135,11 +137,11 @@ def index(listing: Listing, column: str) -> Index:
             notes.ignored[".xml of another kind"] += 1
     if not read:
         raise DataError(f"{listing.root}: {len(files)} .xml, none with <annotation>; accepted: Pascal VOC")
-    places = Places(listing)
+    picture_paths = PicturePaths(listing)
     pictures, of_names = pairs.pictures_of(
-        listing, places, {file: stated.filename for file, stated in read.items()}, ".xml"
+        listing, picture_paths, {file: stated.filename for file, stated in read.items()}, ".xml"
     )
-    places.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
+    picture_paths.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
     from_zero = bool(notes.from_zero) or 2 * notes.num_fractions > notes.num_boxes
     rows = []
     for file, picture in pictures.items():
@@ -153,7 +155,7 @@ def index(listing: Listing, column: str) -> Index:
     left = pairs.paired(listing, sorted(set(files) - set(read)))
     aside = {picture for pair in left.values() for picture in pair.pictures}
     without, masks = pairs.unlabelled(listing, {*pictures.values(), *aside}, ".xml")
-    findings = [*of_lists, *of_names, *notes.findings(from_zero), *places.findings(), *without]
+    findings = [*of_lists, *of_names, *notes.findings(from_zero), *picture_paths.findings(), *without]
     ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
     return Index(table(rows, OBJECTS), ignored=ignored, findings=findings)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tlray.ingestion.formats import heuristics, unsupported
 from tlray.ingestion.formats.listing import Listing, is_picture, split_in
-from tlray.ingestion.formats.places import Lookup, Places
+from tlray.ingestion.formats.picture_paths import Lookup, PicturePaths
 from tlray.ingestion.formats.tabular import boxes, cells, records, roles
 
 SUBMISSION = re.compile(r"sample[_ -]?submission", re.IGNORECASE)
@@ -90,10 +90,10 @@ def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[li
             continue
         name = posixpath.splitext(path)[0].rpartition("/")[2]
         split = heuristics.folder_split(path) or split_in(_words(name))
-        places = Places(listing).lookup(path, posixpath.dirname(path), split=split)
+        lookup = PicturePaths(listing).lookup(path, posixpath.dirname(path), split=split)
 
-        def names(cell: str, places: Lookup = places) -> bool:
-            return bool(places.several(cell))
+        def names(cell: str, lookup: Lookup = lookup) -> bool:
+            return bool(lookup.several(cell))
 
         first: records.Records | None = None
         shape = boxes.shape_of(path, listing.head(path)) if path.lower().endswith(boxes.ENDINGS) else None
@@ -110,7 +110,7 @@ def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[li
             if column is not None:
                 values = [cells.text(value) for value in read.columns[column]]
                 there.append(
-                    LabelTable(read, column, places, split, [places.find(value) for value in values])
+                    LabelTable(read, column, lookup, split, [lookup.find(value) for value in values])
                 )
                 first = None
                 break

@@ -14,7 +14,7 @@ from tlray.data.schema import SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.listing import Listing, lines_of, text_of
-from tlray.ingestion.formats.places import plain
+from tlray.ingestion.formats.picture_paths import plain
 
 PLACES = "data.yaml with names, obj.data, obj.names (any .names), classes.txt, or notes.json"
 # Lists of names, one a line: the surer first. LabelImg's predefined_classes.txt is often another set's.

@@ -12,7 +12,7 @@ from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of
-from tlray.ingestion.formats.places import Places, plain
+from tlray.ingestion.formats.picture_paths import PicturePaths, plain
 from tlray.ingestion.formats.yolo.names import Config, nearby
 
 
@@ -157,13 +157,13 @@ def _folders(listing: Listing) -> dict[str, str]:
 def _listed(listing: Listing, file: str, split: str, bases: Sequence[str], splits: Splits) -> list[str]:
     lines = [line.strip().strip("\"'") for line in lines_of(listing.text(file))]
     named = [(number, name) for number, name in enumerate(lines, 1) if name and not name.startswith("#")]
-    places, where = Places(listing), listing.where(file)
+    picture_paths, where = PicturePaths(listing), listing.where(file)
     names = [name for _, name in named]
-    lookup = places.lookup(where, posixpath.dirname(file), names, split, bases)
+    lookup = picture_paths.lookup(where, posixpath.dirname(file), names, split, bases)
     found = [(lookup(name, f"{where} line {number}"), name) for number, name in named]
-    places.check(len(found))
-    splits.findings += places.findings()
+    picture_paths.check(len(found))
+    splits.findings += picture_paths.findings()
     splits.files.append(file)
-    absent = {written for _, written in places.missing}
+    absent = {written for _, written in picture_paths.missing}
     splits.missing |= {picture: split for picture, name in found if name in absent}
     return [picture for picture, name in found if name not in absent]
