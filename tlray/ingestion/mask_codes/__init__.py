@@ -17,7 +17,7 @@ from tlray.data.masks import AS_STORED, UNKNOWN, MaskCode, ids_of
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding
 from tlray.ingestion.mask_codes import colours, smoothing, values
-from tlray.ingestion.mask_codes.seen import Masks, numbers, two_names
+from tlray.ingestion.mask_codes.mask_set import MaskSet, numbers, two_names
 
 _MUCH_UNKNOWN = 0.3  # share of all pixels above which training suffers
 
@@ -47,7 +47,7 @@ def decide(source: str, rows: pa.Table, names: Sequence[str] | None, given: Mask
     masks cannot be understood, or show fewer than two classes.
     """
     columns = ["path", "kind", "reason", *_SEEN]
-    masks = Masks(
+    masks = MaskSet(
         source, rows.select(columns).to_pylist(), list(names) if names else None,
         rows["kind"].to_pylist(), rows["reason"].to_pylist(), [],
     )  # fmt: skip
@@ -63,7 +63,7 @@ def decide(source: str, rows: pa.Table, names: Sequence[str] | None, given: Mask
     return Decision(code, found_names, _with(rows, masks, ids), masks.findings)
 
 
-def _code(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
+def _code(masks: MaskSet, given: MaskCode) -> tuple[MaskCode, list[str]]:
     if given.objects:
         return given, two_names(masks)
     if all(masks.rows[i]["mask_form"] == "outlines" for i in masks.usable()):
@@ -81,7 +81,7 @@ def _code(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
     return values.code_of(masks, given)
 
 
-def _ids(masks: Masks, code: MaskCode, names: Sequence[str]) -> dict[int, dict[int, int]]:
+def _ids(masks: MaskSet, code: MaskCode, names: Sequence[str]) -> dict[int, dict[int, int]]:
     """Row -> pixels of each id, 255 being unknown; masks with ids above the names are left out."""
     found: dict[int, dict[int, int]] = {}
     for i in masks.usable():
@@ -106,7 +106,7 @@ def _ids(masks: Masks, code: MaskCode, names: Sequence[str]) -> dict[int, dict[i
     return found
 
 
-def _check_classes(masks: Masks, ids: Mapping[int, Mapping[int, int]], names: Sequence[str]) -> None:
+def _check_classes(masks: MaskSet, ids: Mapping[int, Mapping[int, int]], names: Sequence[str]) -> None:
     """Share of unknown pixels as a finding. Raises DataError where fewer than two classes occur."""
     total: Counter[int] = Counter()
     for i in masks.usable():
@@ -131,7 +131,7 @@ def _check_classes(masks: Masks, ids: Mapping[int, Mapping[int, int]], names: Se
         )
 
 
-def _with(rows: pa.Table, masks: Masks, ids: Mapping[int, Mapping[int, int]]) -> pa.Table:
+def _with(rows: pa.Table, masks: MaskSet, ids: Mapping[int, Mapping[int, int]]) -> pa.Table:
     values = [list(ids[i]) if i in ids else None for i in range(rows.num_rows)]
     counts = [list(ids[i].values()) if i in ids else None for i in range(rows.num_rows)]
     for name, column in (("mask_values", values), ("mask_counts", counts), ("kind", masks.kinds),

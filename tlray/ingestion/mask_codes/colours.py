@@ -1,4 +1,4 @@
-"""Masks in colours and with palettes: whether a table of colours holds for them."""
+"""MaskSet in colours and with palettes: whether a table of colours holds for them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from tlray.data.masks import UNKNOWN, MaskCode
 from tlray.errors import DataError
-from tlray.ingestion.mask_codes.seen import TABLES, Masks
+from tlray.ingestion.mask_codes.mask_set import TABLES, MaskSet
 
 _VOID_COLOUR = 0xE0E0C0  # Pascal VOC's borders, in no table
 _UNLISTED = 0.1  # share of pixels of colours in no table above which the table is another one
 
 
-def fits(masks: Masks, table: Mapping[int, int]) -> bool:
+def fits(masks: MaskSet, table: Mapping[int, int]) -> bool:
     """Whether the table of colours explains the masks better than their values as ids do."""
     usable = masks.usable()
     if any(masks.rows[i]["mask_form"] == "colour" for i in usable):
@@ -27,7 +27,7 @@ def fits(masks: Masks, table: Mapping[int, int]) -> bool:
     return by_colour > by_value or (by_colour == by_value and palettes)
 
 
-def code_of(masks: Masks, code: MaskCode) -> MaskCode:
+def code_of(masks: MaskSet, code: MaskCode) -> MaskCode:
     """The code with VOC's border colour as unknown; colours in no table are a finding, or too many."""
     table = {_VOID_COLOUR: UNKNOWN, **(code.colours or {})}
     pixels = masks.pixels("mask_colours")
@@ -50,7 +50,7 @@ def code_of(masks: Masks, code: MaskCode) -> MaskCode:
     return replace(code, colours=table)
 
 
-def without_table(masks: Masks) -> None:
+def without_table(masks: MaskSet) -> None:
     """Without a table of colours: refuse masks in colours, or leave out the few among masks of ids."""
     usable = masks.usable()
     coloured = [i for i in usable if masks.rows[i]["mask_form"] == "colour"]
@@ -72,7 +72,7 @@ def without_table(masks: Masks) -> None:
         masks.leave_out(i, "mask_unreadable", "its mask is in colours; accepted: one class id a pixel")
 
 
-def same_palettes(masks: Masks) -> None:
+def same_palettes(masks: MaskSet) -> None:
     """Refuse palettes that differ from mask to mask: a position means nothing then."""
     colour_at: dict[int, tuple[int, str]] = {}
     for i in masks.usable():
@@ -93,5 +93,5 @@ def rgb(colour: int) -> str:
     return f"({colour >> 16 & 255}, {colour >> 8 & 255}, {colour & 255})"
 
 
-def _any_jpeg(masks: Masks) -> bool:
+def _any_jpeg(masks: MaskSet) -> bool:
     return any(masks.rows[i]["mask_format"] == "JPEG" for i in masks.usable())

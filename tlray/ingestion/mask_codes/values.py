@@ -1,4 +1,4 @@
-"""Masks of grey values or palette positions, few and clean: which class each is."""
+"""MaskSet of grey values or palette positions, few and clean: which class each is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from tlray.data.masks import AS_STORED, UNKNOWN, MaskCode
 from tlray.errors import DataError
-from tlray.ingestion.mask_codes.seen import TABLES, Masks, numbers, two_names
+from tlray.ingestion.mask_codes.mask_set import TABLES, MaskSet, numbers, two_names
 
 _SENTINELS = {-1: UNKNOWN, 65535: UNKNOWN}  # how "no class" is written where a value has more than 8 bits
 _GREY_GAP = 16  # values that lie at least so far apart are grey levels, not ids
 
 
-def code_of(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
+def code_of(masks: MaskSet, given: MaskCode) -> tuple[MaskCode, list[str]]:
     """The code of masks whose values are few and clean."""
     pixels = masks.pixels()
     sentinels = {value: UNKNOWN for value in _SENTINELS if value in pixels}
@@ -46,7 +46,7 @@ def code_of(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
     return code, masks.names or numbers(pixels)
 
 
-def _leave_out_large(masks: Masks, sentinels: Mapping[int, int]) -> None:
+def _leave_out_large(masks: MaskSet, sentinels: Mapping[int, int]) -> None:
     for i in masks.usable():
         odd = [v for v in masks.rows[i]["mask_values"] if not 0 <= v <= 255 and v not in sentinels]
         if odd:
@@ -55,7 +55,7 @@ def _leave_out_large(masks: Masks, sentinels: Mapping[int, int]) -> None:
             )
 
 
-def _listed_values(masks: Masks, table: Mapping[int, int], sentinels: Mapping[int, int]) -> MaskCode:
+def _listed_values(masks: MaskSet, table: Mapping[int, int], sentinels: Mapping[int, int]) -> MaskCode:
     """A table of values holds for all; other values than 255 leave their mask out."""
     for i in masks.usable():
         odd = [
@@ -71,7 +71,7 @@ def _listed_values(masks: Masks, table: Mapping[int, int], sentinels: Mapping[in
     return MaskCode(values={UNKNOWN: UNKNOWN, **sentinels, **table})
 
 
-def _black_and_white(masks: Masks) -> list[str] | None:
+def _black_and_white(masks: MaskSet) -> list[str] | None:
     """Names where masks hold 0 and 255 alone; None where a list of three names or more speaks against it."""
     if masks.names is not None and len(masks.names) > 2:
         return None
@@ -84,7 +84,7 @@ def _black_and_white(masks: Masks) -> list[str] | None:
     return names
 
 
-def _mixed_habits(masks: Masks, values: set[int]) -> None:
+def _mixed_habits(masks: MaskSet, values: set[int]) -> None:
     """Refuse 0 and 1 in some masks beside 0 and 255 in others: 255 is the object there, or unknown."""
     if values != {0, 1, UNKNOWN}:
         return
@@ -98,7 +98,7 @@ def _mixed_habits(masks: Masks, values: set[int]) -> None:
         )
 
 
-def _grey_levels(masks: Masks, values: set[int]) -> tuple[dict[int, int], list[str]] | None:
+def _grey_levels(masks: MaskSet, values: set[int]) -> tuple[dict[int, int], list[str]] | None:
     """Values far apart are grey levels that stand for classes: numbered in order where that is plain."""
     known = sorted(values - {UNKNOWN})
     everything = sorted(values)
@@ -123,7 +123,7 @@ def _grey_levels(masks: Masks, values: set[int]) -> tuple[dict[int, int], list[s
     return {**{value: number for number, value in enumerate(known)}, UNKNOWN: UNKNOWN}, names
 
 
-def _say_levels(masks: Masks, levels: Sequence[int], names: Sequence[str]) -> None:
+def _say_levels(masks: MaskSet, levels: Sequence[int], names: Sequence[str]) -> None:
     pairs = [f"{value}: {name}" for value, name in zip(levels, names, strict=True)]
     masks.note(
         "warning", "mask_levels",
@@ -136,7 +136,7 @@ def _far_apart(values: Sequence[int]) -> bool:
     return len(values) >= 2 and int(np.diff(values).min()) >= _GREY_GAP
 
 
-def _no_jpeg(masks: Masks, binary: bool) -> None:
+def _no_jpeg(masks: MaskSet, binary: bool) -> None:
     """JPEG keeps black and white where it is clean; of ids that differ by 1 it keeps nothing."""
     if binary:
         return
