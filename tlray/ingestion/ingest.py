@@ -26,7 +26,7 @@ from tlray import storage
 from tlray.data import masks, schema
 from tlray.data.dataset import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError, about
-from tlray.ingestion import boxes, mask_codes, plan, preflight, preview, source_splits, views, writer
+from tlray.ingestion import alignment, boxes, mask_codes, plan, preflight, preview, source_splits, writer
 from tlray.ingestion.findings import SHOWN, Finding
 from tlray.ingestion.formats.base import STATED
 from tlray.ingestion.survey import survey
@@ -116,7 +116,7 @@ def ingest(
         remarks += decided.findings
     seen, compared = boxes.compare(source, seen, found.index.relative)
     remarks += compared
-    seen, placed = views.place_masks(seen)
+    seen, placed = alignment.align_masks(seen)
     remarks += placed
     seen, of_task = found.task.preflight(seen, given_names)
     remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in of_task]
