@@ -257,7 +257,7 @@ def _runs(counts: Sequence[int], width: int, height: int) -> npt.NDArray[np.bool
 
 
 def seen(files: Sequence[bytes], shapes: str | None, code: MaskCode, size: Size) -> dict[str, Any]:
-    """A mask as columns ``mask_*`` (see `tlray.ingestion.preflight.MASK_SEEN`). Raises PictureError.
+    """A mask as columns ``mask_*`` (see `tlray.ingestion.preflight.INSPECTED_MASK`). Raises PictureError.
 
     ``mask_between``: steps from one pixel to the next along rows and columns (``mask_steps``) that are part
     of a ramp, as smoothing and JPEG leave along edges; areas of ids have none.

@@ -195,7 +195,7 @@ def orientations(table: pa.Table) -> Numbers:
 def align_masks(table: pa.Table) -> tuple[pa.Table, list[Finding]]:
     """(table, findings): how each mask has to be turned and scaled to fit its picture.
 
-    The table gets a column ``mask_turn`` (the EXIF orientation by which a mask is to be turned, 1 = not at all),
+    The table gets a column ``mask_turn`` (the EXIF orientation by which a mask is to be turned, 1 = not),
     for outlines the size of what they were drawn on as ``stated_width`` and ``stated_height``, and a kind and
     reason for masks that do not fit. A table without masks stays as it is.
     """

@@ -18,7 +18,9 @@ import pyarrow as pa
 from tlray.data import schema
 from tlray.errors import DataError
 from tlray.ingestion import preflight, splits
+from tlray.ingestion.duplicates import Groups, exact_groups, merged
 from tlray.ingestion.findings import Finding, finding
+from tlray.ingestion.report import UNKNOWN_CLASS, Classes
 
 GROUP_ROWS = 128  # rows of a Parquet row group
 SHARD_ROWS = 8 * GROUP_ROWS
@@ -39,28 +41,7 @@ def part(source: str, seen: pa.Table, max_bad_share: float) -> tuple[pa.Table, p
     return good, bad
 
 
-def merged(a: preflight.Groups, b: preflight.Groups) -> preflight.Groups:
-    """Groups that join what either of two joins; both name a group by its smallest row."""
-    parent = b.tolist()
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for row, first in enumerate(a.tolist()):
-        x, y = root(first), root(row)
-        parent[max(x, y)] = min(x, y)
-    return np.array([root(row) for row in range(len(parent))], dtype=np.int64)
-
-
-def renumbered(groups: preflight.Groups) -> preflight.Groups:
-    """After rows were dropped: groups named by their smallest remaining row again."""
-    return preflight.exact_groups(groups.astype(str).tolist())
-
-
-def classes(rows: pa.Table, kinds: Mapping[str, schema.Kind]) -> preflight.Classes | None:
+def classes(rows: pa.Table, kinds: Mapping[str, schema.Kind]) -> Classes | None:
     """Names of the classes in each row; None where the labels are pixels."""
     for column, kind in kinds.items():
         if kind in ("class", "identity"):
@@ -92,7 +73,7 @@ def check_classes(
         )
 
 
-def pixel_classes(rows: pa.Table, names: Sequence[str]) -> preflight.Classes:
+def pixel_classes(rows: pa.Table, names: Sequence[str]) -> Classes:
     """Names of the classes that each row's mask shows."""
     return [[names[v] for v in values if v < len(names)] for values in rows["mask_values"].to_pylist()]
 
@@ -112,7 +93,7 @@ def assign(
     source: str,
     rows: pa.Table,
     kinds: Mapping[str, schema.Kind],
-    groups: preflight.Groups,
+    groups: Groups,
     cut: Mapping[str, float],
     seed: int,
 ) -> tuple[pa.Table, list[Finding]]:
@@ -132,7 +113,7 @@ def assign(
     loose = rows.take(pa.array(free))
     people = [column for column, kind in kinds.items() if kind == "identity"]
     for column in people:
-        groups = merged(groups, preflight.exact_groups(rows[column].to_pylist()))
+        groups = merged(groups, exact_groups(rows[column].to_pylist()))
     # The order is by hash of content and seed, not by position: a new picture moves few others.
     hashes = [hashlib.sha256(f"{seed}/{value}".encode()).digest() for value in loose["sha256"].to_pylist()]
     keys = np.frombuffer(b"".join(value[:8] for value in hashes), ">u8").astype(np.uint64)
@@ -207,7 +188,7 @@ def known_classes(
         return good, bad, everything
     lost = good.filter(pa.array(~known))
     reasons = [f"class {there[0]!r} is not in train" for there in unknown if there]
-    for column, values in (("kind", [preflight.UNKNOWN_CLASS] * len(reasons)), ("reason", reasons)):
+    for column, values in (("kind", [UNKNOWN_CLASS] * len(reasons)), ("reason", reasons)):
         lost = lost.set_column(lost.column_names.index(column), column, pa.array(values, pa.string()))
     return good.filter(pa.array(known)), pa.concat_tables([bad, lost]), np.flatnonzero(known)
 
@@ -260,7 +241,7 @@ def stored(kind: schema.Kind, seen: pa.DataType) -> pa.DataType:
 def shards(good: pa.Table, seed: int) -> list[dict[str, Any]]:
     """What each shard holds, in order: a permutation of each split, cut by rows and bytes."""
     used = {"num_bytes", "sha256", "width", "height"}
-    seen = {*preflight.SEEN.names, *preflight.MASK_SEEN.names} - used
+    seen = {*preflight.INSPECTED.names, *preflight.INSPECTED_MASK.names} - used
     wanted = [name for name in good.column_names if name not in seen]
     splits = np.array(good["split"].to_pylist(), dtype=object)
     sizes = good["num_bytes"].to_numpy()

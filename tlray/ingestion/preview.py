@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from tlray.data import image, schema, shards
-from tlray.ingestion.preflight import Report
+from tlray.ingestion.report import Report
 
 NUM_PICTURES = 24  # of each split
 MOST_BYTES = 2_000_000  # of the whole file

@@ -17,7 +17,7 @@ from tlray.ingestion.formats import base
 from tlray.ingestion.formats.base import Index, Look
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.names import unify
-from tlray.ingestion.preflight import count_table, finding_lines
+from tlray.ingestion.report import count_table, finding_lines
 
 
 @dataclass(frozen=True)
