@@ -139,7 +139,7 @@ def test_the_report_names_a_class_that_train_has_not() -> None:
     groups = np.arange(2)
     for made in ([], ["test"]):
         report = examine(
-            "src", rows, rows.slice(0, 0), groups, groups, {}, [["cat", "dog"], ["owl", "dog"]], made=made
+            "src", rows, rows.slice(0, 0), groups, groups, {}, [["cat", "dog"], ["owl", "dog"]], cut=made
         )
         found = {f.kind: (f.severity, f.examples) for f in report.findings}
         assert found["class_not_in_train"] == ("error", ["owl"])

@@ -143,7 +143,7 @@ def ingest(
     exact, near = duplicates.renumbered(exact[kept]), duplicates.renumbered(near[kept])
     report = examine(
         source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), [*remarks, *thin],
-        open_set="identity" in kinds.values(), made=cut,
+        open_set="identity" in kinds.values(), cut=cut,
         pixels=plan.pixel_classes(good, given_names[schema.MASK]) if schema.MASK in kinds else None,
     )  # fmt: skip
     _fatal(report, strict, target)

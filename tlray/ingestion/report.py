@@ -36,29 +36,28 @@ Classes = Sequence[Sequence[str]]  # names of the classes in each row
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
-    show it (one may show several), ``quarantined`` path, kind, reason."""
+    """The findings about a source, and what was taken from it and what was left out."""
 
     source: str
     num_files: int
-    taken: dict[str, int]
-    counts: dict[str, dict[str, int]]
+    taken: dict[str, int]  # split -> number of pictures
+    counts: dict[str, dict[str, int]]  # split -> class -> number of labels; a picture may have several
     findings: list[Finding]
-    quarantined: list[dict[str, str]]
+    quarantined: list[dict[str, str]]  # path, kind and reason of each picture that was left out
 
     @property
     def fatal(self) -> list[Finding]:
-        """What is fatal under ``strict``."""
+        """The findings that are fatal under ``strict``."""
         return [f for f in self.findings if f.severity != "info"]
 
     def check(self, strict: bool) -> None:
         """Raises DataError, one line, where findings are fatal."""
         if strict and self.fatal:
-            first = self.fatal[0]
-            example = f", as {first.examples[0]}" if first.examples else ""
+            finding = self.fatal[0]
+            example = f", as {finding.examples[0]}" if finding.examples else ""
             raise DataError(
                 f"{self.source}: {len(self.fatal)} findings are fatal (strict), first: "
-                f"{first.message}{example}"
+                f"{finding.message}{example}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,8 +66,8 @@ class Report:
 
     def to_text(self) -> str:
         """For a terminal: at most 110 columns apart from long paths."""
-        kept = sum(self.taken.values())
-        lines = [f"Pre-flight of {self.source}", f"{self.num_files} pictures listed, {kept} taken"]
+        num_taken = sum(self.taken.values())
+        lines = [f"Pre-flight of {self.source}", f"{self.num_files} pictures listed, {num_taken} taken"]
         if self.counts:
             lines += ["", *count_table(self.counts, self.taken)]
         lines += ["", *finding_lines(self.findings)]
@@ -95,46 +94,48 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def count_table(counts: Mapping[str, Mapping[str, int]], taken: Mapping[str, int]) -> list[str]:
-    """Classes down, splits across; pictures below where they are not as many."""
+    """The lines of a table: a row for each class, a column for each split; numbers of pictures below, if
+    others."""
     splits, classes = list(counts), sorted({name for by_class in counts.values() for name in by_class})
     if not classes:
         return [f"{split}: {number} pictures" for split, number in taken.items()]
-    wide = max(8, *(min(len(name), 40) for name in classes))
-    shown = classes if len(classes) <= 30 else classes[:30]
-    lines = [" ".join(["class".ljust(wide), *(split.rjust(11) for split in splits)])]
-    for name in shown:
+    width = max(8, *(min(len(name), 40) for name in classes))
+    listed = classes if len(classes) <= 30 else classes[:30]
+    lines = [" ".join(["class".ljust(width), *(split.rjust(11) for split in splits)])]
+    for name in listed:
         cells = [str(counts[split].get(name, 0)).rjust(11) for split in splits]
-        lines.append(" ".join([name[:40].ljust(wide), *cells]))
-    if len(shown) < len(classes):
-        lines.append(f"... {len(classes) - len(shown)} more classes")
+        lines.append(" ".join([name[:40].ljust(width), *cells]))
+    if len(listed) < len(classes):
+        lines.append(f"... {len(classes) - len(listed)} more classes")
     sums = {split: sum(counts[split].values()) for split in splits}
-    rows = {"all": sums} | ({"pictures": taken} if sums != taken else {})
-    for name, row in rows.items():
-        lines.append(" ".join([name.ljust(wide), *(str(row[split]).rjust(11) for split in splits)]))
+    totals = {"all": sums} | ({"pictures": taken} if sums != taken else {})
+    for name, row in totals.items():
+        lines.append(" ".join([name.ljust(width), *(str(row[split]).rjust(11) for split in splits)]))
     return lines
 
 
 def examine(
     source: str,
     rows: pa.Table,
-    bad: pa.Table,
+    unusable: pa.Table,
     exact: Groups,
     near: Groups,
     ignored: Mapping[str, int],
     classes: Classes | None,
-    remarks: Iterable[Finding] = (),
+    earlier: Iterable[Finding] = (),
     open_set: bool = False,
-    made: Collection[str] = (),
+    cut: Collection[str] = (),
     pixels: Classes | None = None,
 ) -> Report:
-    """The report of ``rows`` (taken; SEEN + path, split) and ``bad`` (left out).
+    """The report of pictures that are taken, ``rows``, and of those left out, ``unusable``.
 
-    ``exact`` and ``near`` are the group numbers of ``rows``, ``classes`` the names of the classes in each;
-    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people. ``made``:
-    splits that were cut off here, of whose missing classes ``remarks`` tell. ``pixels``: where labels are
-    pixels, the classes that each row shows; they are counted only.
+    Both tables have `preflight.INSPECTED`, path and split. ``exact`` and ``near`` are the groups of ``rows``,
+    ``classes`` the names of the classes of each. ``earlier`` are findings made before. ``open_set``: splits
+    must not share a class, as with people. ``cut``: splits that were cut from train, about whose missing
+    classes ``earlier`` has a finding. ``pixels``: where labels are pixels, the classes of each row; they are
+    only counted.
     """
-    found: list[Finding] = list(remarks)
+    findings: list[Finding] = list(earlier)
 
     def note(
         severity: Severity, kind: str, examples: Iterable[str], message: str, count: int | None = None
@@ -142,12 +143,12 @@ def examine(
         listed = list(examples)
         number = len(listed) if count is None else count
         if number:
-            found.append(Finding(severity, kind, number, message.format(n=number), listed[:SHOWN]))
+            findings.append(Finding(severity, kind, number, message.format(n=number), listed[:SHOWN]))
 
     path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
     quarantined = [
         {"path": b["path"], "kind": b["kind"], "reason": b["reason"]}
-        for b in bad.select(["path", "kind", "reason"]).to_pylist()
+        for b in unusable.select(["path", "kind", "reason"]).to_pylist()
     ]
 
     _duplicates(note, path, split, classes, exact, near)
@@ -157,7 +158,7 @@ def examine(
         severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"
         note(severity, kind, files, "{n} left out: " + _REASONS.get(kind, kind.replace("_", " ")), number)
     if classes is not None:
-        _classes(note, counts, open_set, made)
+        _classes(note, counts, open_set, cut)
     width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
     tiny = np.flatnonzero(np.minimum(width, height) < TINY_SIDE)
     sized = (f"{path[i]} ({width[i]} x {height[i]})" for i in tiny)
@@ -186,12 +187,12 @@ def examine(
         "{n} not RGB (converted)",
         sum(modes.values()),
     )
-    others = [f"{ending}: {number}" for ending, number in sorted(ignored.items())]
-    note("info", "ignored", others, "{n} other files passed over", sum(ignored.values()))
+    ignored_files = [f"{ending}: {number}" for ending, number in sorted(ignored.items())]
+    note("info", "ignored", ignored_files, "{n} other files passed over", sum(ignored.values()))
     rank = {"error": 0, "warning": 1, "info": 2}
-    found.sort(key=lambda finding: rank[finding.severity])
+    findings.sort(key=lambda finding: rank[finding.severity])
     taken = {part: split.count(part) for part in counts}
-    return Report(source, rows.num_rows + bad.num_rows, taken, counts, found, quarantined)
+    return Report(source, rows.num_rows + unusable.num_rows, taken, counts, findings, quarantined)
 
 
 def _shade(darkest: int, brightest: int) -> str:
@@ -201,37 +202,39 @@ def _shade(darkest: int, brightest: int) -> str:
 def _duplicates(
     note: Any, path: list[str], split: list[str], classes: Classes | None, exact: Groups, near: Groups
 ) -> None:
-    """Findings about groups of pictures that are the same or look the same."""
+    """Findings about pictures that are equal or look alike."""
     for kind, word, groups in (("exact", "same bytes", exact), ("near", "nearly the same", near)):
-        across: list[tuple[str, int]] = []
-        within: list[tuple[str, int]] = []
-        torn: list[str] = []
+        across_splits: list[tuple[str, int]] = []
+        within_split: list[tuple[str, int]] = []
+        conflicts: list[str] = []
         for members in _members(groups):
             if kind == "near" and len({int(exact[i]) for i in members}) == 1:
-                continue  # nothing that the exact groups have not said
+                continue  # the findings about equal pictures say it already
             text = " = ".join(f"{split[i]}: {path[i]}" for i in members[:4])
-            (across if len({split[i] for i in members}) > 1 else within).append((text, len(members)))
-            said = {"+".join(sorted(set(classes[i]))) for i in members} if classes is not None else set()
-            if len(said) > 1:
-                torn.append(text + " (" + ", ".join(sorted(said)) + ")")
+            (across_splits if len({split[i] for i in members}) > 1 else within_split).append(
+                (text, len(members))
+            )
+            labels = {"+".join(sorted(set(classes[i]))) for i in members} if classes is not None else set()
+            if len(labels) > 1:
+                conflicts.append(text + " (" + ", ".join(sorted(labels)) + ")")
         worse: Severity = "error" if kind == "exact" else "warning"
         note(
             worse,
             f"{kind}_across_splits",
-            (t for t, _ in across),
+            (t for t, _ in across_splits),
             f"pictures with {word} across splits: {{n}} groups",
         )
         note(
             worse,
             f"{kind}_label_conflict",
-            torn,
+            conflicts,
             f"pictures with {word} but different labels: {{n}} groups",
         )
-        number = sum(size for _, size in within)
+        number = sum(size for _, size in within_split)
         note(
             "info",
             f"{kind}_duplicates",
-            (t for t, _ in within),
+            (t for t, _ in within_split),
             f"pictures with {word} within a split: {{n}}",
             number,
         )
@@ -239,37 +242,37 @@ def _duplicates(
 
 def _members(groups: Groups) -> list[list[int]]:
     """Rows of each group of two or more, in order."""
-    found: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for row in np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1).tolist():
-        found.setdefault(int(groups[row]), []).append(row)
-    return list(found.values())
+        members.setdefault(int(groups[row]), []).append(row)
+    return list(members.values())
 
 
 def _counts(split: list[str], classes: Classes | None) -> dict[str, dict[str, int]]:
-    """Split -> class -> how often it occurs; splits in the order train, validation, test."""
+    """Split -> class -> number of labels; splits in the order train, validation, test."""
     rank = {"train": 0, "validation": 1, "test": 2}
-    there = classes if classes is not None else [()] * len(split)
-    pairs = Counter((part, name) for part, names in zip(split, there, strict=True) for name in names)
+    names_of_rows = classes if classes is not None else [()] * len(split)
+    pairs = Counter((part, name) for part, names in zip(split, names_of_rows, strict=True) for name in names)
     counts: dict[str, dict[str, int]] = {s: {} for s in sorted(set(split), key=lambda s: (rank.get(s, 3), s))}
     for (part, name), number in sorted(pairs.items()):
         counts[part][name] = number
     return counts
 
 
-def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool, made: Collection[str]) -> None:
+def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool, cut: Collection[str]) -> None:
     """Findings about how many rows each class has."""
     train = counts.get("train", {})
     if open_set:
         for a, b in itertools.combinations(counts, 2):
-            both = sorted(set(counts[a]) & set(counts[b]))
-            note("error", "identity_across_splits", both, f"{{n}} identities of {a} are in {b}, too")
+            shared = sorted(set(counts[a]) & set(counts[b]))
+            note("error", "identity_across_splits", shared, f"{{n}} identities of {a} are in {b}, too")
     for split, by_class in counts.items() if not open_set else ():
-        missing = sorted(set(train) - set(by_class)) if split not in made else []
+        missing = sorted(set(train) - set(by_class)) if split not in cut else []
         note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")
         unknown = sorted(set(by_class) - set(train))
         note("error", UNKNOWN_CLASS, unknown, f"{{n}} classes of {split} are not in train: never predicted")
-    few = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]
-    note("warning", "few_rows", few, f"{{n}} classes with fewer than {FEW_ROWS} training pictures")
+    rare = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]
+    note("warning", "few_rows", rare, f"{{n}} classes with fewer than {FEW_ROWS} training pictures")
     if len(train) > 1:
         large, small = max(train, key=lambda c: train[c]), min(train, key=lambda c: train[c])
         ratio = train[large] / train[small]

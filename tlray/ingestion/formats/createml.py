@@ -54,10 +54,12 @@ def _is_list(listing: Listing, file: str) -> bool:
     except StorageError:
         return False
     # Label Studio has lists with "annotations", too, but no such coordinates.
-    listed = (
+    has_annotations = (
         head.startswith("[") and bool(_NAME.search(head)) and bool(re.search(r'"annotations?"\s*:', head))
     )
-    return listed and ('"coordinates"' in head or not re.search(r'"annotations?"\s*:\s*\[\s*\{', head))
+    return has_annotations and (
+        '"coordinates"' in head or not re.search(r'"annotations?"\s*:\s*\[\s*\{', head)
+    )
 
 
 def index(listing: Listing, column: str) -> Index:
@@ -78,17 +80,17 @@ def index(listing: Listing, column: str) -> Index:
         names = [_value(f"{where}: [{number}]", item, _IMAGE, str) for number, item in enumerate(items)]
         find = picture_paths.lookup(where, posixpath.dirname(file), names, split)
         for number, (name, item) in enumerate(zip(names, items, strict=True)):
-            here = f"{where}: [{number}]"
-            path = find(name, here)
+            place = f"{where}: [{number}]"
+            path = find(name, place)
             if path in homes:
-                raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
+                raise DataError(f"{place}: {path!r} stands in {homes[path]}, too; accepted: once")
             homes[path] = f"{file}: [{number}]"
-            annotations = _value(here, item, _ANNOTATIONS, list)
-            boxes = [_box(f"{here}.annotations[{n}]", value) for n, value in enumerate(annotations)]
+            annotations = _value(place, item, _ANNOTATIONS, list)
+            boxes = [_box(f"{place}.annotations[{n}]", value) for n, value in enumerate(annotations)]
             rows.append({"path": path, "split": split or folder_split(path), OBJECTS: objects(boxes)})
     picture_paths.check(len(rows))
-    without, masks = unlabelled(listing, homes, "entry in a CreateML file")
-    return Index(table(rows, OBJECTS), ignored=masks, findings=[*picture_paths.findings(), *without])
+    no_entry, num_masks = unlabelled(listing, homes, "entry in a CreateML file")
+    return Index(table(rows, OBJECTS), ignored=num_masks, findings=[*picture_paths.findings(), *no_entry])
 
 
 def _read(where: str, data: bytes) -> list[dict[str, Any]]:
@@ -102,23 +104,23 @@ def _read(where: str, data: bytes) -> list[dict[str, Any]]:
     return items
 
 
-def _value(here: str, item: Mapping[str, Any], keys: tuple[str, ...], kind: type) -> Any:
+def _value(place: str, item: Mapping[str, Any], keys: tuple[str, ...], kind: type) -> Any:
     for key in keys:
         if isinstance(value := item.get(key), kind) and (value or kind is list):
             return value
     key = next((key for key in keys if key in item), keys[0])
-    what = f"{key} = {str(item[key])[:60]!r}" if key in item else f"no {key!r}"
-    raise DataError(f"{here}: {what}; accepted: {_ACCEPTED}")
+    problem = f"{key} = {str(item[key])[:60]!r}" if key in item else f"no {key!r}"
+    raise DataError(f"{place}: {problem}; accepted: {_ACCEPTED}")
 
 
-def _box(here: str, item: Any) -> tuple[str, list[float]]:
+def _box(place: str, item: Any) -> tuple[str, list[float]]:
     label = item.get("label") if isinstance(item, dict) else None
     if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
-        raise DataError(f"{here}: label = {label!r}; accepted: the name of a class")
+        raise DataError(f"{place}: label = {label!r}; accepted: the name of a class")
     sides = item.get("coordinates")
     values: list[Any] = [sides.get(side) if isinstance(sides, dict) else None for side in _SIDES]
     for side, value in zip(_SIDES, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DataError(f"{here}: coordinates.{side} = {value!r}; accepted: {', '.join(_SIDES)} in px")
+            raise DataError(f"{place}: coordinates.{side} = {value!r}; accepted: {', '.join(_SIDES)} in px")
     x, y, width, height = values
     return str(label), [x - width / 2, y - height / 2, float(width), float(height)]

@@ -56,13 +56,15 @@ def index(listing: Listing, column: str) -> Index:
         for name, paths in people.items()
         for path in paths
     ]
-    taken = {row["path"] for row in rows}
-    left = [path for path in listing.pictures if path not in taken]
+    labelled = {row["path"] for row in rows}
+    without_number = [path for path in listing.pictures if path not in labelled]
     return Index(
         table(rows, LABEL),
         kinds={LABEL: "identity"},
-        ignored={"names without a number": len(left)} if left else {},
-        findings=finding("warning", "no_label", left, "{n} pictures have names without a number (left out)"),
+        ignored={"names without a number": len(without_number)} if without_number else {},
+        findings=finding(
+            "warning", "no_label", without_number, "{n} pictures have names without a number (left out)"
+        ),
     )
 
 
@@ -77,10 +79,14 @@ def _people(listing: Listing) -> dict[str, list[str]]:
         match = _NAME.fullmatch(stem(path).rpartition("/")[2])
         if match is not None and re.split("[-_ ]", match[1].lower())[0] not in _COUNTERS:
             people[match[1]].append(path)
-    fits = sum(map(len, people.values()))
-    several = [name for name, paths in people.items() if len(paths) > 1]
+    num_matching = sum(map(len, people.values()))
+    with_several = [name for name, paths in people.items() if len(paths) > 1]
     # Names of people have a given name and a family name; one word and a number is rather a series.
-    named = [name for name in people if re.search(r"[^\W\d_]_[^\W\d_]", name)]
-    if fits < _SHARE * len(listing.pictures) or len(several) < 2 or len(named) < len(people) / 2:
+    with_two_names = [name for name in people if re.search(r"[^\W\d_]_[^\W\d_]", name)]
+    if (
+        num_matching < _SHARE * len(listing.pictures)
+        or len(with_several) < 2
+        or len(with_two_names) < len(people) / 2
+    ):
         return {}
     return dict(people)
