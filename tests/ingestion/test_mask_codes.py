@@ -48,7 +48,7 @@ def decide(files: list[bytes], names: list[str] | None = None, given: MaskCode |
         for n, data in enumerate(files)
     ]
     text = [pa.field(name, pa.string()) for name in ("path", "kind", "reason")]
-    table = pa.Table.from_pylist(rows, schema=pa.schema([*text, *preflight.MASK_SEEN]))
+    table = pa.Table.from_pylist(rows, schema=pa.schema([*text, *preflight.INSPECTED_MASK]))
     return mask_codes.decide("streets", table, names, given)
 
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageEnhance
 
 from tlray.data import synthetic
 from tlray.errors import DataError
-from tlray.ingestion import preflight
+from tlray.ingestion import duplicates, preflight
+from tlray.ingestion.report import Report, examine
 
 
 def photo(n: int, size: int = 96) -> Image.Image:
@@ -28,7 +29,7 @@ def encoded(picture: Image.Image, kind: str = "JPEG", **settings: Any) -> bytes:
 
 def groups(pictures: list[bytes]) -> list[int]:
     seen = [preflight.inspect(data) for data in pictures]
-    found = preflight.near_groups(
+    found = duplicates.near_groups(
         np.array([s["phash"] for s in seen], dtype=np.uint64), [s["thumb"] for s in seen]
     )
     return found.tolist()
@@ -36,8 +37,8 @@ def groups(pictures: list[bytes]) -> list[int]:
 
 def report(
     rows: list[dict[str, Any]], ignored: dict[str, int] | None = None, open_set: bool = False
-) -> preflight.Report:
-    """Rows: path, split, label, and data or fields of SEEN."""
+) -> Report:
+    """Rows: path, split, label, and data or fields of INSPECTED."""
     full = []
     for row in rows:
         seen = (
@@ -47,13 +48,13 @@ def report(
         )
         full.append({**seen, **row})
     names = ("path", "split", "label")
-    kinds = pa.schema([*preflight.SEEN, *((name, pa.string()) for name in names)])
+    kinds = pa.schema([*preflight.INSPECTED, *((name, pa.string()) for name in names)])
     good = pa.Table.from_pylist([r for r in full if r["kind"] is None], schema=kinds)
     bad = pa.Table.from_pylist([r for r in full if r["kind"] is not None], schema=kinds)
-    exact = preflight.exact_groups(good["sha256"].to_pylist())
-    near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
+    exact = duplicates.exact_groups(good["sha256"].to_pylist())
+    near = duplicates.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
     classes = [[name] for name in good["label"].to_pylist()]
-    return preflight.examine("pictures", good, bad, exact, near, ignored or {}, classes, open_set=open_set)
+    return examine("pictures", good, bad, exact, near, ignored or {}, classes, open_set=open_set)
 
 
 def many(split: str, label: str, count: int, start: int) -> list[dict[str, Any]]:
@@ -68,14 +69,14 @@ def many(split: str, label: str, count: int, start: int) -> list[dict[str, Any]]
     ]
 
 
-def found(what: preflight.Report) -> dict[str, tuple[str, int]]:
+def found(what: Report) -> dict[str, tuple[str, int]]:
     return {f.kind: (f.severity, f.count) for f in what.findings}
 
 
 def test_inspect_a_picture() -> None:
     data = encoded(photo(0).resize((60, 40)), exif=Image.Exif())
     row = preflight.inspect(data)
-    assert set(row) == set(preflight.SEEN.names)
+    assert set(row) == set(preflight.INSPECTED.names)
     assert (row["kind"], row["format"], row["mode"], row["width"], row["height"]) == (
         None,
         "JPEG",
@@ -84,7 +85,7 @@ def test_inspect_a_picture() -> None:
         40,
     )
     assert row["num_bytes"] == len(data)
-    pa.Table.from_pylist([row], schema=preflight.SEEN)
+    pa.Table.from_pylist([row], schema=preflight.INSPECTED)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_inspect_what_is_unusable(data: bytes, kind: str) -> None:
     assert row["kind"] == kind
     assert row["reason"]
     assert row["num_bytes"] == len(data)
-    pa.Table.from_pylist([row], schema=preflight.SEEN)
+    pa.Table.from_pylist([row], schema=preflight.INSPECTED)
 
 
 def test_near_duplicates_of_one_photo() -> None:
@@ -128,33 +129,6 @@ def test_different_photos_and_flat_pictures_are_not_near() -> None:
         2,
         3,
     ]
-
-
-def test_banding_finds_what_comparing_all_finds() -> None:
-    rng = np.random.default_rng(0)
-    centres = rng.integers(0, 2**64, 40, dtype=np.uint64)
-    hashes = np.repeat(centres, 10)
-    for n in range(len(hashes)):  # up to 9 bits away from the centre, also beyond the limit
-        for bit in rng.choice(64, n % 10, replace=False):
-            hashes[n] ^= np.uint64(1) << np.uint64(bit)
-    thumbs = [bytes(range(192))] * len(hashes)
-    parent = list(range(len(hashes)))
-
-    def root(n: int) -> int:
-        return n if parent[n] == n else root(parent[n])
-
-    for a in range(len(hashes)):
-        for b in range(a):
-            if int(hashes[a] ^ hashes[b]).bit_count() <= preflight.HASH_DISTANCE:
-                x, y = root(a), root(b)
-                parent[max(x, y)] = min(x, y)
-    assert preflight.near_groups(hashes, thumbs).tolist() == [root(n) for n in range(len(hashes))]
-
-
-def test_all_alike_is_no_quadratic_work() -> None:
-    hashes = np.full(200_000, 7, dtype=np.uint64)
-    pixels = [bytes(range(192))] * len(hashes)
-    assert set(preflight.near_groups(hashes, pixels).tolist()) == {0}
 
 
 def test_duplicates_across_splits_and_labels() -> None:
@@ -270,17 +244,17 @@ def test_pictures_of_several_objects_and_of_none_are_counted_as_pictures() -> No
             {**preflight.inspect(encoded(photo(n))), "path": f"{n}.jpg", "split": split}
             for n, split in enumerate(["train", "train", "train", "test"])
         ],
-        schema=pa.schema([*preflight.SEEN, ("path", pa.string()), ("split", pa.string())]),
+        schema=pa.schema([*preflight.INSPECTED, ("path", pa.string()), ("split", pa.string())]),
     )
     alone, none = np.arange(4), rows.slice(0, 0)
     cells = [["red", "red", "white"], ["red"], [], ["red"]]
-    what = preflight.examine("cells", rows, none, alone, alone, {}, cells)
+    what = examine("cells", rows, none, alone, alone, {}, cells)
     assert what.counts == {"train": {"red": 3, "white": 1}, "test": {"red": 1}}
     assert what.taken == {"train": 3, "test": 1}
     lines = what.to_text().splitlines()
     assert lines[1] == "4 pictures listed, 4 taken"
     assert [line.split() for line in lines[6:8]] == [["all", "4", "1"], ["pictures", "3", "1"]]
-    masks = preflight.examine("streets", rows, none, alone, alone, {}, None)  # labels are pixels
+    masks = examine("streets", rows, none, alone, alone, {}, None)  # labels are pixels
     assert masks.to_text().splitlines()[1:5] == [
         "4 pictures listed, 4 taken", "", "train: 3 pictures", "test: 1 pictures",
     ]  # fmt: skip

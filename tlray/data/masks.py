@@ -257,7 +257,7 @@ def _runs(counts: Sequence[int], width: int, height: int) -> npt.NDArray[np.bool
 
 
 def seen(files: Sequence[bytes], shapes: str | None, code: MaskCode, size: Size) -> dict[str, Any]:
-    """Statistics of a mask as columns ``mask_*`` (see `tlray.ingestion.preflight.MASK_SEEN`).
+    """Statistics of a mask as columns ``mask_*`` (see `tlray.ingestion.preflight.INSPECTED_MASK`).
 
     ``mask_steps``: changes of value between neighbours along rows and columns. ``mask_between``: those that
     belong to a ramp, which smoothing and JPEG leave along edges; areas of class ids have none.

@@ -1,4 +1,4 @@
-"""What was found in pictures and labels, with how bad it is."""
+"""Findings about pictures and labels, each with a severity."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Severity = Literal["error", "warning", "info"]
-"""error: figures measured on this data would mislead; warning: training suffers, or data was left out;
+"""error: metrics measured on this data would mislead; warning: training suffers, or data was left out;
 info: good to know."""
 
-SHOWN = 20  # examples that are kept of each finding
+SHOWN = 20  # examples of each finding
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: ``count`` pictures (or boxes, or classes), and up to `SHOWN` examples as text."""
+    """``count`` pictures (or boxes, or classes) of one kind, with up to `SHOWN` of them as examples."""
 
     severity: Severity
     kind: str  # one word, for programs
@@ -25,8 +25,8 @@ class Finding:
 
 
 def finding(severity: Severity, kind: str, examples: Sequence[str], message: str) -> list[Finding]:
-    """A finding of as many things as there are examples, ``{n}`` in the message being their number; none
-    where there are none."""
+    """A list with one finding of all the examples, empty without any; ``{n}`` in the message is their
+    number."""
     if not examples:
         return []
     text = message.replace("{n}", str(len(examples)))

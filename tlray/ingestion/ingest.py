@@ -26,9 +26,20 @@ from tlray import storage
 from tlray.data import masks, schema
 from tlray.data.layout import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError, about
-from tlray.ingestion import boxes, given, mask_codes, plan, preflight, preview, views, writer
+from tlray.ingestion import (
+    alignment,
+    boxes,
+    duplicates,
+    mask_codes,
+    plan,
+    preflight,
+    preview,
+    source_splits,
+    writer,
+)
 from tlray.ingestion.findings import SHOWN, Finding
 from tlray.ingestion.formats.base import STATED
+from tlray.ingestion.report import Report, examine
 from tlray.ingestion.survey import survey
 from tlray.storage import targets
 
@@ -46,7 +57,7 @@ class IngestResult:
     splits: dict[str, int]
     labels: dict[str, list[str]]
     fingerprint: str
-    report: preflight.Report
+    report: Report
     seconds: dict[str, float]
 
     @property
@@ -116,23 +127,23 @@ def ingest(
         remarks += decided.findings
     seen, compared = boxes.compare(source, seen, found.index.relative)
     remarks += compared
-    seen, placed = views.place_masks(seen)
+    seen, placed = alignment.align_masks(seen)
     remarks += placed
     seen, of_task = found.task.preflight(seen, given_names)
     remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in of_task]
     lap("inspect")
     good, bad = plan.part(source, seen, max_bad_share)
     plan.check_classes(source, good, kinds, "those of its pictures that can be used", one_class)
-    exact = preflight.exact_groups(good["sha256"].to_pylist())
-    near = preflight.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
+    exact = duplicates.exact_groups(good["sha256"].to_pylist())
+    near = duplicates.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
     cut = plan.shares(found.splits, validation, test)
-    good, thin = plan.assign(source, good, kinds, plan.merged(exact, near), cut, seed)
+    good, thin = plan.assign(source, good, kinds, duplicates.merged(exact, near), cut, seed)
     good, bad, kept = plan.known_classes(good, bad, kinds)
-    remarks += given.check(source, found.splits, good, bad)
-    exact, near = plan.renumbered(exact[kept]), plan.renumbered(near[kept])
-    report = preflight.examine(
+    remarks += source_splits.check_usable(source, found.splits, good, bad)
+    exact, near = duplicates.renumbered(exact[kept]), duplicates.renumbered(near[kept])
+    report = examine(
         source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), [*remarks, *thin],
-        open_set="identity" in kinds.values(), made=cut,
+        open_set="identity" in kinds.values(), cut=cut,
         pixels=plan.pixel_classes(good, given_names[schema.MASK]) if schema.MASK in kinds else None,
     )  # fmt: skip
     _fatal(report, strict, target)
@@ -218,7 +229,7 @@ def _check(
 
 
 def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, tell: Progress) -> pa.Table:
-    """First pass: index + `preflight.SEEN`, in the index's order."""
+    """First pass: index + `preflight.INSPECTED`, in the index's order."""
     total = index.num_rows
     read = [name for name in ("path", "source", schema.MASK, *dict(STATED)) if name in index.column_names]
     numbered = index.select(read).append_column("row", pa.array(np.arange(total)))
@@ -259,7 +270,7 @@ def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any)
 
 
 def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table:
-    """Rows of (path, row; source, mask) -> rows of `preflight.SEEN`, perhaps `MASK_SEEN`, + row."""
+    """Rows of (path, row; source, mask) -> rows of `preflight.INSPECTED`, perhaps `INSPECTED_MASK`, + row."""
     rows = []
     sources = block["source"].to_pylist() if "source" in block.column_names else None
     for data in writer.read(root, block["path"].to_pylist(), sources):
@@ -267,23 +278,23 @@ def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table
             rows.append(preflight.unusable("unreadable", str(data)))
         else:
             rows.append(preflight.inspect(data))
-    kinds = preflight.SEEN
+    kinds = preflight.INSPECTED
     if schema.MASK in block.column_names:
-        kinds = pa.schema([*kinds, *preflight.MASK_SEEN])
+        kinds = pa.schema([*kinds, *preflight.INSPECTED_MASK])
         sizes = writer.canvases(block, [(row["width"], row["height"]) for row in rows])
         values = block[schema.MASK].to_pylist()
         all_files = writer.mask_files(root, values)
         paths = block["path"].to_pylist()
         for path, row, value, size, files in zip(paths, rows, values, sizes, all_files, strict=True):
             if isinstance(files, StorageError):
-                row |= {**dict.fromkeys(preflight.MASK_SEEN.names), "mask_reason": str(files)}
+                row |= {**dict.fromkeys(preflight.INSPECTED_MASK.names), "mask_reason": str(files)}
             elif row["kind"] is None:
                 with about(f"the mask of {storage.join(root, path)}"):
                     row |= preflight.inspect_mask(files, value["shapes"], code, size)
     return pa.Table.from_pylist(rows, schema=kinds).append_column("row", block["row"])
 
 
-def _fatal(report: preflight.Report, strict: bool, target: str) -> None:
+def _fatal(report: Report, strict: bool, target: str) -> None:
     """Raise where findings are fatal; the whole report is left where the data set would have been."""
     try:
         report.check(strict)

@@ -1,8 +1,8 @@
-"""Class names: one spelling of each, and names that look like two spellings of one class.
+"""Class names: one spelling of each, and a warning about names that look like two spellings of one class.
 
-A pure function of the index; no picture is read here. Names are always composed (Unicode NFC: macOS writes
-folders decomposed) and trimmed, which joins what nobody can tell apart. Names that differ in more than
-that are only joined where the user asks for it.
+Pure functions of the index; no picture is read here. Names are always composed (Unicode NFC: macOS writes
+decomposed folder names) and trimmed, so that names that look the same are the same. Names that differ in more
+than that are merged only where the user asks for it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tlray.data import schema
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 
-# Characters that take no room: zero-width spaces and joiners, marks of direction, soft hyphen, byte order
-# mark. Not the whole Unicode category Cf: flags of England and Scotland differ in nothing else.
+# Invisible characters: zero-width spaces and joiners, marks of direction, soft hyphen, byte order
+# mark. Not the whole Unicode category Cf: the flags of England and Scotland differ in nothing else.
 _INVISIBLE = "\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
 _EDGES = re.compile(rf"^[\s\x00-\x1f\x7f-\x9f{_INVISIBLE}]+|[\s\x00-\x1f\x7f-\x9f{_INVISIBLE}]+$")
 _WITHIN = re.compile(rf"[{_INVISIBLE}]+")
@@ -28,20 +28,20 @@ _NUMBER = re.compile(r"([+-]?)0*([0-9]+)(?:\.([0-9]*?)0*)?")
 
 
 def unify(
-    rows: pa.Table, kinds: Mapping[str, schema.Kind], given: Mapping[str, list[str]], merge: bool
+    rows: pa.Table, kinds: Mapping[str, schema.Kind], stated: Mapping[str, list[str]], merge: bool
 ) -> tuple[pa.Table, dict[str, list[str]], list[Finding]]:
     """(rows, names by column, findings) with one spelling of each class.
 
-    ``rows`` have path and the label columns, classes as text; ``given``: class names by column where the
-    layout numbers its classes. Names that differ only in case, width, the separator of words or the form
-    of a number are a warning, or with ``merge`` one class: the spelling that occurs most often, of equals
-    the first. The ids of a mask are pixels, which stay as they are: its names are never merged. Raises
-    DataError for a class without a name, and where two ids of a mask have one name.
+    ``rows`` have path and the label columns with class names; ``stated``: class names by column where the
+    source numbers its classes. Names that differ only in case, width, the separator of words or the form of a
+    number give a warning. With ``merge`` they become one class, spelled as it is most often, or as it is
+    first. The names of masks are never merged, since their pixels keep their ids. Raises DataError for a
+    class without a name, and where two ids of a mask have one name.
     """
     names: dict[str, list[str]] = {}
     findings: list[Finding] = []
     for column, kind in kinds.items():
-        listed = [clean(name) for name in given.get(column, [])]
+        listed = [clean(name) for name in stated.get(column, [])]
         if kind == "mask":
             _check_ids(column, listed)
             findings += _similar(_alike(listed), None, "the ids of masks are not merged")
@@ -65,35 +65,35 @@ def unify(
                 findings += _similar(alike, counts, "--merge-classes makes one of each")
             listed = list(dict.fromkeys(filter(None, listed)))
             if any(name != to for name, to in cleaned.items()):
-                at = rows.column_names.index(column)
-                rows = rows.set_column(at, column, _renamed(rows[column], kind, cleaned))
-        if column in given:
+                position = rows.column_names.index(column)
+                rows = rows.set_column(position, column, _renamed(rows[column], kind, cleaned))
+        if column in stated:
             names[column] = listed
     return rows, names, findings
 
 
 def clean(name: str) -> str:
-    """A class name composed (NFC), without white space and invisible characters at its ends."""
+    """A class name composed (NFC), without white space and invisible characters at both ends."""
     return _EDGES.sub("", unicodedata.normalize("NFC", name))
 
 
 def likeness(name: str) -> str:
-    """What names that look like two spellings of one class have in common.
+    """A plain form of a class name, equal for names that look like two spellings of one class.
 
-    Case, width (full-width letters, superscripts), invisible characters, the separator of words (blanks,
-    underscores, hyphens) and the form of a number (01, 1, 1.0) count for nothing.
+    Without differences in case, width (full-width letters, superscripts), invisible characters, the separator
+    of words (blanks, underscores, hyphens) and the form of a number (01, 1, 1.0).
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     plain = _BETWEEN_WORDS.sub(" ", _WITHIN.sub("", folded))
     number = _NUMBER.fullmatch(plain)
     if number is None:
         return plain
-    sign, whole, part = number.groups()
-    return f"{'-' if sign == '-' else ''}{whole}{f'.{part}' if part else ''}"
+    sign, digits, fraction = number.groups()
+    return f"{'-' if sign == '-' else ''}{digits}{f'.{fraction}' if fraction else ''}"
 
 
 def _texts(values: pa.ChunkedArray, kind: schema.Kind) -> Iterable[Sequence[str]]:
-    """The class names of each row, one for each time that the row has the class."""
+    """The class names of each row, repeated as often as the row has the class."""
     for value in values.to_pylist():
         if value is None:
             yield []
@@ -111,7 +111,7 @@ def _counts(values: pa.ChunkedArray, kind: schema.Kind) -> Counter[str]:
 
 
 def _renamed(values: pa.ChunkedArray, kind: schema.Kind, to: Mapping[str, str]) -> pa.Array:
-    """A label column with other names; a picture of several classes has none of them twice."""
+    """A label column with other class names; of several classes of a picture each once."""
     out: list[object] = []
     for value in values.to_pylist():
         if value is None:
@@ -126,7 +126,7 @@ def _renamed(values: pa.ChunkedArray, kind: schema.Kind, to: Mapping[str, str]) 
 
 
 def _alike(names: Sequence[str]) -> list[list[str]]:
-    """Groups of two or more names that look like one, in order."""
+    """Groups of two or more names that look like one class, in order."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(filter(None, names)):
         groups.setdefault(likeness(name), []).append(name)
@@ -134,18 +134,18 @@ def _alike(names: Sequence[str]) -> list[list[str]]:
 
 
 def _check_ids(column: str, names: Sequence[str]) -> None:
-    """Raises DataError where two ids have one name; an empty name is an id that nobody named."""
-    first: dict[str, int] = {}
+    """Raises DataError where two ids have one name. An empty name means that the id has none."""
+    id_of: dict[str, int] = {}
     for number, name in enumerate(names):
-        if name and first.setdefault(name, number) != number:
+        if name and id_of.setdefault(name, number) != number:
             raise DataError(
-                f"{column}: the ids {first[name]} and {number} are both named {name!r}; accepted: a name "
+                f"{column}: the ids {id_of[name]} and {number} are both named {name!r}; accepted: a name "
                 "of its own for each id"
             )
 
 
 def _nameless(rows: pa.Table, column: str, kind: schema.Kind) -> str:
-    """The line about the first class whose name is empty."""
+    """The message about the first class whose name is empty."""
     for path, names in zip(rows["path"].to_pylist(), _texts(rows[column], kind), strict=True):
         for name in names:
             if not clean(name):
@@ -154,14 +154,14 @@ def _nameless(rows: pa.Table, column: str, kind: schema.Kind) -> str:
 
 
 def _respelled(spelled: Mapping[str, int], to: Mapping[str, str]) -> list[Finding]:
-    """What composing and trimming changed."""
+    """The finding of names that composing and trimming changed."""
     changed = [name for name in sorted(spelled) if to[name] != name]
     examples = [f"{name!a} -> {to[name]!r}: {spelled[name]} labels" for name in changed]
     return finding("info", "names_cleaned", examples, "{n} class names composed (NFC) or trimmed")
 
 
 def _similar(alike: Sequence[Sequence[str]], counts: Mapping[str, int] | None, way_out: str) -> list[Finding]:
-    """The warning about names that look like one class."""
+    """The warning about names that look like spellings of one class."""
     text = "{n} groups of class names differ only in case, width, separators or the form of a number"
     examples = [_told(group, counts) for group in alike]
     return finding("warning", "similar_names", examples, f"{text} ({way_out})")
@@ -170,7 +170,7 @@ def _similar(alike: Sequence[Sequence[str]], counts: Mapping[str, int] | None, w
 def _merged(
     alike: Sequence[Sequence[str]], counts: Mapping[str, int], best: Mapping[str, str]
 ) -> list[Finding]:
-    """What ``merge`` made one class."""
+    """The finding of names that ``merge`` made one class."""
     examples = [f"{_told(group, counts)} -> {best[group[0]]!r}" for group in alike]
     return finding("info", "names_merged", examples, "{n} groups of class names merged (--merge-classes)")
 

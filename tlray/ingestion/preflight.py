@@ -1,48 +1,21 @@
-"""What is worth knowing about pictures before a model is trained on them.
+"""One look at one picture, or at one mask: whether it can be read, and what is worth knowing about it.
 
-``inspect`` looks at one picture, wherever it is called; ``near_groups`` finds near duplicates among all
-of them; ``examine`` turns the table of what was seen into a `Report`, which is written beside the data
-as JSON and as text. Nothing here touches the pictures or imports Ray.
-
-Under ``strict`` errors and warnings are fatal.
+Runs in Ray's tasks and imports no Ray. `tlray.ingestion.report` makes the report of all pictures.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tlray.data import image, masks
-from tlray.errors import DataError, PictureError
-from tlray.ingestion.findings import SHOWN, Finding, Severity
+from tlray.errors import PictureError
 
-TINY_SIDE = 32  # px
-FLAT = 2  # of 255: a picture whose pixels differ by no more shows nothing
-FEW_ROWS = 10  # training pictures of a class below which nothing can be learned well
-IMBALANCE = 10.0  # largest class / smallest class
-HASH_DISTANCE = 6  # of 64 bits
-LIKENESS = 0.98  # correlation of 8 x 8 colour thumbnails
-UNKNOWN_CLASS = "class_not_in_train"
-_WHY = {
-    "too_many_pixels": "huge (more than 50 megapixels)",
-    "empty": "empty (0 bytes)",
-    "not_a_picture": "no picture",
-    "truncated": "truncated or damaged",
-    UNKNOWN_CLASS: "their class is not in train",
-}
-Hashes = npt.NDArray[np.uint64]
-Groups = npt.NDArray[np.int64]
-Classes = Sequence[Sequence[str]]  # names of the classes in each row
-
-SEEN = pa.schema(
+INSPECTED = pa.schema(
     [
         ("kind", pa.string()),  # why the picture is unusable; null where it is fine
         ("reason", pa.string()),
@@ -56,45 +29,42 @@ SEEN = pa.schema(
         ("frames", pa.int32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("depth", pa.string()),  # how values beyond 8 bits are read; "" = 8 bits or fewer
+        ("depth", pa.string()),  # how values of more than 8 bits are read; "" = 8 bits or fewer
         ("darkest", pa.int32()),  # 0 to 255, of all channels of a small copy
         ("brightest", pa.int32()),
     ]
 )
-"""One picture as `inspect` saw it."""
+"""What `inspect` finds out about a picture."""
 
-MASK_SEEN = pa.schema(
+INSPECTED_MASK = pa.schema(
     [
         ("mask_width", pa.int32()),
         ("mask_height", pa.int32()),
-        (
-            "mask_values",
-            pa.list_(pa.int32()),
-        ),  # as stored, later class ids (see `mask_codes.decide`)
+        ("mask_values", pa.list_(pa.int32())),  # as stored, later class ids (see `mask_codes.decide`)
         ("mask_counts", pa.list_(pa.int64())),  # pixels of each value
         ("mask_colours", pa.list_(pa.int32())),  # 0xRRGGBB of each value
-        ("mask_distinct", pa.int32()),  # different values, of which the most frequent are kept
+        ("mask_distinct", pa.int32()),  # number of different values; only the most frequent are listed
         ("mask_form", pa.string()),  # grey, palette, colour, outlines
         ("mask_format", pa.string()),
-        ("mask_between", pa.int64()),  # of the steps between unequal pixels, those within a ramp
-        ("mask_steps", pa.int64()),
+        ("mask_between", pa.int64()),  # number of steps between unequal pixels that are part of a ramp
+        ("mask_steps", pa.int64()),  # number of steps between unequal pixels
         ("mask_reason", pa.string()),  # why it cannot be read
     ]
 )
-"""A picture's mask as `inspect_mask` saw it; nulls where it cannot be read."""
+"""What `inspect_mask` finds out about a mask; nulls where it cannot be read."""
 
 _THUMB = image.Preprocess(size=(32, 32), fit="stretch", mean=(0, 0, 0), std=(1, 1, 1))
-_DCT = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # the 8 lowest of DCT-II
+_DCT = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # DCT-II, the 8 lowest frequencies
 
 
 def inspect(data: bytes) -> dict[str, Any]:
-    """One picture -> a row of `SEEN`; never raises for what the bytes are."""
+    """A row of `INSPECTED` for one picture. Never raises, whatever the bytes are."""
     try:
         info = image.probe(data)
         thumb_CHW = image.render(data, _THUMB)[0]
     except PictureError as error:
         return {**unusable(error.kind, str(error)), "num_bytes": len(data)}
-    except Exception as error:  # whatever a decoder raises, the other pictures go on
+    except Exception as error:  # whatever a decoder raises, the other pictures are still read
         reason = f"cannot be handled ({type(error).__name__}: {str(error)[:200]})"
         return {**unusable("not_handled", reason), "num_bytes": len(data)}
     # pHash (Zauner 2010): signs of the low frequencies against their median, on luma.
@@ -124,319 +94,13 @@ def inspect(data: bytes) -> dict[str, Any]:
 def inspect_mask(
     files: Sequence[bytes], shapes: str | None, code: masks.MaskCode, size: image.Size
 ) -> dict[str, Any]:
-    """One mask -> a row of `MASK_SEEN`; never raises for what the bytes are."""
+    """A row of `INSPECTED_MASK` for one mask. Never raises, whatever the bytes are."""
     try:
         return masks.seen(files, shapes, code, size)
     except PictureError as error:
-        return {**dict.fromkeys(MASK_SEEN.names), "mask_reason": str(error)}
+        return {**dict.fromkeys(INSPECTED_MASK.names), "mask_reason": str(error)}
 
 
 def unusable(kind: str, reason: str) -> dict[str, Any]:
-    """A row of `SEEN` for a picture that cannot be used."""
-    return {**dict.fromkeys(SEEN.names), "kind": kind, "reason": reason, "num_bytes": 0}
-
-
-def near_groups(phash: Hashes, thumbs: Sequence[bytes]) -> Groups:
-    """Group number of each picture (N,): the smallest row among those that look like it.
-
-    Near = pHash within `HASH_DISTANCE` bits and thumbnails that correlate. pHash alone takes two dark
-    trousers on a wall for one picture; the thumbnails are what tells them apart. Not quadratic: of
-    d + 1 bands of the hash, two hashes within d bits have one in common.
-    """
-    values, first, inverse = np.unique(phash, return_index=True, return_inverse=True)
-    pixels = np.frombuffer(b"".join(thumbs), dtype=np.uint8).reshape(-1, 192).astype(np.float32)
-    pixels -= pixels.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(pixels, axis=1)
-    pixels /= np.maximum(norm, 1e-6)[:, None]
-    parent = np.arange(len(phash), dtype=np.int64)
-
-    def join(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
-        if len(a) == 0:
-            return
-        # A flat picture's correlation is noise (its norm is next to nothing): never near to any other.
-        alike = (np.einsum("ij,ij->i", pixels[a], pixels[b]) >= LIKENESS) & (norm[a] > 20) & (norm[b] > 20)
-        for x, y in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
-            x, y = _root(parent, x), _root(parent, y)
-            parent[max(x, y)] = min(x, y)
-
-    rest = first[inverse]
-    same = np.flatnonzero(rest != np.arange(len(phash)))
-    join(rest[same].astype(np.int64), same.astype(np.int64))
-    num_bands = HASH_DISTANCE + 1
-    edges = np.linspace(0, 64, num_bands + 1).astype(int)
-    for low, high in itertools.pairwise(edges.tolist()):
-        key = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        order = np.argsort(key, kind="stable")
-        key, hashes, rows = key[order], values[order], first[order].astype(np.int64)
-        shift = 1
-        here = np.flatnonzero(key[shift:] == key[:-shift])
-        while len(here):  # each pass: every hash against the one `shift` places on in its bucket
-            close = here[np.bitwise_count(hashes[here] ^ hashes[here + shift]) <= HASH_DISTANCE]
-            join(rows[close], rows[close + shift])
-            shift += 1
-            here = here[here + shift < len(key)]
-            here = here[key[here + shift] == key[here]]
-    return np.array([_root(parent, n) for n in range(len(phash))], dtype=np.int64)
-
-
-def exact_groups(sha256: Sequence[str]) -> Groups:
-    """Group number of each picture (N,): the first row with the same bytes."""
-    first: dict[str, int] = {}
-    return np.array([first.setdefault(value, n) for n, value in enumerate(sha256)], dtype=np.int64)
-
-
-def _root(parent: npt.NDArray[np.int64], n: int) -> int:
-    while parent[n] != n:
-        parent[n] = parent[parent[n]]
-        n = int(parent[n])
-    return n
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found; ``taken`` is split -> pictures kept, ``counts`` split -> class -> how often they
-    show it (one may show several), ``quarantined`` path, kind, reason."""
-
-    source: str
-    num_files: int
-    taken: dict[str, int]
-    counts: dict[str, dict[str, int]]
-    findings: list[Finding]
-    quarantined: list[dict[str, str]]
-
-    @property
-    def fatal(self) -> list[Finding]:
-        """What is fatal under ``strict``."""
-        return [f for f in self.findings if f.severity != "info"]
-
-    def check(self, strict: bool) -> None:
-        """Raises DataError, one line, where findings are fatal."""
-        if strict and self.fatal:
-            first = self.fatal[0]
-            example = f", as {first.examples[0]}" if first.examples else ""
-            raise DataError(
-                f"{self.source}: {len(self.fatal)} findings are fatal (strict), first: "
-                f"{first.message}{example}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
-
-    def to_text(self) -> str:
-        """For a terminal: at most 110 columns apart from long paths."""
-        kept = sum(self.taken.values())
-        lines = [f"Pre-flight of {self.source}", f"{self.num_files} pictures listed, {kept} taken"]
-        if self.counts:
-            lines += ["", *count_table(self.counts, self.taken)]
-        lines += ["", *finding_lines(self.findings)]
-        if self.quarantined:
-            lines += ["", f"Left out (the files themselves are untouched): {len(self.quarantined)}"]
-            lines += [f"  {q['path']}: {q['reason']}" for q in self.quarantined[:SHOWN]]
-            if len(self.quarantined) > SHOWN:
-                lines.append(f"  ... {len(self.quarantined) - SHOWN} more in preflight.json")
-        return "\n".join(lines) + "\n"
-
-
-def finding_lines(findings: Sequence[Finding]) -> list[str]:
-    """Findings for a terminal, with three examples each."""
-    order: list[Severity] = ["error", "warning", "info"]
-    levels = Counter(f.severity for f in findings)
-    counts = ", ".join(f"{levels[s]} {s}" for s in order if levels[s]) or "nothing"
-    lines = [f"Findings: {counts}"]
-    for finding in findings:
-        lines.append(f"  {finding.severity:<8} {finding.message}")
-        lines += [f"           - {example}" for example in finding.examples[:3]]
-        if len(finding.examples) > 3:
-            lines.append("           - ... (more in preflight.json)")
-    return lines
-
-
-def count_table(counts: Mapping[str, Mapping[str, int]], taken: Mapping[str, int]) -> list[str]:
-    """Classes down, splits across; pictures below where they are not as many."""
-    splits, classes = list(counts), sorted({name for by_class in counts.values() for name in by_class})
-    if not classes:
-        return [f"{split}: {number} pictures" for split, number in taken.items()]
-    wide = max(8, *(min(len(name), 40) for name in classes))
-    shown = classes if len(classes) <= 30 else classes[:30]
-    lines = [" ".join(["class".ljust(wide), *(split.rjust(11) for split in splits)])]
-    for name in shown:
-        cells = [str(counts[split].get(name, 0)).rjust(11) for split in splits]
-        lines.append(" ".join([name[:40].ljust(wide), *cells]))
-    if len(shown) < len(classes):
-        lines.append(f"... {len(classes) - len(shown)} more classes")
-    sums = {split: sum(counts[split].values()) for split in splits}
-    rows = {"all": sums} | ({"pictures": taken} if sums != taken else {})
-    for name, row in rows.items():
-        lines.append(" ".join([name.ljust(wide), *(str(row[split]).rjust(11) for split in splits)]))
-    return lines
-
-
-def examine(
-    source: str,
-    rows: pa.Table,
-    bad: pa.Table,
-    exact: Groups,
-    near: Groups,
-    ignored: Mapping[str, int],
-    classes: Classes | None,
-    remarks: Iterable[Finding] = (),
-    open_set: bool = False,
-    made: Collection[str] = (),
-    pixels: Classes | None = None,
-) -> Report:
-    """The report of ``rows`` (taken; SEEN + path, split) and ``bad`` (left out).
-
-    ``exact`` and ``near`` are the group numbers of ``rows``, ``classes`` the names of the classes in each;
-    ``remarks`` are what the task has found. ``open_set``: splits share no class, as with people. ``made``:
-    splits that were cut off here, of whose missing classes ``remarks`` tell. ``pixels``: where labels are
-    pixels, the classes that each row shows; they are counted only.
-    """
-    found: list[Finding] = list(remarks)
-
-    def note(
-        severity: Severity, kind: str, examples: Iterable[str], message: str, count: int | None = None
-    ) -> None:
-        listed = list(examples)
-        number = len(listed) if count is None else count
-        if number:
-            found.append(Finding(severity, kind, number, message.format(n=number), listed[:SHOWN]))
-
-    path, split = rows["path"].to_pylist(), rows["split"].to_pylist()
-    quarantined = [
-        {"path": b["path"], "kind": b["kind"], "reason": b["reason"]}
-        for b in bad.select(["path", "kind", "reason"]).to_pylist()
-    ]
-
-    _duplicates(note, path, split, classes, exact, near)
-    counts = _counts(split, classes if classes is not None else pixels)
-    for kind, number in sorted(Counter(q["kind"] for q in quarantined).items()):
-        files = [f"{q['path']}: {q['reason']}" for q in quarantined if q["kind"] == kind]
-        severity: Severity = "error" if kind == UNKNOWN_CLASS else "warning"
-        note(severity, kind, files, "{n} left out: " + _WHY.get(kind, kind.replace("_", " ")), number)
-    if classes is not None:
-        _classes(note, counts, open_set, made)
-    width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
-    tiny = np.flatnonzero(np.minimum(width, height) < TINY_SIDE)
-    sized = (f"{path[i]} ({width[i]} x {height[i]})" for i in tiny)
-    note("warning", "tiny", sized, f"{{n}} pictures with a side below {TINY_SIDE} px")
-    turned = np.flatnonzero(rows["orientation"].to_numpy() > 1)
-    note("info", "exif_orientation", (path[i] for i in turned), "{n} pictures turned by EXIF (it is applied)")
-    dark, bright = rows["darkest"].to_numpy(), rows["brightest"].to_numpy()
-    flat = np.flatnonzero(bright - dark <= FLAT)
-    shades = (f"{path[i]} ({_shade(int(dark[i]), int(bright[i]))})" for i in flat)
-    note("warning", "constant", shades, "{n} pictures are of a single shade when read")
-    depths = Counter(depth for depth in rows["depth"].to_pylist() if depth)
-    note(
-        "info",
-        "depth",
-        (f"{depth}: {number}" for depth, number in sorted(depths.items())),
-        "{n} pictures with values of more than 8 bits (brought to 8; the brightest pixel tells the range)",
-        sum(depths.values()),
-    )
-    moving = np.flatnonzero(rows["frames"].to_numpy() > 1)
-    note("info", "frames", (path[i] for i in moving), "{n} files with several frames (the first is taken)")
-    modes = Counter(mode for mode in rows["mode"].to_pylist() if mode != "RGB")
-    note(
-        "info",
-        "mode",
-        (f"{m}: {c}" for m, c in sorted(modes.items())),
-        "{n} not RGB (converted)",
-        sum(modes.values()),
-    )
-    others = [f"{ending}: {number}" for ending, number in sorted(ignored.items())]
-    note("info", "ignored", others, "{n} other files passed over", sum(ignored.values()))
-    rank = {"error": 0, "warning": 1, "info": 2}
-    found.sort(key=lambda finding: rank[finding.severity])
-    taken = {part: split.count(part) for part in counts}
-    return Report(source, rows.num_rows + bad.num_rows, taken, counts, found, quarantined)
-
-
-def _shade(darkest: int, brightest: int) -> str:
-    return "black" if brightest <= FLAT else "white" if darkest >= 255 - FLAT else "grey or one colour"
-
-
-def _duplicates(
-    note: Any, path: list[str], split: list[str], classes: Classes | None, exact: Groups, near: Groups
-) -> None:
-    """Findings about groups of pictures that are the same or look the same."""
-    for kind, word, groups in (("exact", "same bytes", exact), ("near", "nearly the same", near)):
-        across: list[tuple[str, int]] = []
-        within: list[tuple[str, int]] = []
-        torn: list[str] = []
-        for members in _members(groups):
-            if kind == "near" and len({int(exact[i]) for i in members}) == 1:
-                continue  # nothing that the exact groups have not said
-            text = " = ".join(f"{split[i]}: {path[i]}" for i in members[:4])
-            (across if len({split[i] for i in members}) > 1 else within).append((text, len(members)))
-            said = {"+".join(sorted(set(classes[i]))) for i in members} if classes is not None else set()
-            if len(said) > 1:
-                torn.append(text + " (" + ", ".join(sorted(said)) + ")")
-        worse: Severity = "error" if kind == "exact" else "warning"
-        note(
-            worse,
-            f"{kind}_across_splits",
-            (t for t, _ in across),
-            f"pictures with {word} across splits: {{n}} groups",
-        )
-        note(
-            worse,
-            f"{kind}_label_conflict",
-            torn,
-            f"pictures with {word} but different labels: {{n}} groups",
-        )
-        number = sum(size for _, size in within)
-        note(
-            "info",
-            f"{kind}_duplicates",
-            (t for t, _ in within),
-            f"pictures with {word} within a split: {{n}}",
-            number,
-        )
-
-
-def _members(groups: Groups) -> list[list[int]]:
-    """Rows of each group of two or more, in order."""
-    found: dict[int, list[int]] = {}
-    for row in np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1).tolist():
-        found.setdefault(int(groups[row]), []).append(row)
-    return list(found.values())
-
-
-def _counts(split: list[str], classes: Classes | None) -> dict[str, dict[str, int]]:
-    """Split -> class -> how often it occurs; splits in the order train, validation, test."""
-    rank = {"train": 0, "validation": 1, "test": 2}
-    there = classes if classes is not None else [()] * len(split)
-    pairs = Counter((part, name) for part, names in zip(split, there, strict=True) for name in names)
-    counts: dict[str, dict[str, int]] = {s: {} for s in sorted(set(split), key=lambda s: (rank.get(s, 3), s))}
-    for (part, name), number in sorted(pairs.items()):
-        counts[part][name] = number
-    return counts
-
-
-def _classes(note: Any, counts: dict[str, dict[str, int]], open_set: bool, made: Collection[str]) -> None:
-    """Findings about how many rows each class has."""
-    train = counts.get("train", {})
-    if open_set:
-        for a, b in itertools.combinations(counts, 2):
-            both = sorted(set(counts[a]) & set(counts[b]))
-            note("error", "identity_across_splits", both, f"{{n}} identities of {a} are in {b}, too")
-    for split, by_class in counts.items() if not open_set else ():
-        missing = sorted(set(train) - set(by_class)) if split not in made else []
-        note("warning", "class_missing", missing, f"{{n}} classes of train are not in {split}")
-        unknown = sorted(set(by_class) - set(train))
-        note("error", UNKNOWN_CLASS, unknown, f"{{n}} classes of {split} are not in train: never predicted")
-    few = [f"{name}: {number}" for name, number in train.items() if number < FEW_ROWS]
-    note("warning", "few_rows", few, f"{{n}} classes with fewer than {FEW_ROWS} training pictures")
-    if len(train) > 1:
-        large, small = max(train, key=lambda c: train[c]), min(train, key=lambda c: train[c])
-        ratio = train[large] / train[small]
-        sizes = f"({large} {train[large]}, {small} {train[small]})"
-        text = f"largest class / smallest class in train: {ratio:.1f} {sizes}"
-        note(
-            "warning" if ratio > IMBALANCE else "info",
-            "imbalance",
-            [],
-            text.replace("{", "{{").replace("}", "}}"),
-            1,
-        )
+    """A row of `INSPECTED` for a picture that cannot be used."""
+    return {**dict.fromkeys(INSPECTED.names), "kind": kind, "reason": reason, "num_bytes": 0}

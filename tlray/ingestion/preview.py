@@ -1,5 +1,4 @@
-"""One HTML file in which people see whether their labels were understood: pictures as training will read
-them, with boxes, masks or class names, counts by class and split, and the findings."""
+"""One HTML file that shows whether labels were understood: labelled pictures, counts and findings."""
 
 from __future__ import annotations
 
@@ -12,13 +11,14 @@ from importlib import resources
 from typing import Any
 
 from tlray.data import image, schema, shards
-from tlray.ingestion.preflight import Report
+from tlray.ingestion.report import Report
 
 NUM_PICTURES = 24  # of each split
 MOST_BYTES = 2_000_000  # of the whole file
-_SIZES = ((288, 80), (224, 75), (160, 70), (112, 60), (80, 50))  # side in px and JPEG quality, tried in turn
+# Side in px and JPEG quality of the pictures; the first with which the page is small enough is taken.
+_SIZES = ((288, 80), (224, 75), (160, 70), (112, 60), (80, 50))
 _MOST_CLASSES = 200  # rows of the table of counts
-_MOST_SHOWN = 40  # characters of a caption
+_LONGEST_NAME = 40  # characters of a class name in a caption
 
 
 def render(
@@ -31,7 +31,7 @@ def render(
 ) -> bytes:
     """The page as UTF-8, at most `MOST_BYTES`.
 
-    ``files``: split -> URI of its first Parquet file, whose rows stand in random order; ``kinds`` and
+    ``files``: split -> URI of its first Parquet file, whose rows are in random order; ``kinds`` and
     ``names`` are the label columns and their classes, ``about`` a line on layout and task.
     Raises StorageError.
     """
@@ -42,14 +42,14 @@ def render(
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     page = b""
     for side, quality in _SIZES:
-        shown = {
+        pages = {
             split: [_shot(row, task, kinds, names, side, quality) for row in there]
             for split, there in rows.items()
         }
         page = template.render(
             source=report.source,
             about=about,
-            shown=shown,
+            shown=pages,
             taken=report.taken,
             counts=_counts(report),
             num_classes=len({name for split in report.counts.values() for name in split}),
@@ -64,18 +64,21 @@ def render(
 
 
 def _rows(uri: str, kinds: Mapping[str, schema.Kind]) -> list[dict[str, Any]]:
-    """Some rows of a split: first such that show a class not yet shown, then whichever come first."""
+    """Some rows of a split: as many classes as possible, then the first rows."""
     shard = shards.Parquet(uri)
     table = shards.Handles().read(shard, 0, [schema.IMAGE, *kinds])
     labels = table.select(list(kinds)).to_pylist()
-    seen: set[int] = set()
-    first: list[int] = []
-    rest: list[int] = []
-    for at, row in enumerate(labels):
+    shown_classes: set[int] = set()
+    with_new_class: list[int] = []
+    others: list[int] = []
+    for row_number, row in enumerate(labels):
         classes = _classes(row, kinds)
-        (first if classes - seen else rest).append(at)
-        seen |= classes
-    return [table.slice(at, 1).to_pylist()[0] for at in sorted([*first, *rest][:NUM_PICTURES])]
+        (with_new_class if classes - shown_classes else others).append(row_number)
+        shown_classes |= classes
+    return [
+        table.slice(row_number, 1).to_pylist()[0]
+        for row_number in sorted([*with_new_class, *others][:NUM_PICTURES])
+    ]
 
 
 def _classes(row: Mapping[str, Any], kinds: Mapping[str, schema.Kind]) -> set[int]:
@@ -125,20 +128,20 @@ def _shot(
 
 def _caption(row: Mapping[str, Any], kinds: Mapping[str, schema.Kind], names: Mapping[str, list[str]]) -> str:
     for column, kind in kinds.items():
-        known = functools.partial(_name, names[column])
+        name_of = functools.partial(_name, names[column])
         value = row[column]
         if kind in ("class", "identity"):
-            return known(value)
+            return name_of(value)
         if kind == "classes":
-            return ", ".join(map(known, value)) or "no class"
+            return ", ".join(map(name_of, value)) or "no class"
         if kind == "objects":
-            counts = Counter(map(known, value["category"]))
+            counts = Counter(map(name_of, value["category"]))
             return ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "no object"
     return ""
 
 
 def _name(names: Sequence[str], number: int) -> str:
-    return names[number][:_MOST_SHOWN]
+    return names[number][:_LONGEST_NAME]
 
 
 def _counts(report: Report) -> list[tuple[str, list[int]]]:

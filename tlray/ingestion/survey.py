@@ -1,4 +1,4 @@
-"""What a source holds, known from names and label files alone: layout, task, labels. No picture is read."""
+"""The layout, task and labels of a source, from file names and label files alone; no picture is read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import pyarrow as pa
 
 from tlray.data import schema
 from tlray.errors import DataError, about
-from tlray.ingestion import formats, given, plan
+from tlray.ingestion import formats, plan, source_splits
 from tlray.ingestion.findings import Finding
 from tlray.ingestion.formats import base
 from tlray.ingestion.formats.base import Index, Look
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.names import unify
-from tlray.ingestion.preflight import count_table, finding_lines
+from tlray.ingestion.report import count_table, finding_lines
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A source as one format and one task see it; ``table`` and ``names`` are its index's, class names in one
-    spelling."""
+    """A source read in one format for one task."""
 
     source: str
     listing: Listing
@@ -31,19 +30,19 @@ class Survey:
     look: Look
     index: Index
     task: Any  # `tlray.tasks.base.Task`
-    table: pa.Table
+    table: pa.Table  # of the index, each class name in one spelling
     names: dict[str, list[str]]  # class names by label column, where the layout numbers its classes itself
     findings: list[Finding]
-    splits: set[str]  # those that are given, be it without any picture that can be used
+    splits: set[str]  # those that the source states, also those without any usable picture
 
     @property
     def root(self) -> str:
-        """URI that the paths of the index are relative to."""
+        """URI of the folder that the paths of the index are relative to."""
         return self.listing.root
 
     @property
     def kinds(self) -> Mapping[str, schema.Kind]:
-        """Label columns and what they mean."""
+        """Label column -> what it holds."""
         columns: Mapping[str, schema.Kind] = self.task.columns
         return columns
 
@@ -53,7 +52,7 @@ class Survey:
         return f"Layout: {self.format} ({self.look.summary}); task: {self.task.name}"
 
     def counts(self) -> dict[str, Counter[str]]:
-        """Split ("all" where the layout has none) -> class -> how often its labels name it."""
+        """Split ("all" where the source states none) -> class -> number of labels."""
         by_split: dict[str, Counter[str]] = {split: Counter() for split in self.pictures()}
         classes = plan.classes(self.table, self.kinds)
         for row, split in enumerate(self.table["split"].to_pylist()):
@@ -62,7 +61,7 @@ class Survey:
         return by_split
 
     def pictures(self) -> dict[str, int]:
-        """Split ("all" where the layout has none) -> number of pictures."""
+        """Split ("all" where the source states none) -> number of pictures."""
         counts = Counter(split or "all" for split in self.table["split"].to_pylist())
         order = (*dict.fromkeys(schema.SPLITS.values()), "all")
         return {split: counts[split] for split in order if counts[split]}
@@ -110,15 +109,15 @@ def _survey(
 ) -> Survey:
     from tlray import tasks  # here, because Ray's workers import this package and need no models
 
-    wanted = None if task == "auto" else tasks.load({"name": task}, "--task")
+    wanted_task = None if task == "auto" else tasks.load({"name": task}, "--task")
     if format == "auto":
-        name, look = formats.find(listing, tuple(wanted.columns) if wanted is not None else ())
+        name, look = formats.find(listing, tuple(wanted_task.columns) if wanted_task is not None else ())
     else:
         name = format
         look = formats.load(name).look(listing) or Look(f"--format {name}", (), ())
     gives = look.gives or formats.load(name).GIVES
-    if wanted is not None:
-        column = next((c for c in gives if c in wanted.columns), None)
+    if wanted_task is not None:
+        column = next((c for c in gives if c in wanted_task.columns), None)
         if column is None:
             raise DataError(
                 f"{source}: format {name} gives no labels for --task {task}; "
@@ -129,23 +128,23 @@ def _survey(
     index = formats.load(name).index(listing, column)
     if index.table.num_rows == 0:
         raise DataError(f"{source}: format {name} ({look.summary}) names no picture")
-    # A table may hold one kind of labels only, which its format learns when it reads all rows.
+    # Which kinds of labels a table holds is known only after all rows were read.
     present = [c for c in gives if c in index.table.column_names]
-    if wanted is None:
-        wanted = tasks.load({"name": tasks.for_columns(present[:1], index.kinds)[0]})
-    elif not set(wanted.columns) <= set(present):
+    if wanted_task is None:
+        wanted_task = tasks.load({"name": tasks.for_columns(present[:1], index.kinds)[0]})
+    elif not set(wanted_task.columns) <= set(present):
         raise DataError(
             f"{source}: format {name} gives {', '.join(present)}, no labels for --task {task}; "
             f"accepted: {', '.join(_tasks(tuple(present)))}"
         )
-    unused = {*base.TYPES} - set(wanted.columns)
-    kept = [c for c in index.table.column_names if c not in unused]
-    index = replace(index, table=index.table.select(kept))
-    table, named, respelled = unify(index.table, wanted.columns, index.names, merge_classes)
-    plan.check_classes(source, table, wanted.columns, look.summary, one_class)
-    splits, empty = given.splits(listing, look, index)
+    unused = {*base.TYPES} - set(wanted_task.columns)
+    columns = [c for c in index.table.column_names if c not in unused]
+    index = replace(index, table=index.table.select(columns))
+    table, names, respelled = unify(index.table, wanted_task.columns, index.names, merge_classes)
+    plan.check_classes(source, table, wanted_task.columns, look.summary, one_class)
+    splits, empty = source_splits.stated(listing, look, index)
     findings = [*listing.findings, *index.findings, *respelled, *empty]
-    return Survey(source, listing, name, look, index, wanted, table, dict(named), findings, splits)
+    return Survey(source, listing, name, look, index, wanted_task, table, dict(names), findings, splits)
 
 
 def _tasks(columns: tuple[str, ...]) -> list[str]:

@@ -1,4 +1,5 @@
-"""One shard: pictures read from the source, perhaps shrunk, and written as Parquet. Runs in Ray's tasks."""
+"""Writes one shard: pictures are read from the source, perhaps shrunk, and written as Parquet. Runs in Ray's
+tasks."""
 
 from __future__ import annotations
 
@@ -22,26 +23,27 @@ from tlray.ingestion.formats.base import STATED
 from tlray.ingestion.plan import GROUP_ROWS
 
 GROUP_BYTES = 256 * 2**20  # encoded pictures in a row group, before any shrinking
-_READERS = 8  # threads that read pictures in one task: object storage is all waiting
-_KEPT_BYTES = 256 * 2**20  # of the groups of a source that are kept in memory
+_READERS = 8  # threads that read pictures in one task: most of the time is waiting for object storage
+_KEPT_BYTES = 256 * 2**20  # row groups of a source that are kept in memory
 
 
 def read(
     root: str, paths: Sequence[str], sources: Sequence[str | None] | None = None
 ) -> Iterator[bytes | StorageError]:
-    """Pictures in order, a few at a time in memory; a fault is handed on, not raised.
+    """Pictures in order, a few at a time in memory. An error takes the place of its picture and is not
+    raised.
 
-    ``sources`` says for each picture where its bytes are, if not in the file at its path:
-    ``tar:<path>:<offset>:<length>`` in a file below the root, ``row:<split>:<number>:<path>`` in a row of the
-    data set there.
+    ``sources`` says where the bytes of a picture are, if not in the file at its path: as
+    ``tar:<path>:<offset>:<length>`` in a file below the root, as ``row:<split>:<number>:<path>`` in a row of
+    a data set there.
     """
-    where = [source or path for source, path in zip(sources or paths, paths, strict=True)]
+    places = [source or path for source, path in zip(sources or paths, paths, strict=True)]
     if sources is not None and any(source and source.startswith("row:") for source in sources):
-        yield from _read_rows(root, where)
+        yield from _read_rows(root, places)
         return
     ranges = {source for source in sources or () if source is not None}
 
-    def one(place: str) -> bytes | StorageError:
+    def read_one(place: str) -> bytes | StorageError:
         try:
             if place not in ranges:
                 return storage.read_bytes(storage.join(root, place))
@@ -53,25 +55,25 @@ def read(
         except StorageError as error:
             return error
 
-    yield from storage.in_threads(one, where, _READERS, 2 * _READERS)
+    yield from storage.in_threads(read_one, places, _READERS, 2 * _READERS)
 
 
 def _read_rows(root: str, sources: Sequence[str]) -> Iterator[bytes | StorageError]:
-    """Pictures in rows of a data set. The rows of one call are read group by group, each group once."""
+    """Pictures in rows of data sets; each row group is read once for many rows."""
     for start in range(0, len(sources), GROUP_ROWS):
         parts = [source.split(":", 3) for source in sources[start : start + GROUP_ROWS]]
-        found: list[bytes | StorageError] = [StorageError(f"{root}: no such row")] * len(parts)
-        same: dict[tuple[str, str], list[int]] = {}
+        pictures: list[bytes | StorageError] = [StorageError(f"{root}: no such row")] * len(parts)
+        members_of: dict[tuple[str, str], list[int]] = {}
         for n, (_, split, _, path) in enumerate(parts):
-            same.setdefault((storage.join(root, path), split), []).append(n)
-        for (uri, split), members in same.items():
+            members_of.setdefault((storage.join(root, path), split), []).append(n)
+        for (uri, split), members in members_of.items():
             try:
-                pictures = _groups_of(uri).pictures(split, [int(parts[n][2]) for n in members])
+                of_file = _groups_of(uri).pictures(split, [int(parts[n][2]) for n in members])
             except (StorageError, DataError) as error:
-                pictures = [StorageError(str(error))] * len(members)
-            for n, picture in zip(members, pictures, strict=True):
-                found[n] = picture
-        yield from found
+                of_file = [StorageError(str(error))] * len(members)
+            for n, picture in zip(members, of_file, strict=True):
+                pictures[n] = picture
+        yield from pictures
 
 
 @functools.lru_cache(maxsize=2)
@@ -80,7 +82,7 @@ def _groups_of(uri: str) -> _Groups:
 
 
 class _Groups:
-    """Pictures of a data set by row. The last groups are kept: rows are asked for in a random order."""
+    """Pictures of a data set by row. The row groups read last are kept, since rows come in a random order."""
 
     def __init__(self, uri: str) -> None:
         self._data = Dataset.open(uri)
@@ -92,14 +94,14 @@ class _Groups:
         if max(rows) >= starts[-1]:
             raise StorageError(f"{self._data.uri} {split}: no row {max(rows)}; has changed, try again")
         groups = np.searchsorted(starts, rows, side="right") - 1
-        found: list[bytes | StorageError] = [b""] * len(rows)
+        encoded: list[bytes | StorageError] = [b""] * len(rows)
         for group in np.unique(groups):
             column = self._group(split, int(group))[schema.IMAGE]
             for n in np.flatnonzero(groups == group).tolist():
                 value = column[int(rows[n] - starts[group])].as_py()
                 data = value["bytes"] if value is not None else None
-                found[n] = data or StorageError(f"{self._data.uri} {split} row {rows[n]}: holds no picture")
-        return found
+                encoded[n] = data or StorageError(f"{self._data.uri} {split} row {rows[n]}: holds no picture")
+        return encoded
 
     def _group(self, split: str, number: int) -> pa.Table:
         key = (split, number)
@@ -112,17 +114,17 @@ class _Groups:
 
 
 def mask_files(root: str, values: Sequence[Mapping[str, Any]]) -> Iterator[list[bytes] | StorageError]:
-    """The files of each mask (a value of `formats.base.MASK_TYPE`), in order; a fault is handed on."""
-    parts = [mask["paths"] or [] for mask in values]
-    files = read(root, [path for paths in parts for path in paths])
-    for paths in parts:
-        there = [next(files) for _ in paths]
-        faults = [file for file in there if isinstance(file, StorageError)]
-        yield faults[0] if faults else [file for file in there if isinstance(file, bytes)]
+    """The files of each mask (a value of `formats.base.MASK_TYPE`), or the first error of reading them."""
+    paths_of_masks = [mask["paths"] or [] for mask in values]
+    contents = read(root, [path for paths in paths_of_masks for path in paths])
+    for paths in paths_of_masks:
+        files = [next(contents) for _ in paths]
+        faults = [file for file in files if isinstance(file, StorageError)]
+        yield faults[0] if faults else [file for file in files if isinstance(file, bytes)]
 
 
 def canvases(rows: pa.Table, sizes: Sequence[image.Size]) -> list[image.Size]:
-    """Size on which a picture's outlines were drawn: as its label file states it, else the picture's."""
+    """The size on which the outlines of each picture were drawn: the stated one, else that of the picture."""
     if not {name for name, _ in STATED} <= set(rows.column_names):
         return list(sizes)
     columns = (rows[name].to_pylist() for name, _ in STATED)
@@ -132,8 +134,8 @@ def canvases(rows: pa.Table, sizes: Sequence[image.Size]) -> list[image.Size]:
 def write_block(
     block: pa.Table, root: str, stage: str, kinds: pa.Schema, max_side: int | None, code: MaskCode
 ) -> pa.Table:
-    """Write the shards of a block; a fault is a value here, because Ray would wrap an exception."""
-    made = []
+    """Write the shards of a block. Errors are returned in a column, because Ray would wrap an exception."""
+    written = []
     for n, name in enumerate(block["name"].to_pylist()):
         rows = pa.Table.from_struct_array(block["rows"].combine_chunks()[n].values)
         row = {"name": name, "num_rows": rows.num_rows, "sha256": "", "error": None}
@@ -141,13 +143,13 @@ def write_block(
             row["sha256"] = _write_shard(root, storage.join(stage, name), rows, kinds, max_side, code)
         except StorageError as error:
             row["error"] = str(error)
-        made.append(row)
+        written.append(row)
     kind = [("name", pa.string()), ("num_rows", pa.int64()), ("sha256", pa.string()), ("error", pa.string())]
-    return pa.Table.from_pylist(made, schema=pa.schema(kind))
+    return pa.Table.from_pylist(written, schema=pa.schema(kind))
 
 
 class _Hashing(io.RawIOBase):
-    """A sink that hashes what passes: Parquet is written from front to back."""
+    """A stream that hashes what is written to it; Parquet is written from front to back."""
 
     def __init__(self, sink: Any) -> None:
         self.sink, self.sha256 = sink, hashlib.sha256()
@@ -193,31 +195,32 @@ def _write_shard(
 
 
 def _groups(num_bytes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Row groups (start, stop): 128 rows, fewer where pictures are so large that memory would suffer."""
-    start, held = 0, 0
+    """Row groups (start, stop) of 128 rows, or fewer where pictures are so large that memory would not
+    suffice."""
+    start, num_held = 0, 0
     for row, size in enumerate(num_bytes):
-        if row > start and (row - start == GROUP_ROWS or held + size > GROUP_BYTES):
+        if row > start and (row - start == GROUP_ROWS or num_held + size > GROUP_BYTES):
             yield start, row
-            start, held = row, 0
-        held += size
+            start, num_held = row, 0
+        num_held += size
     yield start, len(num_bytes)
 
 
 def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None, code: MaskCode) -> pa.Table:
-    """A row group: the pictures read again, shrunk where wanted, beside their columns."""
+    """The rows of a row group with their pictures, which are read a second time and shrunk where wanted."""
     encoded, ids, sizes, ratios = [], [], [], []
-    told = zip(*(rows[name].to_pylist() for name in ("path", "sha256", "width", "height")), strict=True)
+    inspected = zip(*(rows[name].to_pylist() for name in ("path", "sha256", "width", "height")), strict=True)
     paths = rows["path"].to_pylist()
     sources = rows["source"].to_pylist() if "source" in rows.column_names else None
-    for data, (path, sha256, width, height) in zip(read(root, paths, sources), told, strict=True):
+    for data, (path, sha256, width, height) in zip(read(root, paths, sources), inspected, strict=True):
         if isinstance(data, StorageError):
             raise data
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StorageError(f"{storage.join(root, path)}: has changed while it was ingested; try again")
         with about(storage.join(root, path)):
-            small = data if max_side is None else image.shrink(data, max_side)
-        encoded.append(small)
-        sizes.append((width, height) if small is data else image.source_size(small))
+            shrunk = data if max_side is None else image.shrink(data, max_side)
+        encoded.append(shrunk)
+        sizes.append((width, height) if shrunk is data else image.source_size(shrunk))
         ratios.append((sizes[-1][0] / width, sizes[-1][1] / height))
         ids.append(hashlib.sha256(f"{path}\0{sha256}".encode()).hexdigest()[:32])
     common = {
@@ -243,23 +246,23 @@ def _pictures(root: str, rows: pa.Table, kinds: pa.Schema, max_side: int | None,
 
 
 def _masks(root: str, rows: pa.Table, code: MaskCode, sizes: Sequence[image.Size]) -> pa.Array:
-    """The masks as PNG of class ids, of their pictures' ``sizes``; bytes unchanged where they are that."""
+    """The masks as PNG of class ids in ``sizes``; a file that is such a PNG is taken as it is."""
     values = rows[schema.MASK].to_pylist()
-    whole = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    full_sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
     turns = rows["mask_turn"].to_pylist()
-    canvas = canvases(rows, whole)
+    canvas_sizes = canvases(rows, full_sizes)
     encoded, paths = [], []
     for n, files in enumerate(mask_files(root, values)):
         if isinstance(files, StorageError):
             raise files
-        plain = len(files) == 1 and values[n]["shapes"] is None and code == masks.AS_STORED
-        if plain and turns[n] == 1 and masks.is_plain(files[0], sizes[n]):
+        is_one_file = len(files) == 1 and values[n]["shapes"] is None and code == masks.AS_STORED
+        if is_one_file and turns[n] == 1 and masks.is_plain(files[0], sizes[n]):
             encoded.append(files[0])
         else:
             path = rows["path"][n]
             try:
-                ids_HW = masks.read(files, values[n]["shapes"], code, canvas[n])
-                ids_HW = masks.fitted(ids_HW, whole[n], turns[n])
+                ids_HW = masks.read(files, values[n]["shapes"], code, canvas_sizes[n])
+                ids_HW = masks.fitted(ids_HW, full_sizes[n], turns[n])
             except PictureError as error:
                 raise StorageError(f"{path}: its mask has changed while it was ingested: {error}") from None
             encoded.append(image.encode_mask(masks.resized(ids_HW, sizes[n])))

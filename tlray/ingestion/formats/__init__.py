@@ -45,8 +45,8 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
     ``columns``: label columns one of which is wanted; none = any. Raises DataError, which says what was
     seen and the nearest layout, where no format explains it or two do.
     """
-    wanted = [n for n in names() if not columns or set(load(n).GIVES) & set(columns)]
-    looks = {name: look for name in wanted if (look := load(name).look(listing)) is not None}
+    suitable = [n for n in names() if not columns or set(load(n).GIVES) & set(columns)]
+    looks = {name: look for name in suitable if (look := load(name).look(listing)) is not None}
     ready = {
         name: look
         for name, look in looks.items()
@@ -58,17 +58,17 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
     if not ready:
         raise DataError(_refusal(listing, looks, columns))
     ready = _without_masks_as_pictures(ready)
-    most = max(len(look.pictures) for look in ready.values())
-    best = [name for name, look in ready.items() if len(look.pictures) >= _CLOSE * most]
+    most_pictures = max(len(look.pictures) for look in ready.values())
+    best = [name for name, look in ready.items() if len(look.pictures) >= _CLOSE * most_pictures]
     # Folders prove nothing: whatever else explains as much is meant (lfw/Aaron_Eckhart_0001.jpg).
     best = [name for name in best if name != "folder"] or best
     # Of two that read the same label files one is a special case of the other: more files, more evidence.
-    widest = max(len(ready[name].labels) for name in best)
-    alone = [n for n in best if all(set(ready[m].labels) <= set(ready[n].labels) for m in best)]
-    if len(alone) == 1 and (len(best) == 1 or widest > 0):
-        return alone[0], ready[alone[0]]
-    seen = " or ".join(f"{name} ({ready[name].summary})" for name in best)
-    raise DataError(f"{listing.root}: may be {seen}; accepted: one of them as --format")
+    most_labels = max(len(ready[name].labels) for name in best)
+    widest_reading = [n for n in best if all(set(ready[m].labels) <= set(ready[n].labels) for m in best)]
+    if len(widest_reading) == 1 and (len(best) == 1 or most_labels > 0):
+        return widest_reading[0], ready[widest_reading[0]]
+    choices = " or ".join(f"{name} ({ready[name].summary})" for name in best)
+    raise DataError(f"{listing.root}: may be {choices}; accepted: one of them as --format")
 
 
 def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
@@ -83,23 +83,23 @@ def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
 
 def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str]) -> str:
     """One line: what was seen, the nearest layout and what it lacks, and how to say a layout by force."""
-    there = counts_by_ending(listing.files)
-    force = f"--format {'|'.join(name for name in names() if name != 'refused')}"
+    endings = counts_by_ending(listing.files)
+    force = f"--format {'|'.join(name for name in names() if name != 'unsupported')}"
     if not listing.files:
         return f"{listing.root}: holds no files; accepted: labelled pictures"
     if looks:
-        lacking = {name: look for name, look in looks.items() if look.lacks} or looks
+        rejected = {name: look for name, look in looks.items() if look.lacks} or looks
         name, look = max(
-            lacking.items(),
+            rejected.items(),
             key=lambda item: (bool(item[1].labels), len(item[1].pictures), len(item[1].labels)),
         )
         return (
-            f"{listing.root}: holds {there}; nearest layout: {name} ({look.summary}), but {look.lacks}; "
+            f"{listing.root}: holds {endings}; nearest layout: {name} ({look.summary}), but {look.lacks}; "
             f"another can be said by {force}"
         )
     labels = f" for {', '.join(sorted(columns))}" if columns else ""
     return (
-        f"{listing.root}: holds {there}, no layout of labelled pictures{labels} found; accepted: "
+        f"{listing.root}: holds {endings}, no layout of labelled pictures{labels} found; accepted: "
         f"{_way_out(listing)}; a layout can be said by {force}"
     )
 

@@ -34,10 +34,10 @@ def look(listing: Listing) -> Look | None:
     """Arrow files with their state, or Parquet files that hold pictures."""
     if not listing.named and MANIFEST in listing:
         files = listing.labels(".parquet", ".json")
-        here = storage.absolute(listing.root)
+        root = storage.absolute(listing.root)
         return Look(
             f"{MANIFEST} of tlray ingest", files, files,
-            f"it is a data set already; accepted: data.uri={here} in a training, or another SRC",
+            f"it is a data set already; accepted: data.uri={root} in a training, or another SRC",
         )  # fmt: skip
     arrow = listing.labels(".arrow")
     states = [path for path in listing.files if path.rpartition("/")[2] in (*_STATES, "dataset_info.json")]
@@ -67,15 +67,15 @@ def index(listing: Listing, column: str) -> Index:
     Raises DataError for numbers beyond the class names, columns of doubtful meaning, no labels at all.
     """
     if not listing.named and MANIFEST in listing:
-        here = storage.absolute(listing.root)
-        raise DataError(f"{here}: is a data set already; accepted: data.uri={here}, or another SRC")
+        root = storage.absolute(listing.root)
+        raise DataError(f"{root}: is a data set already; accepted: data.uri={root}, or another SRC")
     data = Dataset.open(listing.where(listing.named) if listing.named else listing.root)
     notes: list[Finding] = []
     splits = _known_splits(data, notes)
     columns, places, names = _columns(data, splits)
     try:
         chosen = roles.labels(columns)
-    except roles.Unclear as reason:
+    except roles.UnclearColumns as reason:
         raise DataError(f"{data.uri}: {reason}") from None
     unused = [name for name in columns if name not in chosen.columns]
     notes += finding("info", "unused_column", unused, "{n} columns are not used")
@@ -85,18 +85,22 @@ def index(listing: Listing, column: str) -> Index:
         if label.missing and chosen.column in names:
             label = replace(label, text=str(_NO_LABEL))
         digits = len(str(data.num_rows(split)))
-        own = split if split in SPLITS.values() else None
-        rows.append(Row(f"{split}/{number:0{digits}d}", own, label, split, number))
+        known_split = split if split in SPLITS.values() else None
+        rows.append(Row(f"{split}/{number:0{digits}d}", known_split, label, split, number))
     rows = without_missing(listing, rows, notes)
     if not rows:
         raise DataError(f"{data.uri} column {chosen.column!r}: holds no label in any row; accepted: labels")
     numbered, rows = with_class_names(listing, rows, listing.labels(".parquet"), notes)
-    made, given = index_rows(listing, rows, column)
-    for row, where in zip(made, rows, strict=True):
+    rows_of_index, label_columns = index_rows(listing, rows, column)
+    for row, where in zip(rows_of_index, rows, strict=True):
         row["source"] = source(where.file, where.line, listing.named)
-    order = names.get(chosen.column)
-    every = {name: order for name in given} if order else numbered
-    return Index(table(made, *given), names={n: v for n, v in every.items() if n in given}, findings=notes)
+    names_of_column = names.get(chosen.column)
+    class_names = {name: names_of_column for name in label_columns} if names_of_column else numbered
+    return Index(
+        table(rows_of_index, *label_columns),
+        names={n: v for n, v in class_names.items() if n in label_columns},
+        findings=notes,
+    )
 
 
 def source(split: str, number: int, path: str = "") -> str:
@@ -106,15 +110,17 @@ def source(split: str, number: int, path: str = "") -> str:
 
 def _known_splits(data: Dataset, notes: list[Finding]) -> list[str]:
     """The splits that have a meaning here; a single one may be called anything."""
-    known = [split for split in data.splits if split in SPLITS.values()]
-    others = [f"{split}: {data.num_rows(split)} rows" for split in data.splits if split not in known]
-    if not known and len(others) > 1:
+    known_splits = [split for split in data.splits if split in SPLITS.values()]
+    other_splits = [
+        f"{split}: {data.num_rows(split)} rows" for split in data.splits if split not in known_splits
+    ]
+    if not known_splits and len(other_splits) > 1:
         raise DataError(f"{data.uri}: splits {', '.join(data.splits)}; accepted: train, validation, test")
     notes += finding(
-        "warning", "other_split", others if known else [],
+        "warning", "other_split", other_splits if known_splits else [],
         "{n} splits are neither train nor validation nor test (left out)",
     )  # fmt: skip
-    return known or data.splits
+    return known_splits or data.splits
 
 
 def _columns(
@@ -131,18 +137,18 @@ def _columns(
         raise DataError(f"{data.uri}: no column beside {IMAGE}; accepted: {roles.LABELS_ACCEPTED}")
     columns: dict[str, list[Any]] = {name: [] for name in plain}
     places: list[labels.Place] = []
-    names = {name: found for name in plain if (found := _class_names(features.get(name)))}
+    names = {name: class_names for name in plain if (class_names := _class_names(features.get(name)))}
     for split in splits:
-        read = data.read(split, plain)
+        table = data.read(split, plain)
         for name in plain:
-            values = read[name].to_pylist()
+            values = table[name].to_pylist()
             if name in names:
                 values = [
                     _named(value, names[name], f"{data.uri} {split} row {row} column {name!r}")
                     for row, value in enumerate(values)
                 ]
             columns[name] += values
-        places += [(split, row) for row in range(read.num_rows)]
+        places += [(split, row) for row in range(table.num_rows)]
     return columns, places, names
 
 
@@ -155,8 +161,8 @@ def _class_names(feature: Any) -> list[str]:
     names = feature.get("names")
     if isinstance(names, list):
         return [str(name) for name in names]
-    inner = [feature.get(key) for key in ("feature", "category", "categories", "label", "labels")]
-    return next((found for part in inner if (found := _class_names(part))), [])
+    inner_features = [feature.get(key) for key in ("feature", "category", "categories", "label", "labels")]
+    return next((class_names for part in inner_features if (class_names := _class_names(part))), [])
 
 
 def _named(value: Any, names: Sequence[str], where: str) -> Any:
@@ -164,8 +170,8 @@ def _named(value: Any, names: Sequence[str], where: str) -> Any:
     if isinstance(value, list):
         return [_named(part, names, where) for part in value]
     if isinstance(value, dict):
-        kinds = [key for key in ("category", "categories", "label", "labels") if key in value]
-        return {**value, **{key: _named(value[key], names, where) for key in kinds[:1]}}
+        class_keys = [key for key in ("category", "categories", "label", "labels") if key in value]
+        return {**value, **{key: _named(value[key], names, where) for key in class_keys[:1]}}
     if not isinstance(value, int) or isinstance(value, bool) or value == _NO_LABEL:
         return None if value == _NO_LABEL else value
     if not 0 <= value < len(names):

@@ -96,10 +96,10 @@ def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> pa.Table:
     if schema.OBJECTS in columns:
         flags = [flag for flag in schema.FLAGS if any(flag in row[schema.OBJECTS] for row in rows)]
         kinds[2 + columns.index(schema.OBJECTS)] = (schema.OBJECTS, schema.with_flags(OBJECTS_TYPE, flags))
-    given = set().union(*(row.keys() for row in rows)) if rows else set()
-    kinds += [(name, kind) for name, kind in (*STATED, ("source", pa.string())) if name in given]
-    made = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(kinds))
-    return made.sort_by("path")
+    present = set().union(*(row.keys() for row in rows)) if rows else set()
+    kinds += [(name, kind) for name, kind in (*STATED, ("source", pa.string())) if name in present]
+    index_table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(kinds))
+    return index_table.sort_by("path")
 
 
 def objects(boxes: Boxes, **flags: Sequence[bool]) -> dict[str, Any]:

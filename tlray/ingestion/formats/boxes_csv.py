@@ -21,9 +21,9 @@ from tlray.data.schema import OBJECTS, SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, lines_of
-from tlray.ingestion.formats.places import Lookup, Places
+from tlray.ingestion.formats.picture_paths import Lookup, PicturePaths
 from tlray.ingestion.formats.tabular.boxes import (
     CENTRED,
     CORNERS,
@@ -70,7 +70,7 @@ def look(listing: Listing) -> Look | None:
         try:
             rows = [row for _, row in t.shape.rows(first_lines(listing.head(t.file)))][:20]
             names = [t.shape.cell(row, "path") for row in rows]
-            lookup = _lookup(listing, Places(listing), t.shape, names)
+            lookup = _lookup(listing, PicturePaths(listing), t.shape, names)
             if any(lookup.several(name) for name in names):
                 return Look(summary, listing.pictures, files)
         except DataError:  # a name of two pictures: `index` says so
@@ -97,11 +97,11 @@ def index(listing: Listing, column: str) -> Index:
     findings: list[Finding] = []
     homes: dict[str, str] = {}  # picture -> its table
     rows: list[dict[str, Any]] = []
-    shares = set()
+    units = set()
     names = _class_table(listing)
-    places = Places(listing)
+    picture_paths = PicturePaths(listing)
     for t in tables:
-        num_double = _read(listing, t, places)
+        num_double = _read(listing, t, picture_paths)
         # A split that is given would be made anew else.
         if not t.pictures and t.shape.split and len(tables) > 1:
             raise DataError(
@@ -114,26 +114,28 @@ def index(listing: Listing, column: str) -> Index:
             )
         findings += _unused(t)
         if t.boxes:
-            shares.add(_is_relative(listing, t))
+            units.add(_is_relative(listing, t))
         rows += _table_rows(listing, t, names, homes)
-    if len(shares) > 1:
+    if len(units) > 1:
         raise DataError(
             f"{listing.root}: boxes are px in one table and shares in another; accepted: one of them"
         )
-    places.check(len(homes))
-    findings += places.findings()
-    without = sorted(set(listing.pictures) - set(homes))
-    given = {row["split"] for row in rows} - {None}
-    if given:
-        none = [row["path"] for row in rows if row["split"] is None]
-        findings += finding("warning", "no_split", none, "{n} pictures are in no split: left out")
+    picture_paths.check(len(homes))
+    findings += picture_paths.findings()
+    without_row = sorted(set(listing.pictures) - set(homes))
+    has_splits = {row["split"] for row in rows} - {None}
+    if has_splits:
+        without_split = [row["path"] for row in rows if row["split"] is None]
+        findings += finding("warning", "no_split", without_split, "{n} pictures are in no split: left out")
         rows = [row for row in rows if row["split"] is not None]
     findings += finding(
-        "warning", "no_row", without,
+        "warning", "no_row", without_row,
         "{n} pictures stand in no row (which is not a row without a box): left out",
     )  # fmt: skip
-    ordered = {column: list(dict.fromkeys(names.values()))} if names and _is_numbering(names, rows) else {}
-    return Index(table(rows, column), ordered, relative=shares == {True}, findings=findings)
+    class_order = (
+        {column: list(dict.fromkeys(names.values()))} if names and _is_numbering(names, rows) else {}
+    )
+    return Index(table(rows, column), class_order, relative=units == {True}, findings=findings)
 
 
 def _table_rows(
@@ -152,20 +154,20 @@ def _table_rows(
             )
         homes[picture] = t.file
         size = t.sizes.get(picture, (None, None))
-        stated = {"stated_width": size[0], "stated_height": size[1]} if has_sizes else {}
-        yield {"path": picture, "split": t.splits[picture], OBJECTS: objects(boxes[owner]), **stated}
+        stated_size = {"stated_width": size[0], "stated_height": size[1]} if has_sizes else {}
+        yield {"path": picture, "split": t.splits[picture], OBJECTS: objects(boxes[owner]), **stated_size}
 
 
 def _unused(t: _Table) -> list[Finding]:
     """Columns that are not read; and that a table without classes has one."""
-    names = t.shape.unused
-    found = finding(
-        "info", "unused_column", [f"{t.file}: {n}" for n in names], "{n} columns of the table are not used"
+    unused = t.shape.unused
+    findings = finding(
+        "info", "unused_column", [f"{t.file}: {n}" for n in unused], "{n} columns of the table are not used"
     )
     if "class" not in t.shape.columns:
         text = f"no column of {t.file} is one of classes: every box is of the class 'object'"
-        found.append(Finding("warning", "no_class_column", 1, text, [t.file]))
-    return found
+        findings.append(Finding("warning", "no_class_column", 1, text, [t.file]))
+    return findings
 
 
 def _tables(listing: Listing) -> tuple[list[_Table], list[Shape]]:
@@ -179,11 +181,11 @@ def _tables(listing: Listing) -> tuple[list[_Table], list[Shape]]:
 # ---- rows
 
 
-def _lookup(listing: Listing, places: Places, shape: Shape, names: Sequence[str]) -> Lookup:
-    return places.lookup(listing.where(shape.file), posixpath.dirname(shape.file), names, shape.split)
+def _lookup(listing: Listing, picture_paths: PicturePaths, shape: Shape, names: Sequence[str]) -> Lookup:
+    return picture_paths.lookup(listing.where(shape.file), posixpath.dirname(shape.file), names, shape.split)
 
 
-def _read(listing: Listing, t: _Table, places: Places) -> int:
+def _read(listing: Listing, t: _Table, picture_paths: PicturePaths) -> int:
     """Fill a table; returns how many rows are there twice."""
     where, shape = listing.where(t.file), t.shape
     try:
@@ -192,33 +194,33 @@ def _read(listing: Listing, t: _Table, places: Places) -> int:
         raise DataError(
             f"{where}: no valid table ({error}); accepted: cells between {shape.delimiter!r}"
         ) from None
-    lookup = _lookup(listing, places, shape, [shape.cell(row, "path") for _, row in rows])
-    found: dict[str, str] = {}  # a picture stands in as many rows as it has boxes
-    seen: set[tuple[Any, ...]] = set()
+    lookup = _lookup(listing, picture_paths, shape, [shape.cell(row, "path") for _, row in rows])
+    picture_of: dict[str, str] = {}  # a picture stands in as many rows as it has boxes
+    known_boxes: set[tuple[Any, ...]] = set()
     num_double = 0
-    comma = shape.delimiter != ","
+    decimal_comma = shape.delimiter != ","
     for line, row in rows:
-        here = f"{where} line {line}"
+        place = f"{where} line {line}"
         name = shape.cell(row, "path")
         if not name:
-            raise DataError(f"{here}: no name of a picture; accepted: one in every row")
-        if name not in found:
-            found[name] = lookup(name, here)
-        picture = found[name]
+            raise DataError(f"{place}: no name of a picture; accepted: one in every row")
+        if name not in picture_of:
+            picture_of[name] = lookup(name, place)
+        picture = picture_of[name]
         owner = t.pictures.setdefault(picture, len(t.pictures))
-        _note_split(here, t, row, picture)
-        _note_size(here, t, row, picture, comma)
-        box = _box(here, shape, row, comma)
+        _note_split(place, t, row, picture)
+        _note_size(place, t, row, picture, decimal_comma)
+        box = _box(place, shape, row, decimal_comma)
         if box is None:
             continue
         label = shape.cell(row, "class") if "class" in shape.columns else "object"
         if label.lower() in _EMPTY[:-2]:
-            raise DataError(f"{here}: a box of class {label!r}; accepted: a name")
+            raise DataError(f"{place}: a box of class {label!r}; accepted: a name")
         key = (owner, label, *box)
-        if key in seen:
+        if key in known_boxes:
             num_double += 1
             continue
-        seen.add(key)
+        known_boxes.add(key)
         t.boxes.append(box)
         t.owners.append(owner)
         t.classes.append(label)
@@ -226,48 +228,48 @@ def _read(listing: Listing, t: _Table, places: Places) -> int:
     return num_double
 
 
-def _note_split(here: str, t: _Table, row: Sequence[str], picture: str) -> None:
+def _note_split(place: str, t: _Table, row: Sequence[str], picture: str) -> None:
     text = t.shape.cell(row, "split").lower()
     split = SPLITS.get(text) if text else None
     if text and split is None and text != "unassigned" and t.shape.cell(row, "split") != "":
-        raise DataError(f"{here}: split {text!r}; accepted: train, validation (val, valid), test")
+        raise DataError(f"{place}: split {text!r}; accepted: train, validation (val, valid), test")
     split = split or t.shape.split or folder_split(picture)
     if t.splits.setdefault(picture, split) != split:
-        raise DataError(f"{here}: {picture} is in {t.splits[picture]}, too; accepted: one split")
+        raise DataError(f"{place}: {picture} is in {t.splits[picture]}, too; accepted: one split")
 
 
-def _note_size(here: str, t: _Table, row: Sequence[str], picture: str, comma: bool) -> None:
+def _note_size(place: str, t: _Table, row: Sequence[str], picture: str, decimal_comma: bool) -> None:
     cells = t.shape.cell(row, "width"), t.shape.cell(row, "height")
-    width, height = (number(cell, comma) for cell in cells)
+    width, height = (number(cell, decimal_comma) for cell in cells)
     if math.isnan(width) or math.isnan(height) or width < 1 or height < 1:
         return
     size = int(width), int(height)
     if t.sizes.setdefault(picture, size) != size:
         raise DataError(
-            f"{here}: {picture} is {size[0]} x {size[1]} px, in another row {t.sizes[picture][0]} x "
+            f"{place}: {picture} is {size[0]} x {size[1]} px, in another row {t.sizes[picture][0]} x "
             f"{t.sizes[picture][1]}; accepted: one size"
         )
 
 
 def _box(
-    here: str, shape: Shape, row: Sequence[str], comma: bool
+    place: str, shape: Shape, row: Sequence[str], decimal_comma: bool
 ) -> tuple[float, float, float, float] | None:
     """x, y, width, height; None where the cells are empty."""
     if shape.box == LISTED:
         text = shape.cell(row, "bbox")
         cells = [c for c in re.split(r"[,\s;]+", text.strip("[]() ")) if c]
-        what = "[x, y, width, height]"
+        expected = "[x, y, width, height]"
         if not cells or text.lower() in _EMPTY:
             return None
     else:
         cells = [shape.cell(row, name) for name in shape.box]
-        what = ", ".join(shape.box)
+        expected = ", ".join(shape.box)
         text = ", ".join(cells)
     if all(cell.lower() in _EMPTY for cell in cells):
         return None
-    numbers = [number(cell, comma and shape.box != LISTED) for cell in cells]
+    numbers = [number(cell, decimal_comma and shape.box != LISTED) for cell in cells]
     if len(numbers) != 4 or not math.isfinite(sum(numbers)):
-        raise DataError(f"{here}: box {text!r}; accepted: four numbers {what}, or all empty")
+        raise DataError(f"{place}: box {text!r}; accepted: four numbers {expected}, or all empty")
     a, b, c, d = numbers
     if shape.box == CORNERS:
         return a, b, c - a, d - b
@@ -279,20 +281,20 @@ def _is_relative(listing: Listing, t: _Table) -> bool:
     corner and size."""
     where = listing.where(t.file)
     _check_not_centred(where, t)
-    inside = [max(x, y, x + w, y + h, w, h) <= 1.01 for x, y, w, h in t.boxes]
-    if all(inside):
+    is_share = [max(x, y, x + w, y + h, w, h) <= 1.01 for x, y, w, h in t.boxes]
+    if all(is_share):
         return True
-    if sum(inside) >= 0.9 * len(inside) and len(inside) > 1:
-        at = inside.index(False)
+    if sum(is_share) >= 0.9 * len(is_share) and len(is_share) > 1:
+        row = is_share.index(False)
         raise DataError(
-            f"{where} line {t.lines[at]}: box of {_listed(t.boxes[at])} among {sum(inside)} in shares of the "
-            "sides; accepted: all in px, or all from 0 to 1"
+            f"{where} line {t.lines[row]}: box of {_listed(t.boxes[row])} among {sum(is_share)} in shares of "
+            "the sides; accepted: all in px, or all from 0 to 1"
         )
-    reversed_ = [n for n, (_, _, w, h) in enumerate(t.boxes) if w < 0 or h < 0]
-    if 2 * len(reversed_) > len(t.boxes):
+    reversed_boxes = [n for n, (_, _, w, h) in enumerate(t.boxes) if w < 0 or h < 0]
+    if 2 * len(reversed_boxes) > len(t.boxes):
         raise DataError(
-            f"{where} line {t.lines[reversed_[0]]}: {len(reversed_)} of {len(t.boxes)} boxes end before they "
-            f"begin; accepted: {', '.join(t.shape.box)} with the larger numbers last"
+            f"{where} line {t.lines[reversed_boxes[0]]}: {len(reversed_boxes)} of {len(t.boxes)} "
+            f"boxes end before they begin; accepted: {', '.join(t.shape.box)} with the larger numbers last"
         )
     if t.shape.box in (LISTED, SIZED) and t.sizes:
         _check_sized(where, t)
@@ -303,11 +305,14 @@ def _check_not_centred(where: str, t: _Table) -> None:
     """Centres in columns x, y: shares that lead out of the pictures, and would not as centres."""
     if t.shape.box not in (SIZED, LISTED) or any(max(box) > 1.01 for box in t.boxes):
         return
-    out = sum(x + w > 1.01 or y + h > 1.01 for x, y, w, h in t.boxes)
-    if out and all(abs(x - 0.5) + w / 2 <= 0.51 and abs(y - 0.5) + h / 2 <= 0.51 for x, y, w, h in t.boxes):
+    num_outside = sum(x + w > 1.01 or y + h > 1.01 for x, y, w, h in t.boxes)
+    if num_outside and all(
+        abs(x - 0.5) + w / 2 <= 0.51 and abs(y - 0.5) + h / 2 <= 0.51 for x, y, w, h in t.boxes
+    ):
         raise DataError(
-            f"{where}: {out} of {len(t.boxes)} boxes lead out of their pictures as x, y of the corner, and "
-            "all fit as centres; accepted: x, y of the upper left corner, or columns x_center, y_center, "
+            f"{where}: {num_outside} of {len(t.boxes)} boxes lead out of their pictures as x, y of the "
+            "corner, "
+            "and all fit as centres; accepted: x, y of the upper left corner, or columns x_center, y_center, "
             "width, height"
         )
 
@@ -315,15 +320,16 @@ def _check_not_centred(where: str, t: _Table) -> None:
 def _check_sized(where: str, t: _Table) -> None:
     """Corners in columns of sizes: the boxes lead out of their pictures, and would not as corners."""
     paths = list(t.pictures)
-    out = fits = 0
+    num_outside = num_as_corners = 0
     for owner, (x, y, w, h) in zip(t.owners, t.boxes, strict=True):
         width, height = t.sizes.get(paths[owner], (10**9, 10**9))
-        out += x + w > width + 1 or y + h > height + 1
-        fits += x < w <= width + 1 and y < h <= height + 1
-    if out >= len(t.boxes) / 10 and fits == len(t.boxes):
+        num_outside += x + w > width + 1 or y + h > height + 1
+        num_as_corners += x < w <= width + 1 and y < h <= height + 1
+    if num_outside >= len(t.boxes) / 10 and num_as_corners == len(t.boxes):
         raise DataError(
-            f"{where}: {out} of {len(t.boxes)} boxes lead out of their pictures as {', '.join(t.shape.box)}, "
-            "and all fit as corners; accepted: x, y, width, height, or columns xmin, ymin, xmax, ymax"
+            f"{where}: {num_outside} of {len(t.boxes)} boxes lead out of their pictures as "
+            f"{', '.join(t.shape.box)}, and all fit as corners; accepted: x, y, width, height, or columns "
+            "xmin, ymin, xmax, ymax"
         )
 
 

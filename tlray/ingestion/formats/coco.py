@@ -19,11 +19,11 @@ from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.formats import coco_file, outlines
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
-from tlray.ingestion.formats.places import Places, near
+from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _KEYS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
@@ -33,16 +33,16 @@ _LOOKED_INTO = 50  # JSON files whose first bytes are read, those with COCO's na
 
 def look(listing: Listing) -> Look | None:
     """JSON files with COCO's keys, and the pictures of the folders that they name."""
-    chosen, others = _chosen(listing)
+    chosen, other_kinds = _chosen(listing)
     if not chosen:
-        if not others:
+        if not other_kinds:
             return None
-        file, kind = others[0]
+        file, kind = other_kinds[0]
         lacks = f"{file} is {kind}; accepted: {coco_file.ACCEPTED}"
-        return Look(f"{len(others)} .json of COCO", [], [file for file, _ in others], lacks)
+        return Look(f"{len(other_kinds)} .json of COCO", [], [file for file, _ in other_kinds], lacks)
     names = [name for file in chosen for name in names_in_head(listing.head_text(file), "file_name")]
     # The first bytes of a file may be annotations or licences.
-    pictures = near(listing, names) if names else listing.pictures
+    pictures = in_same_folders(listing, names) if names else listing.pictures
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of COCO", pictures, chosen, lacks)
 
@@ -56,13 +56,15 @@ def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
         return not ("coco" in name or name.startswith("instances")), file.count("/"), file
 
     instances = [f for f in files if posixpath.basename(f).lower().startswith("instances_")]
-    some = instances or sorted(files, key=rank)[:_LOOKED_INTO]
-    kinds = {file: _kind(listing, file) for file in some}
-    full = [file for file in some if kinds[file] == ""]
+    candidates = instances or sorted(files, key=rank)[:_LOOKED_INTO]
+    kinds = {file: _kind(listing, file) for file in candidates}
+    instance_files = [file for file in candidates if kinds[file] == ""]
     # Keypoints beside instances are of the same pictures; alone they have boxes, too.
-    no_keypoints = [file for file in full if "keypoints" not in posixpath.basename(file).lower()]
-    others = [(file, kind) for file, kind in kinds.items() if kind]
-    return sorted(no_keypoints or full), others
+    without_keypoints = [
+        file for file in instance_files if "keypoints" not in posixpath.basename(file).lower()
+    ]
+    other_kinds = [(file, kind) for file, kind in kinds.items() if kind]
+    return sorted(without_keypoints or instance_files), other_kinds
 
 
 def _kind(listing: Listing, file: str) -> str | None:
@@ -94,11 +96,11 @@ def index(listing: Listing, column: str) -> Index:
     Raises DataError for JSON that cannot be read or lacks something, ids that stand for two pictures or two
     categories, unknown categories, pictures that stand in two places, and files of no split among others.
     """
-    chosen, others = _chosen(listing)
+    chosen, other_kinds = _chosen(listing)
     if not chosen:
-        if others:
+        if other_kinds:
             raise DataError(
-                f"{listing.where(others[0][0])}: is {others[0][1]}; accepted: {coco_file.ACCEPTED}"
+                f"{listing.where(other_kinds[0][0])}: is {other_kinds[0][1]}; accepted: {coco_file.ACCEPTED}"
             )
         raise DataError(
             f"{listing.root}: no COCO file; accepted: annotations/instances_*.json beside pictures"
@@ -109,7 +111,7 @@ def index(listing: Listing, column: str) -> Index:
             f"{listing.where(chosen[splits.index(None)])}: one of {len(chosen)} files, and of no split"
             "; accepted: names with train, val or test"
         )
-    notes, places = coco_file.Notes(), Places(listing)
+    notes, picture_paths = coco_file.Notes(), PicturePaths(listing)
     trees = {
         f: coco_file.read(listing.where(f), data)
         for f, data in zip(chosen, listing.read_all(chosen), strict=True)
@@ -124,38 +126,38 @@ def index(listing: Listing, column: str) -> Index:
     homes: dict[str, str] = {}  # picture -> where it is named
     for (file, tree), split in zip(trees.items(), splits, strict=True):
         where = listing.where(file)
-        stated = [coco_file.file_name(where, number, item) for number, item in enumerate(tree["images"])]
-        find = places.lookup(where, posixpath.dirname(file), stated, split)
+        file_names = [coco_file.file_name(where, number, item) for number, item in enumerate(tree["images"])]
+        find = picture_paths.lookup(where, posixpath.dirname(file), file_names, split)
         by_image = coco_file.annotations_of(where, tree, notes)
         for number, item in enumerate(tree["images"]):
-            here = f"{where}: images[{number}]"
-            path = find(stated[number], here)
+            place = f"{where}: images[{number}]"
+            path = find(file_names[number], place)
             if path in homes:
-                raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
+                raise DataError(f"{place}: {path!r} stands in {homes[path]}, too; accepted: once")
             homes[path] = f"{file}: images[{number}]"
             width, height = coco_file.side(item.get("width")), coco_file.side(item.get("height"))
-            found = by_image[coco_file.plain_id(item["id"])]
-            value = _mask(found, ids, notes) if column == MASK else _objects(found, notes)
+            annotations = by_image[coco_file.plain_id(item["id"])]
+            value = _mask(annotations, ids, notes) if column == MASK else _objects(annotations, notes)
             rows.append({"path": path, "split": split or folder_split(path), column: value,
                          "stated_width": width, "stated_height": height})  # fmt: skip
-    places.check(len(rows))
+    picture_paths.check(len(rows))
     if column == MASK and notes.no_outlines and not notes.num_outlines:
         raise DataError(
             f"{notes.no_outlines[0]}: no segmentation, as no object; accepted: outlines for masks"
         )
-    without, masks = unlabelled(listing, homes, "entry in a COCO file")
-    findings = [*notes.findings(), *places.findings(), *without]
-    ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
-    given = {MASK: names} if column == MASK else {}
-    return Index(table(rows, column), names=given, ignored=ignored, findings=findings)
+    no_entry, num_masks = unlabelled(listing, homes, "entry in a COCO file")
+    findings = [*notes.findings(), *picture_paths.findings(), *no_entry]
+    ignored = {kind: number for kind, number in (notes.ignored + Counter(num_masks)).items() if number}
+    class_names = {MASK: names} if column == MASK else {}
+    return Index(table(rows, column), names=class_names, ignored=ignored, findings=findings)
 
 
 # ---- labels
 
 
-def _objects(found: Sequence[coco_file.Object], notes: coco_file.Notes) -> dict[str, Any]:
+def _objects(annotations: Sequence[coco_file.Object], notes: coco_file.Notes) -> dict[str, Any]:
     boxes, crowds = [], []
-    for item in found:
+    for item in annotations:
         box = item.box
         if item.outline is not None and (box is None or min(box[2:]) == 0):
             box = _around(item)
@@ -178,10 +180,10 @@ def _around(item: coco_file.Object) -> list[float] | None:
 
 
 def _mask(
-    found: Sequence[coco_file.Object], ids: Mapping[str, int], notes: coco_file.Notes
+    annotations: Sequence[coco_file.Object], ids: Mapping[str, int], notes: coco_file.Notes
 ) -> dict[str, Any]:
     shapes: list[dict[str, Any]] = []
-    for item in found:
+    for item in annotations:
         id_, outline = ids[item.name], item.outline
         if item.crowd:
             id_ = outlines.UNKNOWN
@@ -194,6 +196,6 @@ def _mask(
         if isinstance(outline, dict):
             shapes.append({"id": id_, "rle": {"size": outline["size"], "counts": outline["counts"]}})
         elif outline:
-            shares = all(0 <= value <= 1 for polygon in outline for value in polygon)
-            shapes.append({"id": id_, "polygons": outline} | ({"relative": True} if shares else {}))
+            relative = all(0 <= value <= 1 for polygon in outline for value in polygon)
+            shapes.append({"id": id_, "polygons": outline} | ({"relative": True} if relative else {}))
     return outlines.mask(shapes)

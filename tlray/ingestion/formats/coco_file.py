@@ -34,7 +34,7 @@ class Notes:
     ignored: Counter[str] = field(default_factory=Counter)
 
     def findings(self) -> list[Finding]:
-        rows: list[tuple[Severity, str, list[str], str]] = [
+        kinds: list[tuple[Severity, str, list[str], str]] = [
             (
                 "warning",
                 "annotation_id_double",
@@ -74,7 +74,9 @@ class Notes:
             ),
         ]
         return [
-            f for level, kind, examples, text in rows for f in finding(level, kind, examples, f"{{n}} {text}")
+            f
+            for level, kind, examples, text in kinds
+            for f in finding(level, kind, examples, f"{{n}} {text}")
         ]
 
 
@@ -119,8 +121,8 @@ def file_name(where: str, number: int, item: Mapping[str, Any]) -> str:
         if isinstance(value := item.get(key), str) and value.strip():
             return value
     value = item.get("file_name")
-    what = f"file_name = {value!r}" if "file_name" in item else "no 'file_name'"
-    raise DataError(f"{where}: images[{number}]: {what}; accepted: the path of a picture")
+    problem = f"file_name = {value!r}" if "file_name" in item else "no 'file_name'"
+    raise DataError(f"{where}: images[{number}]: {problem}; accepted: the path of a picture")
 
 
 def side(value: Any) -> int | None:
@@ -134,13 +136,13 @@ def classes_of(where: str, tree: Tree) -> dict[int | str, str]:
     """Class names by id, in the file's order."""
     classes: dict[int | str, str] = {}
     for number, item in enumerate(tree["categories"]):
-        name, here = item["name"], f"{where}: categories[{number}]"
+        name, place = item["name"], f"{where}: categories[{number}]"
         if isinstance(name, bool) or not isinstance(name, int | float | str) or not str(name).strip():
-            raise DataError(f"{here}: name = {name!r}; accepted: the name of a class")
+            raise DataError(f"{place}: name = {name!r}; accepted: the name of a class")
         id_ = _known(item["id"])
         if classes.get(id_, str(name)) != str(name):
             raise DataError(
-                f"{here}: id = {id_!r} is {classes[id_]!r} and {name!r}; accepted: one category an id"
+                f"{place}: id = {id_!r} is {classes[id_]!r} and {name!r}; accepted: one category an id"
             )
         classes[id_] = str(name)
     return classes
@@ -160,11 +162,11 @@ class _Ids:
         plain = plain_id(id_)
         if plain is None or plain in self._ids:
             return plain
-        same = self._by_text.get(str(plain).strip())
-        if same is not None and str(plain) not in self._others:
+        other_type = self._by_text.get(str(plain).strip())
+        if other_type is not None and str(plain) not in self._others:
             self._others.add(str(plain))
-            self._notes.id_types.append(f"{self._where}: {plain!r} and {same!r}")
-        return same
+            self._notes.id_types.append(f"{self._where}: {plain!r} and {other_type!r}")
+        return other_type
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,10 @@ def _images(where: str, tree: Tree) -> dict[int | str, int]:
     for number, item in enumerate(tree["images"]):
         id_ = _known(item["id"])
         if id_ in images:
-            first = tree["images"][images[id_]].get("file_name")
+            first_name = tree["images"][images[id_]].get("file_name")
             raise DataError(
                 f"{where}: images[{number}]: id = {id_!r} of {item.get('file_name')!r} is that of "
-                f"images[{images[id_]}] ({first!r}), too; accepted: an id of its own for every picture"
+                f"images[{images[id_]}] ({first_name!r}), too; accepted: an id of its own for every picture"
             )
         images[id_] = number
     return images
@@ -209,27 +211,29 @@ def annotations_of(where: str, tree: Tree, notes: Notes) -> dict[int | str | Non
     used: set[int | str] = set()
     unknown: list[str] = []
     for number, item in enumerate(tree["annotations"]):
-        here = f"{where}: annotations[{number}]"
+        place = f"{where}: annotations[{number}]"
         for key, kind in (("segments_info", "panoptic"), ("caption", "captions")):
             if key in item and "category_id" not in item:
-                raise DataError(f"{here}: {key}: is COCO {kind}; accepted: {ACCEPTED}")
+                raise DataError(f"{place}: {key}: is COCO {kind}; accepted: {ACCEPTED}")
         image = image_ids.find(item.get("image_id"))
         if image not in images:
-            unknown.append(f"{here}: image_id = {item.get('image_id')!r}")
+            unknown.append(f"{place}: image_id = {item.get('image_id')!r}")
             continue
         category = category_ids.find(item.get("category_id"))
         if category is None or category not in classes:
             raise DataError(
-                f"{here}: category_id = {item.get('category_id')!r}; accepted: an id that the file holds"
+                f"{place}: category_id = {item.get('category_id')!r}; accepted: an id that the file holds"
             )
         used.add(category)
-        if (own := plain_id(item.get("id"))) is not None:
-            seen_ids[own] += 1
-        by_image[image].append(_object(here, classes[category], item))
+        if (annotation_id := plain_id(item.get("id"))) is not None:
+            seen_ids[annotation_id] += 1
+        by_image[image].append(_object(place, classes[category], item))
     if len(unknown) > _UNKNOWN_IMAGES * len(tree["annotations"]):
         raise DataError(f"{unknown[0]}; accepted: an id that the file holds")
     notes.unknown_images += unknown
-    notes.double_ids += [f"{where}: id = {own!r}, {n} times" for own, n in seen_ids.items() if n > 1]
+    notes.double_ids += [
+        f"{where}: id = {annotation_id!r}, {n} times" for annotation_id, n in seen_ids.items() if n > 1
+    ]
     notes.never += [f"{where}: {name}" for id_, name in classes.items() if id_ not in used]
     return by_image
 
@@ -238,37 +242,37 @@ def _listed(ids: Sequence[Any]) -> str:
     return ", ".join(map(repr, ids[:4]))
 
 
-def _object(here: str, name: str, item: Mapping[str, Any]) -> Object:
+def _object(place: str, name: str, item: Mapping[str, Any]) -> Object:
     box = item.get("bbox")
     if box is not None and box != []:
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise DataError(f"{here}: bbox = {box!r}; accepted: x, y, width, height in px")
+            raise DataError(f"{place}: bbox = {box!r}; accepted: x, y, width, height in px")
         box = [float(value) for value in box]
-    outline = _outline(here, item.get("segmentation"))
+    outline = _outline(place, item.get("segmentation"))
     if not box and outline is None and not item.get("iscrowd"):
-        raise DataError(f"{here}: bbox = {box!r}; accepted: x, y, width, height in px, or a segmentation")
-    return Object(here, name, box or None, outline, bool(item.get("iscrowd")))
+        raise DataError(f"{place}: bbox = {box!r}; accepted: x, y, width, height in px, or a segmentation")
+    return Object(place, name, box or None, outline, bool(item.get("iscrowd")))
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _outline(here: str, value: Any) -> list[list[float]] | dict[str, Any] | None:
+def _outline(place: str, value: Any) -> list[list[float]] | dict[str, Any] | None:
     """Polygons of three points or more, or an RLE; None where there are neither."""
     if value is None or value == [] or value == {}:
         return None
     if isinstance(value, dict):
         size, counts = value.get("size"), value.get("counts")
-        sized = isinstance(size, list) and len(size) == 2 and all(map(_is_number, size))
-        if not sized or not isinstance(counts, list | str):
-            raise DataError(f"{here}: segmentation without size and counts; accepted: RLE or polygons")
+        has_size = isinstance(size, list) and len(size) == 2 and all(map(_is_number, size))
+        if not has_size or not isinstance(counts, list | str):
+            raise DataError(f"{place}: segmentation without size and counts; accepted: RLE or polygons")
         return value
     if isinstance(value, list) and all(map(_is_number, value)):
         value = [value]  # a polygon that lacks the list around it
     polygons: list[Any] = value if isinstance(value, list) else [value]
     for number, polygon in enumerate(polygons):
         if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(_is_number, polygon)):
-            what = repr(polygon) if len(repr(polygon)) < 60 else f"{repr(polygon)[:60]}..."
-            raise DataError(f"{here}: segmentation[{number}] = {what}; accepted: x, y, x, y, ... in px")
+            shown = repr(polygon) if len(repr(polygon)) < 60 else f"{repr(polygon)[:60]}..."
+            raise DataError(f"{place}: segmentation[{number}] = {shown}; accepted: x, y, x, y, ... in px")
     return [polygon for polygon in polygons if len(polygon) >= 6] or None

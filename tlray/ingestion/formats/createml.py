@@ -15,11 +15,11 @@ from typing import Any
 from tlray.data.schema import OBJECTS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
-from tlray.ingestion.formats.places import Places, near
+from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
 GIVES: tuple[str, ...] = (OBJECTS,)
 _IMAGE = ("image", "imagefilename", "filename")
@@ -36,7 +36,7 @@ def look(listing: Listing) -> Look | None:
     if not chosen:
         return None
     names = [name for file in chosen for name in names_in_head(listing.head_text(file), "|".join(_IMAGE))]
-    pictures = near(listing, names)
+    pictures = in_same_folders(listing, names)
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of CreateML", pictures, chosen, lacks)
 
@@ -54,10 +54,12 @@ def _is_list(listing: Listing, file: str) -> bool:
     except StorageError:
         return False
     # Label Studio has lists with "annotations", too, but no such coordinates.
-    listed = (
+    has_annotations = (
         head.startswith("[") and bool(_NAME.search(head)) and bool(re.search(r'"annotations?"\s*:', head))
     )
-    return listed and ('"coordinates"' in head or not re.search(r'"annotations?"\s*:\s*\[\s*\{', head))
+    return has_annotations and (
+        '"coordinates"' in head or not re.search(r'"annotations?"\s*:\s*\[\s*\{', head)
+    )
 
 
 def index(listing: Listing, column: str) -> Index:
@@ -68,7 +70,7 @@ def index(listing: Listing, column: str) -> Index:
     chosen = _chosen(listing)
     if not chosen:
         raise DataError(f"{listing.root}: no JSON of CreateML; accepted: {_ACCEPTED}")
-    places = Places(listing)
+    picture_paths = PicturePaths(listing)
     rows: list[dict[str, Any]] = []
     homes: dict[str, str] = {}
     splits = [split_in(posixpath.basename(file)) or folder_split(file) for file in chosen]
@@ -76,19 +78,19 @@ def index(listing: Listing, column: str) -> Index:
         where = listing.where(file)
         items = _read(where, data)
         names = [_value(f"{where}: [{number}]", item, _IMAGE, str) for number, item in enumerate(items)]
-        find = places.lookup(where, posixpath.dirname(file), names, split)
+        find = picture_paths.lookup(where, posixpath.dirname(file), names, split)
         for number, (name, item) in enumerate(zip(names, items, strict=True)):
-            here = f"{where}: [{number}]"
-            path = find(name, here)
+            place = f"{where}: [{number}]"
+            path = find(name, place)
             if path in homes:
-                raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
+                raise DataError(f"{place}: {path!r} stands in {homes[path]}, too; accepted: once")
             homes[path] = f"{file}: [{number}]"
-            annotations = _value(here, item, _ANNOTATIONS, list)
-            boxes = [_box(f"{here}.annotations[{n}]", value) for n, value in enumerate(annotations)]
+            annotations = _value(place, item, _ANNOTATIONS, list)
+            boxes = [_box(f"{place}.annotations[{n}]", value) for n, value in enumerate(annotations)]
             rows.append({"path": path, "split": split or folder_split(path), OBJECTS: objects(boxes)})
-    places.check(len(rows))
-    without, masks = unlabelled(listing, homes, "entry in a CreateML file")
-    return Index(table(rows, OBJECTS), ignored=masks, findings=[*places.findings(), *without])
+    picture_paths.check(len(rows))
+    no_entry, num_masks = unlabelled(listing, homes, "entry in a CreateML file")
+    return Index(table(rows, OBJECTS), ignored=num_masks, findings=[*picture_paths.findings(), *no_entry])
 
 
 def _read(where: str, data: bytes) -> list[dict[str, Any]]:
@@ -102,23 +104,23 @@ def _read(where: str, data: bytes) -> list[dict[str, Any]]:
     return items
 
 
-def _value(here: str, item: Mapping[str, Any], keys: tuple[str, ...], kind: type) -> Any:
+def _value(place: str, item: Mapping[str, Any], keys: tuple[str, ...], kind: type) -> Any:
     for key in keys:
         if isinstance(value := item.get(key), kind) and (value or kind is list):
             return value
     key = next((key for key in keys if key in item), keys[0])
-    what = f"{key} = {str(item[key])[:60]!r}" if key in item else f"no {key!r}"
-    raise DataError(f"{here}: {what}; accepted: {_ACCEPTED}")
+    problem = f"{key} = {str(item[key])[:60]!r}" if key in item else f"no {key!r}"
+    raise DataError(f"{place}: {problem}; accepted: {_ACCEPTED}")
 
 
-def _box(here: str, item: Any) -> tuple[str, list[float]]:
+def _box(place: str, item: Any) -> tuple[str, list[float]]:
     label = item.get("label") if isinstance(item, dict) else None
     if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
-        raise DataError(f"{here}: label = {label!r}; accepted: the name of a class")
+        raise DataError(f"{place}: label = {label!r}; accepted: the name of a class")
     sides = item.get("coordinates")
     values: list[Any] = [sides.get(side) if isinstance(sides, dict) else None for side in _SIDES]
     for side, value in zip(_SIDES, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DataError(f"{here}: coordinates.{side} = {value!r}; accepted: {', '.join(_SIDES)} in px")
+            raise DataError(f"{place}: coordinates.{side} = {value!r}; accepted: {', '.join(_SIDES)} in px")
     x, y, width, height = values
     return str(label), [x - width / 2, y - height / 2, float(width), float(height)]

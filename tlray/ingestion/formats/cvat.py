@@ -23,10 +23,10 @@ from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import finding
 from tlray.ingestion.formats import markup, outlines
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
-from tlray.ingestion.formats.places import Places
+from tlray.ingestion.formats.picture_paths import PicturePaths
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _LOOKED_INTO = 24
@@ -85,7 +85,7 @@ def index(listing: Listing, column: str) -> Index:
     chosen = _chosen(listing)
     if not chosen:
         raise DataError(f"{listing.root}: no XML with <annotations>; accepted: {_ACCEPTED}")
-    notes, places = _Notes(), Places(listing)
+    notes, picture_paths = _Notes(), PicturePaths(listing)
     trees = {
         file: markup.parse(listing.where(file), data, _ACCEPTED)
         for file, data in zip(chosen, listing.read_all(chosen), strict=True)
@@ -94,52 +94,52 @@ def index(listing: Listing, column: str) -> Index:
     images: list[tuple[str, Element, str, list[_Shape]]] = []  # file, element, where it stands, shapes
     for file, tree in trees.items():
         where = listing.where(file)
-        known = [
+        stated_labels = [
             name for label in tree.iterfind("meta//labels/label") if (name := _text(label.findtext("name")))
         ]
-        classes |= dict.fromkeys(known)
+        classes |= dict.fromkeys(stated_labels)
         if tree.find("track") is not None:
             raise DataError(f"{where}: {_TRACKS}")
         for number, item in enumerate(tree.findall("image")):
-            here = f"{where}: image {item.get('name') or number!r}"
-            shapes = list(_shapes(here, item, known, notes))
+            place = f"{where}: image {item.get('name') or number!r}"
+            shapes = list(_shapes(place, item, stated_labels, notes))
             classes |= dict.fromkeys(shape.label for shape in shapes)
-            images.append((file, item, here, shapes))
+            images.append((file, item, place, shapes))
     if not images:
         raise DataError(f"{listing.where(chosen[0])}: no <image>; accepted: {_ACCEPTED}")
     names, ids = outlines.numbered(listing.root, classes) if column == MASK else ([], {})
     finds = {}
     for file in trees:
-        stated = [item.get("name") or "" for other, item, *_ in images
-                  if other == file and _in_subset(item, listing) is None]  # fmt: skip
-        finds[file] = places.lookup(listing.where(file), posixpath.dirname(file), stated)
+        image_names = [item.get("name") or "" for image_file, item, *_ in images
+                  if image_file == file and _in_subset(item, listing) is None]  # fmt: skip
+        finds[file] = picture_paths.lookup(listing.where(file), posixpath.dirname(file), image_names)
     subsets = {(item.get("subset") or "").strip().lower() for _, item, *_ in images}
     rows: list[dict[str, Any]] = []
     homes: dict[str, str] = {}
-    for file, item, here, shapes in images:
+    for file, item, place, shapes in images:
         if not (item.get("name") or "").strip():
-            raise DataError(f"{here}: no name; accepted: the path of a picture")
-        path = _in_subset(item, listing) or finds[file](item.get("name") or "", here)
+            raise DataError(f"{place}: no name; accepted: the path of a picture")
+        path = _in_subset(item, listing) or finds[file](item.get("name") or "", place)
         if path in homes:
-            raise DataError(f"{here}: {path!r} stands in {homes[path]}, too; accepted: once")
-        homes[path] = here
+            raise DataError(f"{place}: {path!r} stands in {homes[path]}, too; accepted: once")
+        homes[path] = place
         subset = SPLITS.get((item.get("subset") or "").strip().lower())
         value = _mask(shapes, ids, notes) if column == MASK else _objects(shapes)
         width, height = _side(item.get("width")), _side(item.get("height"))
         rows.append({"path": path, "split": subset or folder_split(path), column: value,
                      "stated_width": width, "stated_height": height})  # fmt: skip
-    places.check(len(rows))
+    picture_paths.check(len(rows))
     used = {shape.label for *_, shapes in images for shape in shapes}
-    without, masks = unlabelled(listing, homes, "entry in a CVAT file")
-    others = sorted(subset for subset in subsets if subset and subset not in (*SPLITS, "default"))
+    no_entry, masks = unlabelled(listing, homes, "entry in a CVAT file")
+    other_subsets = sorted(subset for subset in subsets if subset and subset not in (*SPLITS, "default"))
     kinds = [f"{kind}: {number}" for kind, number in notes.ignored.items()]
     findings = [
-        *places.findings(),
-        *without,
+        *picture_paths.findings(),
+        *no_entry,
         *finding(
             "info", "class_never", [name for name in classes if name not in used], "{n} labels in no picture"
         ),
-        *finding("info", "subset_unknown", others, "{n} subsets are called by no split"),
+        *finding("info", "subset_unknown", other_subsets, "{n} subsets are called by no split"),
         *finding("info", "box_rotated", notes.rotated, "{n} turned boxes (the box around was taken)"),
         *finding("warning", "shapes_left_out", kinds, "{n} kinds of shapes are no boxes or areas (left out)"),
         *finding("warning", "no_outline", notes.boxes, "{n} boxes have no outline (they are unknown pixels)"),
@@ -171,7 +171,9 @@ def _side(text: str | None) -> int | None:
     return round(value) if 0 < value < 2**31 else None
 
 
-def _shapes(here: str, image: Element, known: Sequence[str], notes: _Notes) -> Iterator[_Shape]:
+def _shapes(
+    image_place: str, image: Element, stated_labels: Sequence[str], notes: _Notes
+) -> Iterator[_Shape]:
     size = (_side(image.get("width")), _side(image.get("height")))
     items = [item for item in image if item.tag in _READERS or item.tag in _LEFT_OUT]
     # Stable: what lies higher is painted later.
@@ -180,70 +182,70 @@ def _shapes(here: str, image: Element, known: Sequence[str], notes: _Notes) -> I
         if item.tag in _LEFT_OUT:
             notes.ignored[f"<{item.tag}>"] += 1
             continue
-        at = f"{here}: <{item.tag}>" + (f" ({label})" if label else "")
+        place = f"{image_place}: <{item.tag}>" + (f" ({label})" if label else "")
         if not label:
-            raise DataError(f"{at}: no label; accepted: the name of a class")
-        if known and label not in known:
-            raise DataError(f"{at}: label = {label!r}; accepted: {', '.join(known[:20])}")
-        yield _READERS[item.tag](at, item, label, notes, size)
+            raise DataError(f"{place}: no label; accepted: the name of a class")
+        if stated_labels and label not in stated_labels:
+            raise DataError(f"{place}: label = {label!r}; accepted: {', '.join(stated_labels[:20])}")
+        yield _READERS[item.tag](place, item, label, notes, size)
 
 
 def _is_int(item: Element) -> bool:
     return (item.get("z_order") or "0").lstrip("-").isdigit()
 
 
-def _numbers(at: str, item: Element, *names: str) -> list[float]:
+def _numbers(place: str, item: Element, *names: str) -> list[float]:
     values = []
     for name in names:
         text = item.get(name)
         try:
             values.append(float(text or ""))
         except ValueError:
-            stated = f"no {name}" if text is None else f"{name} = {text!r}"
-            raise DataError(f"{at}: {stated}; accepted: {', '.join(names)} in px") from None
+            problem = f"no {name}" if text is None else f"{name} = {text!r}"
+            raise DataError(f"{place}: {problem}; accepted: {', '.join(names)} in px") from None
     return values
 
 
-def _rotation(at: str, item: Element, notes: _Notes) -> float:
-    degrees = _numbers(at, item, "rotation")[0] if item.get("rotation") else 0.0
+def _rotation(place: str, item: Element, notes: _Notes) -> float:
+    degrees = _numbers(place, item, "rotation")[0] if item.get("rotation") else 0.0
     if degrees:
-        notes.rotated.append(at)
+        notes.rotated.append(place)
     return degrees
 
 
-def _box(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
-    x0, y0, x1, y1 = _numbers(at, item, "xtl", "ytl", "xbr", "ybr")
-    turned = _rotation(at, item, notes)
+def _box(place: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
+    x0, y0, x1, y1 = _numbers(place, item, "xtl", "ytl", "xbr", "ybr")
+    turned = _rotation(place, item, notes)
     return _Shape(label, outlines.rectangle(x0, y0, x1 - x0, y1 - y0, turned), "box")
 
 
-def _ellipse(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
-    cx, cy, rx, ry = _numbers(at, item, "cx", "cy", "rx", "ry")
-    return _Shape(label, outlines.ellipse(cx, cy, rx, ry, _rotation(at, item, notes)), "ellipse")
+def _ellipse(place: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
+    cx, cy, rx, ry = _numbers(place, item, "cx", "cy", "rx", "ry")
+    return _Shape(label, outlines.ellipse(cx, cy, rx, ry, _rotation(place, item, notes)), "ellipse")
 
 
-def _polygon(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
+def _polygon(place: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
     text = item.get("points") or ""
     try:
         points = [[float(value) for value in point.split(",")] for point in text.split(";") if point.strip()]
         polygon = [value for x, y in points for value in (x, y)]
     except ValueError:
-        raise DataError(f"{at}: points = {text[:60]!r}; accepted: x,y;x,y;... in px") from None
+        raise DataError(f"{place}: points = {text[:60]!r}; accepted: x,y;x,y;... in px") from None
     if len(points) < 3:
-        raise DataError(f"{at}: {len(points)} points; accepted: three or more")
+        raise DataError(f"{place}: {len(points)} points; accepted: three or more")
     return _Shape(label, polygon, "polygon")
 
 
-def _painted(at: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
-    left, top, width, height = (int(v) for v in _numbers(at, item, "left", "top", "width", "height"))
+def _painted(place: str, item: Element, label: str, notes: _Notes, size: _Size) -> _Shape:
+    left, top, width, height = (int(v) for v in _numbers(place, item, "left", "top", "width", "height"))
     try:
         runs = [int(run) for run in (item.get("rle") or "").split(",")]
     except ValueError:
         runs = []
     if sum(runs) != width * height or min(runs) < 0:
-        raise DataError(f"{at}: rle of {sum(runs)} pixels; accepted: {width} x {height}")
+        raise DataError(f"{place}: rle of {sum(runs)} pixels; accepted: {width} x {height}")
     if size[0] is None or size[1] is None:
-        raise DataError(f"{at}: a mask, but no width and height of the image; accepted: both, in px")
+        raise DataError(f"{place}: a mask, but no width and height of the image; accepted: both, in px")
     # CVAT's runs go along the rows of a part of the picture.
     part_HW = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
     rle = outlines.runs_of(part_HW, left, top, size[0], size[1])
@@ -258,12 +260,12 @@ def _objects(shapes: Sequence[_Shape]) -> dict[str, Any]:
 
 
 def _mask(shapes: Sequence[_Shape], ids: Mapping[str, int], notes: _Notes) -> dict[str, Any]:
-    made: list[dict[str, Any]] = []
+    mask_shapes: list[dict[str, Any]] = []
     for shape in shapes:
         id_ = ids[shape.label]
         if shape.kind == "box":
             id_ = outlines.UNKNOWN
             notes.boxes.append(shape.label)
         outline = {"polygons": [shape.outline]} if shape.rle is None else {"rle": shape.rle}
-        made.append({"id": id_, **outline})
-    return outlines.mask(made)
+        mask_shapes.append({"id": id_, **outline})
+    return outlines.mask(mask_shapes)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from tlray.data.schema import LABEL
 from tlray.errors import DataError
 from tlray.ingestion.findings import finding
-from tlray.ingestion.formats import evidence, folder_lists
+from tlray.ingestion.formats import folder_lists, heuristics
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import HEAD, Listing, counts_by_ending, lines_of
 
@@ -79,22 +79,22 @@ def _read(files: list[Parts]) -> _Read:
         rows = [_Row(p, None, p[len(base)], len(base) + 1) for p in inside if len(p) > len(base) + 1]
         loose += [parts for parts in inside if len(parts) <= len(base) + 1]
         return _Read(_with_splits_below(rows), loose, [], {}, [base], len(base))
-    found: list[_Row] = []
+    rows_of_splits: list[_Row] = []
     starts: dict[str, Parts] = {}
     for top in splits:
         starts[top] = _start(top, [parts for parts in inside if parts[len(base)] == top], len(base) + 1)
-    beside: list[str] = []
+    beside_splits: list[str] = []
     for parts in inside:
         top = parts[len(base)] if len(parts) > len(base) + 1 else ""
         start = starts.get(top, ())
         if top in splits and len(parts) > len(start) + 1 and parts[: len(start)] == start:
-            found.append(_Row(parts, splits[top], parts[len(start)], len(start) + 1))
+            rows_of_splits.append(_Row(parts, splits[top], parts[len(start)], len(start) + 1))
         elif top in splits or not top:
             loose.append(parts)
         else:
-            beside.append("/".join((*base, top)))
-    named = {"/".join((*base, top)): split for top, split in splits.items()}
-    return _Read(found, loose, beside, named, starts.values(), len(base))
+            beside_splits.append("/".join((*base, top)))
+    split_folders = {"/".join((*base, top)): split for top, split in splits.items()}
+    return _Read(rows_of_splits, loose, beside_splits, split_folders, starts.values(), len(base))
 
 
 def _below_wrappers(files: list[Parts]) -> Parts:
@@ -107,16 +107,16 @@ def _below_wrappers(files: list[Parts]) -> Parts:
     chain: Parts = ()
     while deep and len({parts[: len(chain) + 1] for parts in deep}) == 1:
         top = deep[0][len(chain)]
-        if evidence.split_word(top) or any(len(parts) == len(chain) + 2 for parts in deep):
+        if heuristics.split_word(top) or any(len(parts) == len(chain) + 2 for parts in deep):
             break
         chain += (top,)
-    below = {parts[len(chain)] for parts in deep if len(parts) > len(chain) + 1}
-    if len(below) > 1 or "train" in evidence.splits_among(below).values():
+    below_chain = {parts[len(chain)] for parts in deep if len(parts) > len(chain) + 1}
+    if len(below_chain) > 1 or "train" in heuristics.splits_among(below_chain).values():
         return chain
-    words = 0
-    while words < len(chain) and evidence.is_layout_word(chain[words]):
-        words += 1
-    return chain[:words]
+    num_words = 0
+    while num_words < len(chain) and heuristics.is_layout_word(chain[num_words]):
+        num_words += 1
+    return chain[:num_words]
 
 
 def _split_folders(files: list[Parts], depth: int) -> dict[str, str]:
@@ -124,10 +124,10 @@ def _split_folders(files: list[Parts], depth: int) -> dict[str, str]:
     tops = {parts[depth] for parts in files if len(parts) > depth + 1}
     # A class may well be called "train": a split holds class folders, not pictures.
     deep = {parts[depth] for parts in files if len(parts) > depth + 2}
-    named = evidence.splits_among(tops)
-    if {named[top] for top in deep if top in named} & {"train"}:
-        return named
-    return named if named and set(named) == tops and set(named) <= deep else {}
+    split_of = heuristics.splits_among(tops)
+    if {split_of[top] for top in deep if top in split_of} & {"train"}:
+        return split_of
+    return split_of if split_of and set(split_of) == tops and set(split_of) <= deep else {}
 
 
 def _start(top: str, files: list[Parts], depth: int) -> Parts:
@@ -137,8 +137,8 @@ def _start(top: str, files: list[Parts], depth: int) -> Parts:
     while len({parts[: len(start) + 1] for parts in files if len(parts) > len(start) + 1}) == 1:
         name = next(parts[len(start)] for parts in files if len(parts) > len(start) + 1)
         deeper = all(len(parts) > len(start) + 2 for parts in files)
-        again = name == top or evidence.split_word(name) == evidence.split_word(top) is not None
-        if not (again or (deeper and evidence.is_layout_word(name))):
+        repeats_split = name == top or heuristics.split_word(name) == heuristics.split_word(top) is not None
+        if not (repeats_split or (deeper and heuristics.is_layout_word(name))):
             break
         start += (name,)
     return start
@@ -147,7 +147,7 @@ def _start(top: str, files: list[Parts], depth: int) -> Parts:
 def _with_splits_below(rows: list[_Row]) -> list[_Row]:
     """Splits of ``<class>/<split>/picture``, where all pictures are so."""
     below = {row.parts[row.depth] if len(row.parts) > row.depth + 1 else "" for row in rows}
-    splits = evidence.splits_among(below)
+    splits = heuristics.splits_among(below)
     if set(splits) != below or "train" not in splits.values() or len(set(splits.values())) < 2:
         return rows
     return [_Row(row.parts, splits[row.parts[row.depth]], row.label, row.depth + 1) for row in rows]
@@ -155,27 +155,27 @@ def _with_splits_below(rows: list[_Row]) -> list[_Row]:
 
 def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
     """What speaks against folders being classes, "" where nothing does."""
-    layout = [name for name in classes if evidence.is_layout_word(name)]
-    if layout:
-        return f"{_listed(layout)} {_is(layout)} a name of layouts, not of a class"
-    as_split = sorted(evidence.splits_among(classes))
+    layout_words = [name for name in classes if heuristics.is_layout_word(name)]
+    if layout_words:
+        return f"{_listed(layout_words)} {_is(layout_words)} a name of layouts, not of a class"
+    split_words = sorted(heuristics.splits_among(classes))
     # A train is a vehicle, too; a test among other classes may be one. Two of them are splits.
-    if as_split and (len(as_split) == len(classes) or len(as_split) > 1):
-        return f"{_listed(as_split)} {_is(as_split)} a name of splits, not of a class"
+    if split_words and (len(split_words) == len(classes) or len(split_words) > 1):
+        return f"{_listed(split_words)} {_is(split_words)} a name of splits, not of a class"
     lists = {} if read.has_splits else folder_lists.lists(listing)
-    labels = [path for path in evidence.label_files(listing) if path not in lists]
+    labels = [path for path in heuristics.label_files(listing) if path not in lists]
     labels = [path for path in labels if not _lists_classes(listing, path, classes)]
     if labels:
         return (
             f"{counts_by_ending(labels)} ({labels[0]}) may hold the labels, which no format could read; "
             "if they are none, take them away"
         )
-    masks = evidence.parallel_folders(listing)
+    masks = heuristics.parallel_folders(listing)
     if masks:
         return f"pictures in {masks[1]} look like masks of those in {masks[0]}"
-    again = [name for start in read.classes_in for name in start[-1:] if name in classes]
-    if again:
-        return f"the folder {again[0]!r} lies in one of the same name, as a second copy may"
+    repeated = [name for start in read.classes_in for name in start[-1:] if name in classes]
+    if repeated:
+        return f"the folder {repeated[0]!r} lies in one of the same name, as a second copy may"
     number = len(read.rows)
     if len(classes) >= _MANY * number and number >= _FEW:
         return f"{len(classes)} classes for {number} pictures is one for nearly every picture"
@@ -214,17 +214,17 @@ def index(listing: Listing, column: str) -> Index:
             f"{listing.root}: no pictures in class folders; accepted: <class>/*.jpg or <split>/<class>/*.jpg"
         )
     rows = {"/".join(row.parts): row for row in read.rows}
-    given = folder_lists.Given({}, [], []) if read.has_splits else folder_lists.read(listing, rows)
-    made = [
-        {"path": path, "split": given.splits.get(path, row.split), LABEL: row.label}
+    listed_splits = folder_lists.Given({}, [], []) if read.has_splits else folder_lists.read(listing, rows)
+    rows_of_index = [
+        {"path": path, "split": listed_splits.splits.get(path, row.split), LABEL: row.label}
         for path, row in rows.items()
-        if path in given.splits or not given.files
+        if path in listed_splits.splits or not listed_splits.files
     ]
-    full = {row.parts[:depth] for row in read.rows for depth in range(1, row.depth + 1)}
+    folders_with_pictures = {row.parts[:depth] for row in read.rows for depth in range(1, row.depth + 1)}
     for folder in listing.folders:
         parts = tuple(folder.split("/"))
-        holds_lists = any(path.startswith(f"{folder}/") for path in given.files)
-        if parts[:-1] in read.classes_in and parts not in full and not holds_lists:
+        holds_lists = any(path.startswith(f"{folder}/") for path in listed_splits.files)
+        if parts[:-1] in read.classes_in and parts not in folders_with_pictures and not holds_lists:
             raise DataError(
                 f"{listing.where(folder)}: class folder without pictures; accepted: at least one "
                 "picture, or no such folder"
@@ -234,17 +234,19 @@ def index(listing: Listing, column: str) -> Index:
     wrapping = [
         "/".join(start)
         for start in read.classes_in
-        if not read.splits and not all(evidence.is_layout_word(name) for name in start)
+        if not read.splits and not all(heuristics.is_layout_word(name) for name in start)
     ]
-    taken = {*files, *(tuple(path.split("/")) for path in given.files)}
+    read_files = {*files, *(tuple(path.split("/")) for path in listed_splits.files)}
     endings = Counter(
-        posixpath.splitext(path)[1].lower() for path in listing.files if tuple(path.split("/")) not in taken
+        posixpath.splitext(path)[1].lower()
+        for path in listing.files
+        if tuple(path.split("/")) not in read_files
     )
     return Index(
-        table(made, LABEL),
+        table(rows_of_index, LABEL),
         ignored=endings,
         findings=[
-            *given.findings,
+            *listed_splits.findings,
             *finding("warning", "no_class_folder", loose, f"{{n}} pictures are {_NO_CLASS} (left out)"),
             *finding(
                 "info", "wrapping_folder", wrapping,
@@ -255,7 +257,7 @@ def index(listing: Listing, column: str) -> Index:
                 "{n} folders lie in class folders: the upper one is the class of their pictures",
             ),
         ],
-        lists=given.files,
+        lists=listed_splits.files,
     )  # fmt: skip
 
 

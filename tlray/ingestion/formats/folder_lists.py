@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.listing import HEAD, Listing, lines_of, split_in, stem
-from tlray.ingestion.formats.places import Places, plain
+from tlray.ingestion.formats.picture_paths import PicturePaths, plain
 
 _LOOKED_AT = 20  # lines by which a list is known
 
@@ -28,7 +28,7 @@ class Given(NamedTuple):
 
 def lists(listing: Listing) -> dict[str, str]:
     """Text files that are lists of a split, and the split of each; told by the first lines."""
-    found = {}
+    split_of_list = {}
     for path in listing.labels(".txt"):
         split = split_in(stem(path).rpartition("/")[2])
         if split is None:
@@ -37,39 +37,50 @@ def lists(listing: Listing) -> dict[str, str]:
             head = listing.head_text(path)
         except StorageError:
             continue
-        whole = lines_of(head) if len(listing.head(path)) < HEAD else lines_of(head)[:-1]
-        names = [line for line in whole if line.strip()][:_LOOKED_AT]
+        lines = lines_of(head) if len(listing.head(path)) < HEAD else lines_of(head)[:-1]
+        names = [line for line in lines if line.strip()][:_LOOKED_AT]
         # The last folder is the class: without it a number might be anything.
         if not names or not all("/" in plain(name).strip("/") for name in names):
             continue
-        lookup = Places(listing).lookup(path, posixpath.dirname(path), names)
+        lookup = PicturePaths(listing).lookup(path, posixpath.dirname(path), names)
         if all(map(lookup.several, names)):
-            found[path] = split
-    return found
+            split_of_list[path] = split
+    return split_of_list
 
 
 def read(listing: Listing, pictures: Collection[str]) -> Given:
     """The splits of pictures by the lists. Raises DataError for a line that names no picture, or several, and
     for a picture in lists of two splits."""
-    found, splits, places, by = lists(listing), dict[str, str](), Places(listing), dict[str, str]()
-    for path, split in found.items():
+    split_of_list, splits, picture_paths, list_of = (
+        lists(listing),
+        dict[str, str](),
+        PicturePaths(listing),
+        dict[str, str](),
+    )
+    for path, split in split_of_list.items():
         names = lines_of(listing.text(path))
-        lookup = places.lookup(path, posixpath.dirname(path), [name for name in names if name.strip()])
+        lookup = picture_paths.lookup(path, posixpath.dirname(path), [name for name in names if name.strip()])
         for number, name in enumerate(names, 1):
             if not name.strip():
                 continue
             where = f"{listing.where(path)} line {number}"
             picture = lookup(name, where)
             if splits.setdefault(picture, split) != split:
-                raise DataError(f"{where}: {name.strip()} stands in {by[picture]} too; accepted: one split")
-            by[picture] = path
-    places.check(len(by))
-    missing = [where if not name else f"{where}: {name}" for where, name in places.missing]
+                raise DataError(
+                    f"{where}: {name.strip()} stands in {list_of[picture]} too; accepted: one split"
+                )
+            list_of[picture] = path
+    picture_paths.check(len(list_of))
+    missing = [where if not name else f"{where}: {name}" for where, name in picture_paths.missing]
     notes = finding("warning", "missing_picture", missing, "{n} pictures that lists name are not there")
-    if not found:
+    if not split_of_list:
         return Given({}, [], [])
-    if "train" not in found.values():
+    if "train" not in split_of_list.values():
         splits = {picture: splits.get(picture, "train") for picture in pictures}
     outside = sorted(set(pictures) - splits.keys())
     notes += finding("warning", "in_no_list", outside, "{n} pictures are in no list of a split (left out)")
-    return Given({p: splits[p] for p in pictures if p in splits}, list(found), [*places.findings(), *notes])
+    return Given(
+        {p: splits[p] for p in pictures if p in splits},
+        list(split_of_list),
+        [*picture_paths.findings(), *notes],
+    )

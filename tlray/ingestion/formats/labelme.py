@@ -24,9 +24,9 @@ from tlray.errors import DataError, PictureError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats import outlines, pairs
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, stem
-from tlray.ingestion.formats.places import Places
+from tlray.ingestion.formats.picture_paths import PicturePaths
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _SAMPLE = 24  # files whose first bytes are read to know what the .json are
@@ -42,12 +42,12 @@ def look(listing: Listing) -> Look | None:
     """The .json of which a sample have shapes, and the pictures of their names."""
     files = listing.labels(".json")
     # Of many .json those of a picture's name are LabelMe's, if any are.
-    named = [file for file, pair in pairs.paired(listing, files).items() if pair.pictures] or files
-    sample = named[:: max(1, len(named) // _SAMPLE)]
-    true = [file for file in sample if _has_shapes(listing, file)]
-    if not true:
+    with_picture = [file for file, pair in pairs.paired(listing, files).items() if pair.pictures] or files
+    sample = with_picture[:: max(1, len(with_picture) // _SAMPLE)]
+    with_shapes = [file for file in sample if _has_shapes(listing, file)]
+    if not with_shapes:
         return None
-    labels = [file for file in named if file in true or file not in sample]
+    labels = [file for file in with_picture if file in with_shapes or file not in sample]
     pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
     lacks = "" if pictures else f"no picture is there of its name, as {stem(labels[0])}.jpg"
     if lacks and re.search(r'"imageData"\s*:\s*"', listing.head_text(labels[0])):
@@ -94,24 +94,24 @@ def index(listing: Listing, column: str) -> Index:
     """
     files = listing.labels(".json")
     notes = _Notes()
-    read = {file: item for file, item in _read_all(listing, files, notes) if item is not None}
-    if not read:
+    contents = {file: item for file, item in _read_all(listing, files, notes) if item is not None}
+    if not contents:
         raise DataError(f"{listing.root}: no .json with shapes; accepted: {_ACCEPTED}, one for each picture")
-    places = Places(listing)
-    stated = {file: item.name for file, item in read.items()}
-    pictures, of_names = pairs.pictures_of(listing, places, stated, ".json")
-    places.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
-    labels = sorted({shape.label for item in read.values() for shape in item.shapes} - {_IGNORE})
+    picture_paths = PicturePaths(listing)
+    names_in_files = {file: item.name for file, item in contents.items()}
+    pictures, of_names = pairs.pictures_of(listing, picture_paths, names_in_files, ".json")
+    picture_paths.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
+    labels = sorted({shape.label for item in contents.values() for shape in item.shapes} - {_IGNORE})
     names, ids = outlines.numbered(listing.root, labels) if column == MASK else ([], {})
     ids[_IGNORE] = outlines.UNKNOWN
     rows: list[dict[str, Any]] = []
     for file, picture in pictures.items():
-        item = read[file]
+        item = contents[file]
         value = _mask(listing.where(file), item, ids) if column == MASK else _objects(item.shapes, notes)
         rows.append({"path": picture, "split": folder_split(file) or folder_split(picture), column: value,
                      "stated_width": item.size[0], "stated_height": item.size[1]})  # fmt: skip
-    without, masks = pairs.unlabelled(listing, pictures.values(), ".json")
-    findings: list[Finding] = [*of_names, *places.findings(), *without]
+    no_file, masks = pairs.unlabelled(listing, pictures.values(), ".json")
+    findings: list[Finding] = [*of_names, *picture_paths.findings(), *no_file]
     lines = [f"{kind}: {number}" for kind, number in notes.ignored.items() if kind.startswith("shapes")]
     findings += finding("warning", "shapes_left_out", lines, "{n} kinds of shapes have no area (left out)")
     ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
@@ -126,8 +126,8 @@ def index(listing: Listing, column: str) -> Index:
 def _read_all(listing: Listing, files: Sequence[str], notes: _Notes) -> Iterator[tuple[str, _File | None]]:
     """(file, what it holds; None for JSON of another kind)."""
     for start in range(0, len(files), _AT_ONCE):
-        some = files[start : start + _AT_ONCE]
-        for file, data in zip(some, listing.read_all(some), strict=True):
+        batch = files[start : start + _AT_ONCE]
+        for file, data in zip(batch, listing.read_all(batch), strict=True):
             yield file, _read(listing.where(file), data, notes)
 
 
@@ -150,22 +150,22 @@ def _read(where: str, data: bytes, notes: _Notes) -> _File | None:
 
 def _side(value: Any) -> int | None:
     """A stated side of the picture, px; None where it is no number, or 0 (not known)."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
-    return round(value) if known else None
+    is_size = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
+    return round(value) if is_size else None
 
 
-def _shape(here: str, item: Any, notes: _Notes) -> _Shape | None:
+def _shape(place: str, item: Any, notes: _Notes) -> _Shape | None:
     """None for what has no area."""
     label = item.get("label") if isinstance(item, dict) else None
     if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
-        raise DataError(f"{here}: label = {label!r}; accepted: the name of a class")
-    points = _points(f"{here} ({label})", item.get("points"))
+        raise DataError(f"{place}: label = {label!r}; accepted: the name of a class")
+    points = _points(f"{place} ({label})", item.get("points"))
     kind = item.get("shape_type") or "polygon"
     mask = None
     if kind in ("rectangle", "mask") and len(points) >= 2:
         x, y, width, height = outlines.around([value for point in points for value in point])
         if kind == "mask":
-            mask = _pixels(f"{here} ({label})", item.get("mask"))
+            mask = _pixels(f"{place} ({label})", item.get("mask"))
             width, height = mask.shape[1], mask.shape[0]
         polygon = outlines.rectangle(x, y, width, height)
     elif kind == "circle" and len(points) >= 2:
@@ -179,26 +179,26 @@ def _shape(here: str, item: Any, notes: _Notes) -> _Shape | None:
         return None
     else:
         raise DataError(
-            f"{here} ({label}): shape_type = {kind!r}; accepted: rectangle, polygon, circle, mask"
+            f"{place} ({label}): shape_type = {kind!r}; accepted: rectangle, polygon, circle, mask"
         )
     return _Shape(str(label), item.get("group_id"), polygon, mask)
 
 
-def _points(here: str, points: Any) -> list[list[float]]:
-    listed = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
-    if not listed or not all(
+def _points(place: str, points: Any) -> list[list[float]]:
+    is_list = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
+    if not is_list or not all(
         isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for p in points for v in p
     ):
-        raise DataError(f"{here}: points = {str(points)[:60]}; accepted: a list of [x, y] in px")
+        raise DataError(f"{place}: points = {str(points)[:60]}; accepted: a list of [x, y] in px")
     return points  # type: ignore[no-any-return]
 
 
-def _pixels(here: str, text: Any) -> Any:
+def _pixels(place: str, text: Any) -> Any:
     """The mask of a shape, (H, W) bool."""
     try:
         return image.decode_mask(base64.b64decode(text if isinstance(text, str) else "", validate=True)) > 0
     except (ValueError, PictureError):
-        raise DataError(f"{here}: mask that cannot be read; accepted: a PNG in base64") from None
+        raise DataError(f"{place}: mask that cannot be read; accepted: a PNG in base64") from None
 
 
 # ---- labels

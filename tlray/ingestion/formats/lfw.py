@@ -13,7 +13,7 @@ from collections import defaultdict
 from tlray.data.schema import LABEL
 from tlray.errors import DataError
 from tlray.ingestion.findings import finding
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import Listing, stem
 
@@ -37,7 +37,7 @@ def look(listing: Listing) -> Look | None:
     if not people:
         return None
     pictures = [path for paths in people.values() for path in paths]
-    labels = evidence.label_files(listing)
+    labels = heuristics.label_files(listing)
     summary = f"{len(pictures)} pictures of {len(people)} names with numbers"
     lacks = f"{labels[0]} may hold the labels" if labels else ""
     return Look(summary, pictures, [], lacks)
@@ -52,17 +52,19 @@ def index(listing: Listing, column: str) -> Index:
             "several each; accepted: such names, or a folder for each person"
         )
     rows = [
-        {"path": path, "split": evidence.folder_split(path), LABEL: name}
+        {"path": path, "split": heuristics.folder_split(path), LABEL: name}
         for name, paths in people.items()
         for path in paths
     ]
-    taken = {row["path"] for row in rows}
-    left = [path for path in listing.pictures if path not in taken]
+    labelled = {row["path"] for row in rows}
+    without_number = [path for path in listing.pictures if path not in labelled]
     return Index(
         table(rows, LABEL),
         kinds={LABEL: "identity"},
-        ignored={"names without a number": len(left)} if left else {},
-        findings=finding("warning", "no_label", left, "{n} pictures have names without a number (left out)"),
+        ignored={"names without a number": len(without_number)} if without_number else {},
+        findings=finding(
+            "warning", "no_label", without_number, "{n} pictures have names without a number (left out)"
+        ),
     )
 
 
@@ -70,17 +72,21 @@ def _people(listing: Listing) -> dict[str, list[str]]:
     """Pictures by the person that their names speak of; empty where the names are not of that form."""
     folders = {path.rpartition("/")[0] for path in listing.pictures}
     # One folder, or one a split: else the folders may be the people.
-    if len(folders) > 1 and not all(evidence.folder_split(f"{folder}/x") for folder in folders):
+    if len(folders) > 1 and not all(heuristics.folder_split(f"{folder}/x") for folder in folders):
         return {}
     people: dict[str, list[str]] = defaultdict(list)
     for path in listing.pictures:
         match = _NAME.fullmatch(stem(path).rpartition("/")[2])
         if match is not None and re.split("[-_ ]", match[1].lower())[0] not in _COUNTERS:
             people[match[1]].append(path)
-    fits = sum(map(len, people.values()))
-    several = [name for name, paths in people.items() if len(paths) > 1]
+    num_matching = sum(map(len, people.values()))
+    with_several = [name for name, paths in people.items() if len(paths) > 1]
     # Names of people have a given name and a family name; one word and a number is rather a series.
-    named = [name for name in people if re.search(r"[^\W\d_]_[^\W\d_]", name)]
-    if fits < _SHARE * len(listing.pictures) or len(several) < 2 or len(named) < len(people) / 2:
+    with_two_names = [name for name in people if re.search(r"[^\W\d_]_[^\W\d_]", name)]
+    if (
+        num_matching < _SHARE * len(listing.pictures)
+        or len(with_several) < 2
+        or len(with_two_names) < len(people) / 2
+    ):
         return {}
     return dict(people)

@@ -121,9 +121,9 @@ class Listing:
 
     def picture(self, path_without_ending: str) -> str | None:
         """The picture of that path and any ending, in any case; None where there is none or several."""
-        same = self.by_stem.get(path_without_ending.lower(), [])
-        exact = [path for path in same if stem(path) == path_without_ending]
-        return (exact or same)[0] if len(exact or same) == 1 else None
+        candidates = self.by_stem.get(path_without_ending.lower(), [])
+        same_case = [path for path in candidates if stem(path) == path_without_ending]
+        return (same_case or candidates)[0] if len(same_case or candidates) == 1 else None
 
     def where(self, path: str) -> str:
         """URI of a file, for messages."""

@@ -34,8 +34,8 @@ def root_element(head: str) -> str:
     text = head.lstrip()
     if not text.startswith("<"):
         return ""
-    first = _ELEMENT.search(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
-    return first[1] if first else ""
+    element = _ELEMENT.search(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
+    return element[1] if element else ""
 
 
 def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
@@ -50,10 +50,10 @@ def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
     try:
         tree = ElementTree.fromstring(data.lstrip(_BLANK) if text is None else text)
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: of its encoding
-        at = getattr(error, "position", None)
-        blank = len(data) - len(data.lstrip(_BLANK))
-        lines = data[:blank].count(b"\n")
-        place = f" line {at[0] + lines}, column {at[1]}" if at else ""
+        position = getattr(error, "position", None)
+        num_leading = len(data) - len(data.lstrip(_BLANK))
+        lines = data[:num_leading].count(b"\n")
+        place = f" line {position[0] + lines}, column {position[1]}" if position else ""
         raise DataError(f"{where}{place}: no valid XML; accepted: {accepted}") from None
     for element in tree.iter():
         element.tag = element.tag.rpartition("}")[2]

@@ -83,8 +83,10 @@ def around_runs(size: Sequence[int], counts: str | Sequence[int]) -> Box | None:
     for start, end in zip(ends[::2], ends[1::2], strict=False):
         if end > start:
             xs += [start // height, (end - 1) // height]
-            whole = start // height != (end - 1) // height  # over a column's end: it touches both edges
-            ys += [0, height - 1] if whole else [start % height, (end - 1) % height]
+            crosses_column = (
+                start // height != (end - 1) // height
+            )  # over a column's end: it touches both edges
+            ys += [0, height - 1] if crosses_column else [start % height, (end - 1) % height]
     if not xs:
         return None
     return [min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1]
@@ -104,11 +106,11 @@ def runs_of(part_HW: npt.NDArray[np.bool_], x: int, y: int, width: int, height: 
 
 def numbered(where: str, classes: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Names of a mask's ids, background first, and the id of each class. Raises DataError beyond 254."""
-    others = [name for name in dict.fromkeys(classes) if name.strip().lower() not in _BACKGROUND]
-    if len(others) >= UNKNOWN:
-        raise DataError(f"{where}: {len(others)} classes; accepted: at most {UNKNOWN - 1} in masks")
-    ids = {name: number for number, name in enumerate(others, 1)}
-    return ["background", *others], ids | {name: 0 for name in classes if name not in ids}
+    objects = [name for name in dict.fromkeys(classes) if name.strip().lower() not in _BACKGROUND]
+    if len(objects) >= UNKNOWN:
+        raise DataError(f"{where}: {len(objects)} classes; accepted: at most {UNKNOWN - 1} in masks")
+    ids = {name: number for number, name in enumerate(objects, 1)}
+    return ["background", *objects], ids | {name: 0 for name in classes if name not in ids}
 
 
 def mask(shapes: Sequence[dict[str, Any]]) -> dict[str, Any]:

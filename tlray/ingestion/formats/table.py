@@ -3,7 +3,7 @@
 One table or several, one a split (``train.csv``, ``train/metadata.csv``) or one a folder. Which column is
 the path, the label and the split is known by what the cells hold and by the columns' names
 (`tlray.ingestion.formats.tabular.roles`); paths by the pictures that are there, with or without ending
-(`tlray.ingestion.formats.places`). Labels are one of
+(`tlray.ingestion.formats.picture_paths`). Labels are one of
     one class a row          label, class, category, species, ...
     several classes a row    labels, tags: ``cat|dog``, ``['cat', 'dog']``, a list
     two or more columns of 0 and 1, one a class; -1 is no where it stands for 0 throughout
@@ -20,10 +20,10 @@ from typing import Any
 from tlray.data.schema import LABEL, LABELS, OBJECTS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.base import Index, Look, table
 from tlray.ingestion.formats.listing import HEAD, Listing
-from tlray.ingestion.formats.places import accepted
+from tlray.ingestion.formats.picture_paths import accepted
 from tlray.ingestion.formats.tabular import cells, labels, records, roles, splits, tables
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
 
@@ -33,29 +33,29 @@ _MOST_MISSING = 0.5  # share of the rows whose pictures may be missing: more is 
 
 def look(listing: Listing) -> Look | None:
     """Tables whose cells name pictures that are there."""
-    there, lost = tables.find(listing, tables.candidates(listing), head=True)
-    groups = tables.grouped(there)
+    label_tables, without_pictures = tables.find(listing, tables.candidates(listing), head=True)
+    groups = tables.grouped(label_tables)
     labelled = [group for group in groups if group.labels is not None]
-    used = [t for group in labelled or groups for t in group.tables]
-    files = [t.file for t in used]
-    if not used:
-        return _lost(listing, lost)
-    pictures = {path for t in used for path in _spoken_of(listing, t)}
+    used_tables = [t for group in labelled or groups for t in group.tables]
+    files = [t.file for t in used_tables]
+    if not used_tables:
+        return _lost(listing, without_pictures)
+    pictures = {path for t in used_tables for path in _spoken_of(listing, t)}
     summary = f"{', '.join(files[:3])}{', ...' if len(files) > 3 else ''} with names of pictures"
     if not labelled:
         if not listing.named and all(file.lower().endswith(records.LISTS) for file in files):
             return None  # lists of pictures belong to other layouts
-        return Look(summary, pictures, files, f"{files[0]}: {groups[0].why_not}")
+        return Look(summary, pictures, files, f"{files[0]}: {groups[0].problem}")
     return Look(summary, pictures, files, gives=_gives(labelled))
 
 
 def _spoken_of(listing: Listing, t: tables.LabelTable) -> set[str]:
     """Pictures of a table of which the beginning was read: the rest names those of the same folders."""
-    own = {path for path in t.pictures if path is not None}
+    pictures = {path for path in t.pictures if path is not None}
     if t.file.lower().endswith(".parquet") or len(listing.head(t.file)) >= HEAD:
-        folder = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in own])
-        own |= {path for path in listing.pictures if f"/{path}".startswith(f"{folder.rstrip('/')}/")}
-    return own
+        folder = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in pictures])
+        pictures |= {path for path in listing.pictures if f"/{path}".startswith(f"{folder.rstrip('/')}/")}
+    return pictures
 
 
 def _gives(groups: Sequence[tables.Group]) -> tuple[str, ...]:
@@ -63,26 +63,26 @@ def _gives(groups: Sequence[tables.Group]) -> tuple[str, ...]:
     return (OBJECTS,) if kinds == {"objects"} else (LABEL, LABELS)
 
 
-def _lost(listing: Listing, lost: Sequence[tables.Lost]) -> Look | None:
+def _lost(listing: Listing, without_pictures: Sequence[tables.WithoutPictures]) -> Look | None:
     """A table that names pictures none of which is there; or the table that the user named."""
-    for one in lost:
-        rows, column = one.rows, one.column
-        if one.why:
-            return Look(f"{rows.file} with names of pictures", [], [rows.file], one.why)
+    for candidate in without_pictures:
+        rows, column = candidate.rows, candidate.column
+        if candidate.reason:
+            return Look(f"{rows.file} with names of pictures", [], [rows.file], candidate.reason)
         if not rows.rows and (column or listing.named):
             return Look(
                 f"{rows.file} with columns {', '.join(rows.columns)}", [], [rows.file],
                 "it has no rows below the header; accepted: one row for each picture",
             )  # fmt: skip
         if column:
-            first = cells.text(next(iter(rows.columns[column]), ""))
+            first_name = cells.text(next(iter(rows.columns[column]), ""))
             return Look(
                 f"{rows.file} with names of pictures in column {column}", [], [rows.file],
-                f"none of those pictures is there, the first being {first!r}; accepted: "
-                f"{accepted(listing, first)}",
+                f"none of those pictures is there, the first being {first_name!r}; accepted: "
+                f"{accepted(listing, first_name)}",
             )  # fmt: skip
-    if listing.named.lower().endswith(records.ENDINGS) and lost:
-        rows = lost[0].rows
+    if listing.named.lower().endswith(records.ENDINGS) and without_pictures:
+        rows = without_pictures[0].rows
         return Look(
             f"{rows.file} with columns {', '.join(rows.columns)}", [], [rows.file],
             "none of them holds names of pictures that are there; accepted: a column path (file_name, image, "
@@ -99,13 +99,15 @@ def index(listing: Listing, column: str) -> Index:
     """
     candidates = tables.candidates(listing)
     likely, unlikely = tables.find(listing, candidates, head=True)
-    known = {t.file for t in likely}
+    recognized = {t.file for t in likely}
     # A head may be too short or damaged to know a table by: the one that was named is read in any case.
-    there, lost = tables.find(listing, [path for path in candidates if path in known or listing.named])
-    groups = tables.grouped(there)
+    label_tables, without_pictures = tables.find(
+        listing, [path for path in candidates if path in recognized or listing.named]
+    )
+    groups = tables.grouped(label_tables)
     labelled = [group for group in groups if group.labels is not None]
     if not labelled:
-        raise DataError(_refusal(listing, groups, lost or unlikely))
+        raise DataError(_refusal(listing, groups, without_pictures or unlikely))
     notes: list[Finding] = []
     rows = [row for group in labelled for row in _rows(listing, group, notes)]
     kinds = {group.labels.kind for group in labelled if group.labels is not None}
@@ -116,32 +118,34 @@ def index(listing: Listing, column: str) -> Index:
         )
     rows = splits.without_copies(rows, notes)
     rows = splits.with_lists(listing, rows, groups, notes)
-    left = _left_over(listing, {row.path for row in rows}, notes)
+    left_out = _left_over(listing, {row.path for row in rows}, notes)
     rows = without_missing(listing, rows, notes)
     rows = unique(listing, rows, column, notes)
     rows = splits.with_folders(rows, notes)
-    for t in there:
-        notes += t.lookup.places.findings()
-    notes += _unread(listing, {t.file for t in there})
-    names, rows = with_class_names(listing, rows, [t.file for t in there], notes)
-    made, columns = index_rows(listing, rows, column)
+    for t in label_tables:
+        notes += t.lookup.picture_paths.findings()
+    notes += _unread(listing, {t.file for t in label_tables})
+    names, rows = with_class_names(listing, rows, [t.file for t in label_tables], notes)
+    rows_of_index, columns = index_rows(listing, rows, column)
     if columns == [OBJECTS]:
         names = {}
     return Index(
-        table(made, *columns),
+        table(rows_of_index, *columns),
         names={name: value for name, value in names.items() if name in columns},
-        ignored=left,
+        ignored=left_out,
         findings=notes,
-        lists=[t.file for t in there],
+        lists=[t.file for t in label_tables],
     )
 
 
-def _refusal(listing: Listing, groups: Sequence[tables.Group], lost: Sequence[tables.Lost]) -> str:
+def _refusal(
+    listing: Listing, groups: Sequence[tables.Group], without_pictures: Sequence[tables.WithoutPictures]
+) -> str:
     if groups:
-        return f"{listing.where(groups[0].tables[0].file)}: {groups[0].why_not}"
-    seen = _lost(listing, lost)
-    if seen is not None:
-        return f"{listing.where(seen.labels[0])}: {seen.lacks}"  # type: ignore[index]
+        return f"{listing.where(groups[0].tables[0].file)}: {groups[0].problem}"
+    problem = _lost(listing, without_pictures)
+    if problem is not None:
+        return f"{listing.where(problem.labels[0])}: {problem.lacks}"  # type: ignore[index]
     return (
         f"{listing.root}: no table with names of pictures; accepted: {', '.join(records.ENDINGS)} with a "
         f"column path (file_name, image, id, ...) and {roles.LABELS_ACCEPTED}"
@@ -156,9 +160,9 @@ def _rows(listing: Listing, group: tables.Group, notes: list[Finding]) -> list[R
     assert group.labels is not None
     columns = tables.merged(group.tables)
     places = [(t.file, row) for t in group.tables for row in t.rows.rows]
-    taken = group.splits.columns | group.labels.columns
-    _say_unused(group, {name: columns[name] for name in columns if name not in taken}, notes)
-    said = labels.read(listing, group.labels, columns, places, notes)
+    used_columns = group.splits.columns | group.labels.columns
+    _say_unused(group, {name: columns[name] for name in columns if name not in used_columns}, notes)
+    label_of_row = labels.read(listing, group.labels, columns, places, notes)
     split = splits.of_rows(listing, group, columns, places)
     rows, missing = [], []
     values = [value for t in group.tables for value in t.rows.columns[t.path]]
@@ -176,7 +180,7 @@ def _rows(listing: Listing, group: tables.Group, notes: list[Finding]) -> list[R
             missing.append((file, line, t.path, text))
             path = t.lookup.absent(text)
         by_tail = path in t.lookup.by_tail
-        rows.append(Row(path, split[n], said[n], file, line, text if by_tail else ""))
+        rows.append(Row(path, split[n], label_of_row[n], file, line, text if by_tail else ""))
     if len(missing) > _MOST_MISSING * len(rows):
         file, line, name, text = missing[0]
         raise DataError(
@@ -194,10 +198,13 @@ def _say_unused(group: tables.Group, unused: dict[str, list[Any]], notes: list[F
     assert group.labels is not None
     file = group.tables[0].file
     one_hot = group.labels.kind == "one_hot"
-    nearly = [name for name, values in unused.items() if one_hot and roles.is_rather_yes_no(values)]
-    for severity, names in (("warning", nearly), ("info", [name for name in unused if name not in nearly])):
-        shown = [f"{file}: {name}" for name in names]
-        notes += finding(severity, "unused_column", shown, "{n} columns of the table are not used")  # type: ignore[arg-type]
+    nearly_yes_no = [name for name, values in unused.items() if one_hot and roles.is_rather_yes_no(values)]
+    for severity, names in (
+        ("warning", nearly_yes_no),
+        ("info", [name for name in unused if name not in nearly_yes_no]),
+    ):
+        examples = [f"{file}: {name}" for name in names]
+        notes += finding(severity, "unused_column", examples, "{n} columns of the table are not used")  # type: ignore[arg-type]
     if group.labels.guessed:
         text = f"{group.labels.column} of {file} is taken as the label: {group.labels.guessed}"
         notes.append(Finding("info", "label_column", 1, text, [group.labels.column]))
@@ -205,23 +212,30 @@ def _say_unused(group: tables.Group, unused: dict[str, list[Any]], notes: list[F
 
 def _unread(listing: Listing, used: set[str]) -> list[Finding]:
     """Files that name pictures, too, and could not be read as tables."""
-    others = [
+    unread = [
         path
-        for path in evidence.label_files(listing)
+        for path in heuristics.label_files(listing)
         if path not in used and path.lower().endswith(records.ENDINGS) and not tables.SUBMISSION.search(path)
     ]
-    named = [path for path in others if evidence.names_pictures(listing, path)]
-    return finding("warning", "unread_file", named, "{n} other files name pictures and were not read")
-
-
-def _left_over(listing: Listing, named: set[str], notes: list[Finding]) -> Counter[str]:
-    """Pictures that no row names: among those that have labels, and in folders without any."""
-    folders = {posixpath.dirname(path) for path in named}
-    left = [path for path in listing.pictures if path not in named]
-    beside = [path for path in left if posixpath.dirname(path) in folders]
-    apart = [path for path in left if posixpath.dirname(path) not in folders]
-    notes += finding(
-        "warning", "no_label", beside, "{n} pictures beside those of the table are in no row of it (left out)"
+    naming_pictures = [path for path in unread if heuristics.names_pictures(listing, path)]
+    return finding(
+        "warning", "unread_file", naming_pictures, "{n} other files name pictures and were not read"
     )
-    notes += finding("info", "no_label", apart, "{n} pictures in other folders have no labels (left out)")
-    return Counter({"pictures in no table": len(left)}) if left else Counter()
+
+
+def _left_over(listing: Listing, paths_of_rows: set[str], notes: list[Finding]) -> Counter[str]:
+    """Pictures that no row names: among those that have labels, and in folders without any."""
+    folders = {posixpath.dirname(path) for path in paths_of_rows}
+    without_row = [path for path in listing.pictures if path not in paths_of_rows]
+    in_same_folders = [path for path in without_row if posixpath.dirname(path) in folders]
+    in_other_folders = [path for path in without_row if posixpath.dirname(path) not in folders]
+    notes += finding(
+        "warning",
+        "no_label",
+        in_same_folders,
+        "{n} pictures beside those of the table are in no row of it (left out)",
+    )
+    notes += finding(
+        "info", "no_label", in_other_folders, "{n} pictures in other folders have no labels (left out)"
+    )
+    return Counter({"pictures in no table": len(without_row)}) if without_row else Counter()

@@ -26,9 +26,9 @@ from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, Severity, finding
 from tlray.ingestion.formats import markup, outlines, pairs
 from tlray.ingestion.formats.base import Index, Look, objects, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of, split_in, stem
-from tlray.ingestion.formats.places import Places, near
+from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
 GIVES: tuple[str, ...] = (OBJECTS,)
 _YES = ("1", "true")
@@ -42,13 +42,15 @@ def look(listing: Listing) -> Look | None:
     """The .xml of which a sample are annotations, and the pictures of their names."""
     files = listing.labels(".xml")
     sample = files[:: max(1, len(files) // _SAMPLE)]
-    others = {file for file in sample if not _is_annotation(listing, file)}
-    if not files or len(others) == len(sample):
+    other_files = {file for file in sample if not _is_annotation(listing, file)}
+    if not files or len(other_files) == len(sample):
         return None
-    labels = [file for file in files if file not in others]
+    labels = [file for file in files if file not in other_files]
     pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
     if len(pictures) < len(labels) / 2:  # found by <filename>, perhaps
-        pictures |= set(near(listing, (_stated_name(listing, f) for f in sample if f not in others)))
+        pictures |= set(
+            in_same_folders(listing, (_stated_name(listing, f) for f in sample if f not in other_files))
+        )
     summary = f"{len(labels)} .xml of Pascal VOC"
     lacks = "" if pictures else f"no picture is there of its name, as {stem(labels[0])}.jpg"
     return Look(summary, pictures, labels, lacks)
@@ -81,18 +83,20 @@ class _Notes:
     num_fractions: int = 0
 
     def findings(self, from_zero: bool) -> list[Finding]:
-        first = self.from_zero or ["most boxes have fractions"]
-        rows: list[tuple[Severity, str, list[str], str]] = [
+        evidence = self.from_zero or ["most boxes have fractions"]
+        kinds: list[tuple[Severity, str, list[str], str]] = [
             ("warning", "box_swapped", self.swapped, "boxes with exchanged corners (put right)"),
             ("info", "box_rotated", self.rotated, "rotated boxes (the box around was taken)"),
             ("info", "box_of_polygon", self.by_polygon, "objects are a <polygon> (the box around was taken)"),
         ]
         findings = [
-            f for level, kind, examples, text in rows for f in finding(level, kind, examples, f"{{n}} {text}")
+            f
+            for level, kind, examples, text in kinds
+            for f in finding(level, kind, examples, f"{{n}} {text}")
         ]
         if from_zero:
             findings += finding(
-                "info", "pixels_from_zero", first[:1], "coordinates are counted from 0, not from 1"
+                "info", "pixels_from_zero", evidence[:1], "coordinates are counted from 0, not from 1"
             )
         return findings
 
@@ -118,14 +122,14 @@ def index(listing: Listing, column: str) -> Index:
         raise DataError(f"{listing.root}: no .xml file; accepted: one for each picture, as Annotations/*.xml")
     notes = _Notes()
     splits, bases, of_lists = _splits(listing, files)
-    wanted = [file for file in files if file in splits or not _is_below(file, bases)]
-    notes.ignored["in no list of a split"] = len(files) - len(wanted)
-    read: dict[str, _File] = {}
-    for file, data in zip(wanted, listing.read_all(wanted), strict=True):
+    listed = [file for file in files if file in splits or not _is_below(file, bases)]
+    notes.ignored["in no list of a split"] = len(files) - len(listed)
+    contents: dict[str, _File] = {}
+    for file, data in zip(listed, listing.read_all(listed), strict=True):
         tree = markup.parse(listing.where(file), data, _ACCEPTED)
         if tree.tag == "annotation":
             items = _items(tree, notes)
-            read[file] = _File(
+            contents[file] = _File(
                 list(_objects(listing.where(file), items, notes)),
                 [(item.findtext("difficult") or "").strip().lower() in _YES for _, item in items],
                 (tree.findtext("filename") or "").strip(),
@@ -133,27 +137,27 @@ def index(listing: Listing, column: str) -> Index:
             )
         else:
             notes.ignored[".xml of another kind"] += 1
-    if not read:
+    if not contents:
         raise DataError(f"{listing.root}: {len(files)} .xml, none with <annotation>; accepted: Pascal VOC")
-    places = Places(listing)
+    picture_paths = PicturePaths(listing)
     pictures, of_names = pairs.pictures_of(
-        listing, places, {file: stated.filename for file, stated in read.items()}, ".xml"
+        listing, picture_paths, {file: content.filename for file, content in contents.items()}, ".xml"
     )
-    places.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
+    picture_paths.check(len(pictures), {posixpath.dirname(picture) for picture in pictures.values()})
     from_zero = bool(notes.from_zero) or 2 * notes.num_fractions > notes.num_boxes
     rows = []
     for file, picture in pictures.items():
-        boxes = [(name, _box(sides, edges or from_zero)) for name, sides, edges in read[file].objects]
+        boxes = [(name, _box(sides, edges or from_zero)) for name, sides, edges in contents[file].objects]
         split = splits.get(file) or folder_split(file) or folder_split(picture)
-        width, height = read[file].size
+        width, height = contents[file].size
         rows.append({"path": picture, "split": split,
-                     OBJECTS: objects(boxes, difficult=read[file].difficult),
+                     OBJECTS: objects(boxes, difficult=contents[file].difficult),
                      "stated_width": width, "stated_height": height})  # fmt: skip
     # What lists leave aside is there on purpose.
-    left = pairs.paired(listing, sorted(set(files) - set(read)))
-    aside = {picture for pair in left.values() for picture in pair.pictures}
-    without, masks = pairs.unlabelled(listing, {*pictures.values(), *aside}, ".xml")
-    findings = [*of_lists, *of_names, *notes.findings(from_zero), *places.findings(), *without]
+    unread = pairs.paired(listing, sorted(set(files) - set(contents)))
+    left_aside = {picture for pair in unread.values() for picture in pair.pictures}
+    no_file, masks = pairs.unlabelled(listing, {*pictures.values(), *left_aside}, ".xml")
+    findings = [*of_lists, *of_names, *notes.findings(from_zero), *picture_paths.findings(), *no_file]
     ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
     return Index(table(rows, OBJECTS), ignored=ignored, findings=findings)
 
@@ -166,22 +170,22 @@ def _splits(listing: Listing, files: Sequence[str]) -> tuple[dict[str, str], lis
     if listing.named:
         return {}, [], []
     by_base: dict[str, list[str]] = defaultdict(list)
-    others: dict[str, list[str]] = defaultdict(list)
+    other_lists: dict[str, list[str]] = defaultdict(list)
     for path in listing.labels(".txt"):
         parts = path.split("/")
-        at = next((n for n, part in enumerate(parts[:-1]) if part.lower() == "imagesets"), None)
-        if at is not None and [part.lower() for part in parts[at + 1 : -1]] in (["main"], []):
-            by_base["/".join(parts[:at])].append(path)
-        elif at is None:
-            others[posixpath.dirname(path)].append(path)
+        position = next((n for n, part in enumerate(parts[:-1]) if part.lower() == "imagesets"), None)
+        if position is not None and [part.lower() for part in parts[position + 1 : -1]] in (["main"], []):
+            by_base["/".join(parts[:position])].append(path)
+        elif position is None:
+            other_lists[posixpath.dirname(path)].append(path)
     splits: dict[str, str] = {}
     findings: list[Finding] = []
     bases: list[str] = []
     chosen = [(base, lists) for base, paths in sorted(by_base.items()) if (lists := _chosen(paths))]
-    for base, lists in chosen or _outside(listing, others, files):
+    for base, lists in chosen or _outside(listing, other_lists, files):
         bases.append(base)
-        theirs, notes = _read_lists(listing, base, lists, files)
-        splits |= theirs
+        listed_splits, notes = _read_lists(listing, base, lists, files)
+        splits |= listed_splits
         findings += notes
     return splits, bases, findings
 
@@ -195,11 +199,14 @@ def _outside(
         base = folder
         while base and not any(_is_below(file, [base]) for file in files):
             base = posixpath.dirname(base)
-        known, lower = _by_ends(base, files)
+        by_end, by_end_lower = _by_ends(base, files)
         lists = []
         for path, kind in _chosen(paths, plainly=False):
-            first = [line for line in lines_of(listing.head_text(path)) if line.strip()][:_SAMPLE]
-            if sum(_listed_file(line, known, lower) is not None for line in first) > len(first) / 2:
+            first_lines = [line for line in lines_of(listing.head_text(path)) if line.strip()][:_SAMPLE]
+            if (
+                sum(_listed_file(line, by_end, by_end_lower) is not None for line in first_lines)
+                > len(first_lines) / 2
+            ):
                 lists.append((path, kind))
         if lists:
             return [(base, lists)]
@@ -221,33 +228,33 @@ def _chosen(paths: Sequence[str], plainly: bool = True) -> list[tuple[str, str]]
         if kind is None and not plainly:
             kind = split_in(name)
         if kind is not None:
-            whole = name in SPLITS or name == "trainval"
-            (plain if whole else of_classes).append((path, kind))
+            is_plain = name in SPLITS or name == "trainval"
+            (plain if is_plain else of_classes).append((path, kind))
     if not plainly:
-        known = {kind for _, kind in plain}
-        return plain + [(path, kind) for path, kind in of_classes if kind not in known]
+        plain_kinds = {kind for _, kind in plain}
+        return plain + [(path, kind) for path, kind in of_classes if kind not in plain_kinds]
     return plain or of_classes
 
 
 def _by_ends(base: str, files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Label files below a folder by every end of their paths, as written and in lower case: lists name
     frames/0001 below Annotations."""
-    known: dict[str, str] = {}
+    by_end: dict[str, str] = {}
     for file in files:
         if _is_below(file, [base]):
             parts = stem(file).split("/")
             for n in range(len(parts)):
-                known.setdefault("/".join(parts[n:]), file)
-    return known, {name.lower(): file for name, file in known.items()}
+                by_end.setdefault("/".join(parts[n:]), file)
+    return by_end, {name.lower(): file for name, file in by_end.items()}
 
 
 def _read_lists(
     listing: Listing, base: str, lists: Sequence[tuple[str, str]], files: Sequence[str]
 ) -> tuple[dict[str, str], list[Finding]]:
-    known, lower = _by_ends(base, files)
-    where_seen: dict[str, tuple[str, str]] = {}
+    by_end, by_end_lower = _by_ends(base, files)
+    split_and_place: dict[str, tuple[str, str]] = {}
     absent: list[str] = []
-    again: list[str] = []
+    repeated: list[str] = []
     total = 0
     order = {"train": 0, "validation": 1, "test": 2, "trainval": 3}
     kinds = {kind for _, kind in lists}
@@ -255,50 +262,51 @@ def _read_lists(
         if kind == "trainval" and {"train", "validation"} <= kinds:
             continue
         split = kind if kind != "trainval" else "validation" if "train" in kinds else "train"
-        here: set[str] = set()
+        of_list: set[str] = set()
         for number, line in enumerate(lines_of(listing.text(path)), 1):
             if not line.strip():
                 continue
             total += 1
-            at = f"{listing.where(path)} line {number}"
-            named = _listed_file(line, known, lower)
-            if named is None:
-                absent.append(f"{at}: {line.strip()!r}")
-            elif named in here:
-                again.append(f"{at}: {line.strip()!r}")
-            elif named in where_seen and where_seen[named][0] != split:
+            place = f"{listing.where(path)} line {number}"
+            label_file = _listed_file(line, by_end, by_end_lower)
+            if label_file is None:
+                absent.append(f"{place}: {line.strip()!r}")
+            elif label_file in of_list:
+                repeated.append(f"{place}: {line.strip()!r}")
+            elif label_file in split_and_place and split_and_place[label_file][0] != split:
                 if kind == "trainval":
                     continue  # it holds train and val both: the rest of it is the list that is not there
                 raise DataError(
-                    f"{at}: {line.strip()!r} stands in {where_seen[named][1]}, too; accepted: one split"
+                    f"{place}: {line.strip()!r} stands in {split_and_place[label_file][1]}, too; accepted: "
+                    "one split"
                 )
             else:
-                here.add(named)
-                where_seen.setdefault(named, (split, f"{posixpath.basename(path)} line {number}"))
+                of_list.add(label_file)
+                split_and_place.setdefault(label_file, (split, f"{posixpath.basename(path)} line {number}"))
     if len(absent) > _MISSING * total:
         raise DataError(
             f"{absent[0]} has no .xml, as {len(absent)} of {total} names in lists have none; accepted: "
             "lists of the pictures that have one"
         )
-    return {file: split for file, (split, _) in where_seen.items()}, [
+    return {file: split for file, (split, _) in split_and_place.items()}, [
         *finding("warning", "listed_without_labels", absent, "{n} names in lists have no .xml (left out)"),
-        *finding("info", "listed_twice", again, "{n} names stand twice in a list"),
+        *finding("info", "listed_twice", repeated, "{n} names stand twice in a list"),
     ]
 
 
-def _listed_file(line: str, known: dict[str, str], lower: dict[str, str]) -> str | None:
+def _listed_file(line: str, by_end: dict[str, str], by_end_lower: dict[str, str]) -> str | None:
     """The label file that a line of a list means: a name with blanks, with a second column, with ending."""
-    whole = line.strip().lstrip("./").replace("\\", "/")
-    first, _, last = whole.rpartition(" ") if " " in whole else whole.rpartition("\t")
-    names = [whole]
-    if first.strip() and last.strip() in ("-1", "0", "1"):
-        names.append(first.strip())
-    elif last.lower().endswith(".xml"):  # PaddleDetection's lines: the picture and its .xml
-        names.append(last.strip().removeprefix("./"))
+    text = line.strip().lstrip("./").replace("\\", "/")
+    first_column, _, last_column = text.rpartition(" ") if " " in text else text.rpartition("\t")
+    names = [text]
+    if first_column.strip() and last_column.strip() in ("-1", "0", "1"):
+        names.append(first_column.strip())
+    elif last_column.lower().endswith(".xml"):  # PaddleDetection's lines: the picture and its .xml
+        names.append(last_column.strip().removeprefix("./"))
     for name in list(names):
         if is_picture(name) or name.lower().endswith(".xml"):
             names += [stem(name), posixpath.basename(stem(name))]
-    return next((f for name in names if (f := known.get(name) or lower.get(name.lower()))), None)
+    return next((f for name in names if (f := by_end.get(name) or by_end_lower.get(name.lower()))), None)
 
 
 # ---- objects
@@ -307,9 +315,9 @@ def _listed_file(line: str, known: dict[str, str], lower: dict[str, str]) -> str
 def _items(tree: Element, notes: _Notes) -> list[tuple[int, Element]]:
     """The objects that count, with their numbers in the file."""
     items = list(enumerate(tree.findall("object"), 1))
-    kept = [(n, item) for n, item in items if (item.findtext("deleted") or "").strip() != "1"]
-    notes.ignored["deleted objects"] += len(items) - len(kept)  # of the old LabelMe
-    return kept
+    not_deleted = [(n, item) for n, item in items if (item.findtext("deleted") or "").strip() != "1"]
+    notes.ignored["deleted objects"] += len(items) - len(not_deleted)  # of the old LabelMe
+    return not_deleted
 
 
 def _objects(
@@ -373,8 +381,8 @@ def _number(where: str, parent: Element, tag: str, accepted: str) -> float:
     try:
         return float(text or "")
     except ValueError:
-        stated = f"no <{tag}>" if text is None else f"<{tag}> = {text!r}"
-        raise DataError(f"{where}: {stated}; accepted: {accepted}") from None
+        problem = f"no <{tag}>" if text is None else f"<{tag}> = {text!r}"
+        raise DataError(f"{where}: {problem}; accepted: {accepted}") from None
 
 
 def _box(sides: list[float], edges: bool) -> list[float]:

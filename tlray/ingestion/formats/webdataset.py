@@ -23,7 +23,7 @@ from tlray.data.schema import LABEL, LABELS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.base import Index, Look, table
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, split_in
 from tlray.ingestion.formats.tabular import labels, roles
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
@@ -74,8 +74,8 @@ def index(listing: Listing, column: str) -> Index:
     with_picture = [sample for sample in samples if sample.picture is not None]
     if not with_picture:
         raise DataError(f"{listing.root}: no pictures in {len(tars)} .tar; accepted: key.jpg with key.cls")
-    without = [f"{s.tar}/{s.key}" for s in samples if s.picture is None]
-    notes += finding("warning", "no_picture", without, "{n} samples have no picture (left out)")
+    no_picture = [f"{s.tar}/{s.key}" for s in samples if s.picture is None]
+    notes += finding("warning", "no_picture", no_picture, "{n} samples have no picture (left out)")
     kind = next((kind for kind in _LABELS if any(kind in s.labels for s in with_picture)), None)
     if kind is None:
         raise DataError(f"{listing.where(tars[0])}: no labels; accepted: key.cls, key.json or key.txt")
@@ -83,28 +83,28 @@ def index(listing: Listing, column: str) -> Index:
     notes += finding(
         "warning", "no_label", unlabelled, f"{{n}} samples have a picture and no .{kind} (left out)"
     )
-    good = [s for s in with_picture if kind in s.labels]
-    columns = _columns(listing, good, kind)
-    places = [(f"{s.tar}/{s.key}.{kind}", 1) for s in good]
+    labelled = [s for s in with_picture if kind in s.labels]
+    columns = _columns(listing, labelled, kind)
+    places = [(f"{s.tar}/{s.key}.{kind}", 1) for s in labelled]
     try:
         chosen = roles.labels(columns)
-    except roles.Unclear as reason:
+    except roles.UnclearColumns as reason:
         raise DataError(f"{listing.where(places[0][0])}: {reason}") from None
     unused = [name for name in columns if name not in chosen.columns]
     notes += finding("info", "unused_column", unused, "{n} keys of the labels are not used")
     read = labels.read(listing, chosen, columns, places, notes)
     rows = [
         Row(f"{s.tar}/{_picture(s)[0]}", _split(s.tar), label, s.tar, n)
-        for n, (s, label) in enumerate(zip(good, read, strict=True), 1)
+        for n, (s, label) in enumerate(zip(labelled, read, strict=True), 1)
     ]
-    sources = {row.path: source(s.tar, *_picture(s)[1:]) for row, s in zip(rows, good, strict=True)}
+    sources = {row.path: source(s.tar, *_picture(s)[1:]) for row, s in zip(rows, labelled, strict=True)}
     rows = unique(listing, without_missing(listing, rows, notes), column, notes)
     names, rows = with_class_names(listing, rows, tars, notes)
-    made, given = index_rows(listing, rows, column)
-    for row in made:
+    rows_of_index, label_columns = index_rows(listing, rows, column)
+    for row in rows_of_index:
         row["source"] = sources[row["path"]]
-    names = {name: value for name, value in names.items() if name in given}
-    return Index(table(made, *given), names=names, findings=notes)
+    names = {name: value for name, value in names.items() if name in label_columns}
+    return Index(table(rows_of_index, *label_columns), names=names, findings=notes)
 
 
 def source(tar: str, offset: int, length: int) -> str:
@@ -172,8 +172,8 @@ def _columns(listing: Listing, samples: list[_Sample], kind: str) -> dict[str, l
 def labels_of(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Keys of JSON objects as columns; what a sample lacks is null there."""
     keys = list(dict.fromkeys(key for value in values for key in value))
-    own = [key for key in keys if not re.fullmatch(r"__\w+__|key|id|width|height|md5|sha256", key)]
-    return {key: [value.get(key) for value in values] for key in own}
+    label_keys = [key for key in keys if not re.fullmatch(r"__\w+__|key|id|width|height|md5|sha256", key)]
+    return {key: [value.get(key) for value in values] for key in label_keys}
 
 
 class _Ranges(io.RawIOBase):

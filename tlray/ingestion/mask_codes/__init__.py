@@ -17,7 +17,7 @@ from tlray.data.masks import AS_STORED, UNKNOWN, MaskCode, ids_of
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding
 from tlray.ingestion.mask_codes import colours, smoothing, values
-from tlray.ingestion.mask_codes.seen import Masks, numbers, two_names
+from tlray.ingestion.mask_codes.mask_set import MaskSet, numbers, two_names
 
 _MUCH_UNKNOWN = 0.3  # share of all pixels above which training suffers
 
@@ -39,7 +39,9 @@ _SEEN = (
 )  # fmt: skip
 
 
-def decide(source: str, rows: pa.Table, names: Sequence[str] | None, given: MaskCode | None) -> Decision:
+def decide(
+    source: str, rows: pa.Table, names: Sequence[str] | None, stated_code: MaskCode | None
+) -> Decision:
     """The code of a set of masks.
 
     ``rows``: path, kind, reason and the columns ``mask_*`` as first seen, raw values; ``names``: of the ids,
@@ -47,7 +49,7 @@ def decide(source: str, rows: pa.Table, names: Sequence[str] | None, given: Mask
     masks cannot be understood, or show fewer than two classes.
     """
     columns = ["path", "kind", "reason", *_SEEN]
-    masks = Masks(
+    masks = MaskSet(
         source, rows.select(columns).to_pylist(), list(names) if names else None,
         rows["kind"].to_pylist(), rows["reason"].to_pylist(), [],
     )  # fmt: skip
@@ -56,65 +58,67 @@ def decide(source: str, rows: pa.Table, names: Sequence[str] | None, given: Mask
             reason = masks.rows[i]["mask_reason"] or "its mask cannot be read"
             masks.leave_out(i, "mask_unreadable", f"its mask: {reason}")
     if not masks.usable():
-        return Decision(given or AS_STORED, masks.names or [], _with(rows, masks, {}), [])
-    code, found_names = _code(masks, given or AS_STORED)
-    ids = _ids(masks, code, found_names)
-    _check_classes(masks, ids, found_names)
-    return Decision(code, found_names, _with(rows, masks, ids), masks.findings)
+        return Decision(stated_code or AS_STORED, masks.names or [], _with(rows, masks, {}), [])
+    code, class_names = _code(masks, stated_code or AS_STORED)
+    ids = _ids(masks, code, class_names)
+    _check_classes(masks, ids, class_names)
+    return Decision(code, class_names, _with(rows, masks, ids), masks.findings)
 
 
-def _code(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
-    if given.objects:
-        return given, two_names(masks)
+def _code(masks: MaskSet, stated_code: MaskCode) -> tuple[MaskCode, list[str]]:
+    if stated_code.objects:
+        return stated_code, two_names(masks)
     if all(masks.rows[i]["mask_form"] == "outlines" for i in masks.usable()):
-        return given, masks.names or numbers(masks.pixels())
-    if given.colours is not None:
-        by_colour = colours.fits(masks, given.colours)
+        return stated_code, masks.names or numbers(masks.pixels())
+    if stated_code.colours is not None:
+        by_colour = colours.fits(masks, stated_code.colours)
         if by_colour:
-            return colours.code_of(masks, replace(given, by_colour=True)), masks.names or []
+            return colours.code_of(masks, replace(stated_code, by_colour=True)), masks.names or []
     else:
         colours.without_table(masks)
     colours.same_palettes(masks)
     smoothed = smoothing.code_of(masks)
     if smoothed is not None:
         return smoothed, two_names(masks)
-    return values.code_of(masks, given)
+    return values.code_of(masks, stated_code)
 
 
-def _ids(masks: Masks, code: MaskCode, names: Sequence[str]) -> dict[int, dict[int, int]]:
+def _ids(masks: MaskSet, code: MaskCode, names: Sequence[str]) -> dict[int, dict[int, int]]:
     """Row -> pixels of each id, 255 being unknown; masks with ids above the names are left out."""
-    found: dict[int, dict[int, int]] = {}
+    ids_of_rows: dict[int, dict[int, int]] = {}
     for i in masks.usable():
         row = masks.rows[i]
         if code.objects:
-            there = row["mask_values"]
+            ids = row["mask_values"]
         else:
             stored, rgb = (np.array(row[name], np.int32) for name in ("mask_values", "mask_colours"))
-            there = ids_of(stored, rgb, row["mask_form"], code).tolist()
+            ids = ids_of(stored, rgb, row["mask_form"], code).tolist()
         pixels: Counter[int] = Counter()
-        for number, count in zip(there, row["mask_counts"], strict=True):
+        for number, count in zip(ids, row["mask_counts"], strict=True):
             pixels[number] += count
-        odd = sorted(number for number in pixels if number != UNKNOWN and not 0 <= number < len(names))
-        if odd:
-            first = (
+        invalid = sorted(number for number in pixels if number != UNKNOWN and not 0 <= number < len(names))
+        if invalid:
+            accepted = (
                 f"; accepted: 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), 255 for unknown"
                 if names
                 else ""
             )
-            masks.leave_out(i, "mask_values", f"id {odd[0]} in its mask, of {len(names)} class names{first}")
-        found[i] = dict(sorted(pixels.items()))
-    return found
+            masks.leave_out(
+                i, "mask_values", f"id {invalid[0]} in its mask, of {len(names)} class names{accepted}"
+            )
+        ids_of_rows[i] = dict(sorted(pixels.items()))
+    return ids_of_rows
 
 
-def _check_classes(masks: Masks, ids: Mapping[int, Mapping[int, int]], names: Sequence[str]) -> None:
+def _check_classes(masks: MaskSet, ids: Mapping[int, Mapping[int, int]], names: Sequence[str]) -> None:
     """Share of unknown pixels as a finding. Raises DataError where fewer than two classes occur."""
     total: Counter[int] = Counter()
     for i in masks.usable():
         total.update(ids[i])
     if not total:
         return
-    everything = sum(total.values())
-    unknown = total.pop(UNKNOWN, 0) / everything
+    num_pixels = sum(total.values())
+    unknown = total.pop(UNKNOWN, 0) / num_pixels
     if unknown:
         paths = [masks.rows[i]["path"] for i in masks.usable() if UNKNOWN in ids[i]]
         masks.note(
@@ -131,11 +135,11 @@ def _check_classes(masks: Masks, ids: Mapping[int, Mapping[int, int]], names: Se
         )
 
 
-def _with(rows: pa.Table, masks: Masks, ids: Mapping[int, Mapping[int, int]]) -> pa.Table:
+def _with(rows: pa.Table, masks: MaskSet, ids: Mapping[int, Mapping[int, int]]) -> pa.Table:
     values = [list(ids[i]) if i in ids else None for i in range(rows.num_rows)]
     counts = [list(ids[i].values()) if i in ids else None for i in range(rows.num_rows)]
     for name, column in (("mask_values", values), ("mask_counts", counts), ("kind", masks.kinds),
                          ("reason", masks.reasons)):  # fmt: skip
-        at = rows.column_names.index(name)
-        rows = rows.set_column(at, name, pa.array(column, rows.schema.field(name).type))
+        position = rows.column_names.index(name)
+        rows = rows.set_column(position, name, pa.array(column, rows.schema.field(name).type))
     return rows

@@ -1,4 +1,4 @@
-"""Masks in colours and with palettes: whether a table of colours holds for them."""
+"""MaskSet in colours and with palettes: whether a table of colours holds for them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import replace
 
 from tlray.data.masks import UNKNOWN, MaskCode
 from tlray.errors import DataError
-from tlray.ingestion.mask_codes.seen import TABLES, Masks
+from tlray.ingestion.mask_codes.mask_set import TABLES, MaskSet
 
 _VOID_COLOUR = 0xE0E0C0  # Pascal VOC's borders, in no table
 _UNLISTED = 0.1  # share of pixels of colours in no table above which the table is another one
 
 
-def fits(masks: Masks, table: Mapping[int, int]) -> bool:
+def fits(masks: MaskSet, table: Mapping[int, int]) -> bool:
     """Whether the table of colours explains the masks better than their values as ids do."""
     usable = masks.usable()
     if any(masks.rows[i]["mask_form"] == "colour" for i in usable):
         return True
     colours, values = masks.pixels("mask_colours"), masks.pixels()
-    known = len(masks.names or table)
+    num_names = len(masks.names or table)
     by_colour = sum(count for colour, count in colours.items() if colour in table)
-    by_value = sum(count for value, count in values.items() if 0 <= value < known or value == UNKNOWN)
+    by_value = sum(count for value, count in values.items() if 0 <= value < num_names or value == UNKNOWN)
     palettes = all(masks.rows[i]["mask_form"] == "palette" for i in usable)
     return by_colour > by_value or (by_colour == by_value and palettes)
 
 
-def code_of(masks: Masks, code: MaskCode) -> MaskCode:
+def code_of(masks: MaskSet, code: MaskCode) -> MaskCode:
     """The code with VOC's border colour as unknown; colours in no table are a finding, or too many."""
     table = {_VOID_COLOUR: UNKNOWN, **(code.colours or {})}
     pixels = masks.pixels("mask_colours")
@@ -35,22 +35,22 @@ def code_of(masks: Masks, code: MaskCode) -> MaskCode:
     unlisted = Counter({colour: count for colour, count in pixels.items() if colour not in table})
     if unlisted:
         share = sum(unlisted.values()) / total
-        seen = [f"{rgb(c)} {n / total:.1%}" for c, n in unlisted.most_common(4)]
+        examples = [f"{rgb(c)} {n / total:.1%}" for c, n in unlisted.most_common(4)]
         if share > _UNLISTED:
             lossy = " (JPEG changes colours: store masks as PNG)" if _any_jpeg(masks) else ""
             raise DataError(
                 f"{masks.source}: {share:.1%} of the masks' pixels have a colour that the table of colours "
-                f"does not list: {', '.join(seen)}{lossy}; accepted: "
+                f"does not list: {', '.join(examples)}{lossy}; accepted: "
                 f"{', '.join(rgb(c) for c in list(table)[1:6])} ..."
             )
         masks.note(
             "warning", "mask_colours",
-            f"colours in no table, taken as unknown: {share:.2%} of all mask pixels", seen, len(unlisted),
+            f"colours in no table, taken as unknown: {share:.2%} of all mask pixels", examples, len(unlisted),
         )  # fmt: skip
     return replace(code, colours=table)
 
 
-def without_table(masks: Masks) -> None:
+def without_table(masks: MaskSet) -> None:
     """Without a table of colours: refuse masks in colours, or leave out the few among masks of ids."""
     usable = masks.usable()
     coloured = [i for i in usable if masks.rows[i]["mask_form"] == "colour"]
@@ -61,18 +61,18 @@ def without_table(masks: Masks) -> None:
         for i in coloured:
             pixels.update(dict(zip(masks.rows[i]["mask_colours"], masks.rows[i]["mask_counts"], strict=True)))
         total, most = sum(pixels.values()), max(masks.rows[i]["mask_distinct"] for i in coloured)
-        seen = ", ".join(f"{rgb(c)} {n / total:.1%}" for c, n in pixels.most_common(4))
-        what = f"{most} colours in one, as photographs have" if most > 256 else f"colours ({seen})"
+        examples = ", ".join(f"{rgb(c)} {n / total:.1%}" for c, n in pixels.most_common(4))
+        content = f"{most} colours in one, as photographs have" if most > 256 else f"colours ({examples})"
         raise DataError(
             f"{masks.source}: {len(coloured)} of {len(usable)} masks, such as that of "
-            f"{masks.rows[coloured[0]]['path']}, hold {what} and no table says which class a colour is; "
+            f"{masks.rows[coloured[0]]['path']}, hold {content} and no table says which class a colour is; "
             f"accepted: masks of class ids, or a table beside them: {TABLES}"
         )
     for i in coloured:
         masks.leave_out(i, "mask_unreadable", "its mask is in colours; accepted: one class id a pixel")
 
 
-def same_palettes(masks: Masks) -> None:
+def same_palettes(masks: MaskSet) -> None:
     """Refuse palettes that differ from mask to mask: a position means nothing then."""
     colour_at: dict[int, tuple[int, str]] = {}
     for i in masks.usable():
@@ -80,11 +80,11 @@ def same_palettes(masks: Masks) -> None:
         if row["mask_form"] != "palette":
             continue
         for position, colour in zip(row["mask_values"], row["mask_colours"], strict=True):
-            first = colour_at.setdefault(position, (colour, row["path"]))
-            if first[0] != colour:
+            earlier = colour_at.setdefault(position, (colour, row["path"]))
+            if earlier[0] != colour:
                 raise DataError(
                     f"{masks.source}: palettes differ between masks: position {position} is "
-                    f"{rgb(first[0])} in that of {first[1]} and {rgb(colour)} in that of {row['path']}; "
+                    f"{rgb(earlier[0])} in that of {earlier[1]} and {rgb(colour)} in that of {row['path']}; "
                     f"accepted: one palette, or a table of colours: {TABLES}"
                 )
 
@@ -93,5 +93,5 @@ def rgb(colour: int) -> str:
     return f"({colour >> 16 & 255}, {colour >> 8 & 255}, {colour & 255})"
 
 
-def _any_jpeg(masks: Masks) -> bool:
+def _any_jpeg(masks: MaskSet) -> bool:
     return any(masks.rows[i]["mask_format"] == "JPEG" for i in masks.usable())

@@ -1,4 +1,4 @@
-"""Masks whose edges a resize or JPEG has smoothed: grey values that are no classes."""
+"""MaskSet whose edges a resize or JPEG has smoothed: grey values that are no classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tlray.data.masks import MaskCode
 from tlray.errors import DataError
-from tlray.ingestion.mask_codes.seen import Masks
+from tlray.ingestion.mask_codes.mask_set import MaskSet
 
 _RAMPS = 0.2  # of a mask's steps: from here on its edges were smoothed
 _FEW = 5  # values below which a ramp may be a thin border between two areas
@@ -16,7 +16,7 @@ _NEAR_POLES = 0.8
 _LEVEL = 0.02  # share of a value between the poles that makes it a level of its own
 
 
-def code_of(masks: Masks) -> MaskCode | None:
+def code_of(masks: MaskSet) -> MaskCode | None:
     """A threshold where masks of black and white were smoothed; DataError where other masks were."""
     usable = masks.usable()
     edged = [i for i in usable if masks.rows[i]["mask_steps"]]

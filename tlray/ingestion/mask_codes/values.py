@@ -1,4 +1,4 @@
-"""Masks of grey values or palette positions, few and clean: which class each is."""
+"""MaskSet of grey values or palette positions, few and clean: which class each is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from tlray.data.masks import AS_STORED, UNKNOWN, MaskCode
 from tlray.errors import DataError
-from tlray.ingestion.mask_codes.seen import TABLES, Masks, numbers, two_names
+from tlray.ingestion.mask_codes.mask_set import TABLES, MaskSet, numbers, two_names
 
 _SENTINELS = {-1: UNKNOWN, 65535: UNKNOWN}  # how "no class" is written where a value has more than 8 bits
 _GREY_GAP = 16  # values that lie at least so far apart are grey levels, not ids
 
 
-def code_of(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
+def code_of(masks: MaskSet, stated_code: MaskCode) -> tuple[MaskCode, list[str]]:
     """The code of masks whose values are few and clean."""
     pixels = masks.pixels()
     sentinels = {value: UNKNOWN for value in _SENTINELS if value in pixels}
@@ -25,8 +25,8 @@ def code_of(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
         if sentinels[value] == UNKNOWN:
             masks.note("info", "mask_sentinel", f"{value} in masks is taken as unknown")
     _leave_out_large(masks, sentinels)
-    if given.values is not None:
-        return _listed_values(masks, given.values, sentinels), masks.names or []
+    if stated_code.values is not None:
+        return _listed_values(masks, stated_code.values, sentinels), masks.names or []
     values = {value for value in pixels if 0 <= value <= 255}
     if values == {0, UNKNOWN}:
         names = _black_and_white(masks)
@@ -38,40 +38,40 @@ def code_of(masks: Masks, given: MaskCode) -> tuple[MaskCode, list[str]]:
     _no_jpeg(masks, binary=levels is not None and len(levels[0]) == 2)
     if levels is not None:
         return MaskCode(values={**levels[0], **sentinels}), levels[1]
-    known = values - {UNKNOWN}
-    if masks.names is not None and len(masks.names) == 1 and known <= {0, 1}:
+    ids = values - {UNKNOWN}
+    if masks.names is not None and len(masks.names) == 1 and ids <= {0, 1}:
         masks.names = two_names(masks)
         masks.note("info", "mask_names", f"one class name for two ids: 0 is taken as {masks.names[0]!r}")
     code = MaskCode(values={**{v: v for v in range(256)}, **sentinels}) if sentinels else AS_STORED
     return code, masks.names or numbers(pixels)
 
 
-def _leave_out_large(masks: Masks, sentinels: Mapping[int, int]) -> None:
+def _leave_out_large(masks: MaskSet, sentinels: Mapping[int, int]) -> None:
     for i in masks.usable():
-        odd = [v for v in masks.rows[i]["mask_values"] if not 0 <= v <= 255 and v not in sentinels]
-        if odd:
+        invalid = [v for v in masks.rows[i]["mask_values"] if not 0 <= v <= 255 and v not in sentinels]
+        if invalid:
             masks.leave_out(
-                i, "mask_values", f"value {odd[0]} in its mask; accepted: class ids from 0 to 255"
+                i, "mask_values", f"value {invalid[0]} in its mask; accepted: class ids from 0 to 255"
             )
 
 
-def _listed_values(masks: Masks, table: Mapping[int, int], sentinels: Mapping[int, int]) -> MaskCode:
+def _listed_values(masks: MaskSet, table: Mapping[int, int], sentinels: Mapping[int, int]) -> MaskCode:
     """A table of values holds for all; other values than 255 leave their mask out."""
     for i in masks.usable():
-        odd = [
+        invalid = [
             v for v in masks.rows[i]["mask_values"] if v not in table and v != UNKNOWN and v not in sentinels
         ]
-        if odd:
-            seen = ", ".join(map(str, sorted(table)[:8]))
+        if invalid:
+            accepted = ", ".join(map(str, sorted(table)[:8]))
             masks.leave_out(
-                i, "mask_values", f"value {odd[0]} in its mask, in no table; accepted: {seen}, 255"
+                i, "mask_values", f"value {invalid[0]} in its mask, in no table; accepted: {accepted}, 255"
             )
     if all(value == number for value, number in table.items()) and not sentinels:
         return AS_STORED
     return MaskCode(values={UNKNOWN: UNKNOWN, **sentinels, **table})
 
 
-def _black_and_white(masks: Masks) -> list[str] | None:
+def _black_and_white(masks: MaskSet) -> list[str] | None:
     """Names where masks hold 0 and 255 alone; None where a list of three names or more speaks against it."""
     if masks.names is not None and len(masks.names) > 2:
         return None
@@ -84,46 +84,47 @@ def _black_and_white(masks: Masks) -> list[str] | None:
     return names
 
 
-def _mixed_habits(masks: Masks, values: set[int]) -> None:
+def _mixed_habits(masks: MaskSet, values: set[int]) -> None:
     """Refuse 0 and 1 in some masks beside 0 and 255 in others: 255 is the object there, or unknown."""
     if values != {0, 1, UNKNOWN}:
         return
     with_one = [i for i in masks.usable() if 1 in masks.rows[i]["mask_values"]]
     with_unknown = [i for i in masks.usable() if UNKNOWN in masks.rows[i]["mask_values"]]
     if with_one and with_unknown and not set(with_one) & set(with_unknown):
-        one, other = masks.rows[with_one[0]]["path"], masks.rows[with_unknown[0]]["path"]
+        first, second = masks.rows[with_one[0]]["path"], masks.rows[with_unknown[0]]["path"]
         raise DataError(
-            f"{masks.source}: {len(with_one)} masks hold 0 and 1 (that of {one}), {len(with_unknown)} others "
-            f"0 and 255 (that of {other}): 255 is the object or unknown; accepted: the same in all masks"
+            f"{masks.source}: {len(with_one)} masks hold 0 and 1 (that of {first}), {len(with_unknown)} "
+            f"others 0 and 255 (that of {second}): 255 is the object or unknown; accepted: the same in all "
+            "masks"
         )
 
 
-def _grey_levels(masks: Masks, values: set[int]) -> tuple[dict[int, int], list[str]] | None:
+def _grey_levels(masks: MaskSet, values: set[int]) -> tuple[dict[int, int], list[str]] | None:
     """Values far apart are grey levels that stand for classes: numbered in order where that is plain."""
-    known = sorted(values - {UNKNOWN})
-    everything = sorted(values)
-    if masks.names is not None and len(masks.names) == len(everything) and everything[-1] >= len(everything):
-        if _far_apart(everything):
+    levels = sorted(values - {UNKNOWN})
+    all_values = sorted(values)
+    if masks.names is not None and len(masks.names) == len(all_values) and all_values[-1] >= len(all_values):
+        if _far_apart(all_values):
             names = masks.names
-            _say_levels(masks, everything, names)
-            return {value: number for number, value in enumerate(everything)}, names
+            _say_levels(masks, all_values, names)
+            return {value: number for number, value in enumerate(all_values)}, names
         return None
-    if masks.names is not None or len(known) < 2 or not _far_apart(known):
+    if masks.names is not None or len(levels) < 2 or not _far_apart(levels):
         return None
     if UNKNOWN in values:
         total = sum(masks.pixels().values())
-        seen = ", ".join(f"{v} ({masks.pixels()[v] / total:.1%})" for v in everything)
+        examples = ", ".join(f"{v} ({masks.pixels()[v] / total:.1%})" for v in all_values)
         raise DataError(
-            f"{masks.source}: masks hold the grey values {seen}, which are no class ids, and 255 may be a "
-            "class or unknown; accepted: ids 0, 1, 2, ... with 255 for unknown, or a table beside the masks: "
-            f"{TABLES}"
+            f"{masks.source}: masks hold the grey values {examples}, which are no class ids, and 255 may be "
+            "a class or unknown; accepted: ids 0, 1, 2, ... with 255 for unknown, or a table beside the "
+            f"masks: {TABLES}"
         )
-    names = [str(value) for value in known]
-    _say_levels(masks, known, names)
-    return {**{value: number for number, value in enumerate(known)}, UNKNOWN: UNKNOWN}, names
+    names = [str(value) for value in levels]
+    _say_levels(masks, levels, names)
+    return {**{value: number for number, value in enumerate(levels)}, UNKNOWN: UNKNOWN}, names
 
 
-def _say_levels(masks: Masks, levels: Sequence[int], names: Sequence[str]) -> None:
+def _say_levels(masks: MaskSet, levels: Sequence[int], names: Sequence[str]) -> None:
     pairs = [f"{value}: {name}" for value, name in zip(levels, names, strict=True)]
     masks.note(
         "warning", "mask_levels",
@@ -136,7 +137,7 @@ def _far_apart(values: Sequence[int]) -> bool:
     return len(values) >= 2 and int(np.diff(values).min()) >= _GREY_GAP
 
 
-def _no_jpeg(masks: Masks, binary: bool) -> None:
+def _no_jpeg(masks: MaskSet, binary: bool) -> None:
     """JPEG keeps black and white where it is clean; of ids that differ by 1 it keeps nothing."""
     if binary:
         return

@@ -77,14 +77,14 @@ def index(listing: Listing, column: str) -> Index:
         for path, paths in pairs.masks_of.items()
         if path not in unlisted
     ]
-    named = naming.read(listing, naming.tables(listing))
-    code = named.code if named is not None else None
+    class_table = naming.read(listing, naming.tables(listing))
+    code = class_table.code if class_table is not None else None
     if pairs.objects:
         code = replace(code or masks.AS_STORED, objects=True)
     ignored = {"other view of masks": len(pairs.others)} if pairs.others else {}
     return Index(
         table(rows, schema.MASK),
-        names={schema.MASK: named.names} if named is not None else {},
+        names={schema.MASK: class_table.names} if class_table is not None else {},
         mask_code=code,
         ignored=ignored,
         findings=[
@@ -103,12 +103,16 @@ def _are_masks(listing: Listing, paths: Sequence[str]) -> bool:
     ordered = sorted(paths)
     for path in ordered[:: max(1, len(ordered) // _SAMPLE)][:_SAMPLE]:
         try:
-            one = masks.seen([listing.read(path)], None, masks.AS_STORED, (0, 0))
+            statistics = masks.seen([listing.read(path)], None, masks.AS_STORED, (0, 0))
         except (PictureError, StorageError):
             continue
-        counts = sorted(one["mask_counts"], reverse=True)
+        counts = sorted(statistics["mask_counts"], reverse=True)
         # A JPEG of a mask has many values, but nearly all pixels have one of a few.
-        main = sum(counts[:16]) >= 0.8 * one["mask_width"] * one["mask_height"]
-        if one["mask_form"] == "palette" or one["mask_distinct"] <= _FEW_COLOURS or main:
+        mostly_few_values = sum(counts[:16]) >= 0.8 * statistics["mask_width"] * statistics["mask_height"]
+        if (
+            statistics["mask_form"] == "palette"
+            or statistics["mask_distinct"] <= _FEW_COLOURS
+            or mostly_few_values
+        ):
             return True
     return False

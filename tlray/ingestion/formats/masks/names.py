@@ -60,13 +60,13 @@ def read(listing: Listing, files: Sequence[str]) -> Names | None:
     """
     best: Names | None = None
     for path in files:
-        one = _json(listing, path) if path.lower().endswith(".json") else _text(listing, path)
-        if one is None:
+        table = _json(listing, path) if path.lower().endswith(".json") else _text(listing, path)
+        if table is None:
             continue
-        if best is None or (best.code is None and one.code is not None):
-            best = one
-        elif (one.code is None) == (best.code is None):
-            if (one.names, one.code) != (best.names, best.code):
+        if best is None or (best.code is None and table.code is not None):
+            best = table
+        elif (table.code is None) == (best.code is None):
+            if (table.names, table.code) != (best.names, best.code):
                 raise DataError(
                     f"{listing.where(path)}: says other classes than {best.files[0]}; accepted: one table, "
                     "or equal ones"
@@ -84,17 +84,17 @@ def _text(listing: Listing, path: str) -> Names | None:
     rows = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     if not rows:
         return None
-    stated = [(number, line) for number, line in rows if line and not line.startswith("#")]
+    lines_with_text = [(number, line) for number, line in rows if line and not line.startswith("#")]
     forms = (
         (_LABELMAP, _last), (_COLOUR_FIRST, _first), (_COLOUR_LAST, _last), (_VALUE_FIRST, _value),
     )  # fmt: skip
     # A csv's header is the one line that may be otherwise; without one, all lines are of a form.
     for start in (0, 1):
         for pattern, of_row in forms:
-            matches = [pattern.match(_plain(line, path)) for _, line in stated[start:]]
+            matches = [pattern.match(_plain(line, path)) for _, line in lines_with_text[start:]]
             if matches and all(matches):
                 pairs = [(of_row(match.groups()), number) for match, (number, _) in
-                         zip(matches, stated[start:], strict=True) if match]  # fmt: skip
+                         zip(matches, lines_with_text[start:], strict=True) if match]  # fmt: skip
                 return _of_pairs(listing, path, pairs)
     return _listed(listing, path, [_unquoted(line) for _, line in rows])
 
@@ -119,10 +119,10 @@ def _columns(listing: Listing, path: str, lines: Sequence[str]) -> Names | None:
         where = f"{listing.where(path)} line {table.line_num}"
         if len(cells) != len(header) or not cells[name_at].strip():
             raise DataError(f"{where}: {sign.join(cells)!r}; accepted: {sign.join(header)}")
-        numbers = [cells[at].strip() for at in key_at]
-        if odd := [number for number in numbers if not re.fullmatch(r"-?\d{1,5}", number)]:
-            title = header[key_at[numbers.index(odd[0])]]
-            raise DataError(f"{where}: {title} = {odd[0]!r}; accepted: a whole number")
+        numbers = [cells[position].strip() for position in key_at]
+        if invalid := [number for number in numbers if not re.fullmatch(r"-?\d{1,5}", number)]:
+            title = header[key_at[numbers.index(invalid[0])]]
+            raise DataError(f"{where}: {title} = {invalid[0]!r}; accepted: a whole number")
         pairs.append(((cells[name_at].strip(), tuple(map(int, numbers))), table.line_num))
     return _of_pairs(listing, path, pairs) if pairs else None
 
@@ -162,9 +162,9 @@ def _of_pairs(listing: Listing, path: str, pairs: Sequence[tuple[tuple[str, tupl
             raise DataError(f"{where} line {line}: colour {key}; accepted: three numbers from 0 to 255")
         value = key[0] << 16 | key[1] << 8 | key[2] if len(key) == 3 else key[0]
         if value in numbers:
-            what = "colour" if len(key) == 3 else "value"
+            kind = "colour" if len(key) == 3 else "value"
             raise DataError(
-                f"{where} line {line}: {what} {' '.join(map(str, key))} stands twice; accepted: once"
+                f"{where} line {line}: {kind} {' '.join(map(str, key))} stands twice; accepted: once"
             )
         # Several colours may be one class, as borders often are; a value given twice is a mistake.
         if name not in names:

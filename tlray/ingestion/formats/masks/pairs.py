@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tlray.data.schema import SPLITS
-from tlray.ingestion.formats import evidence
+from tlray.ingestion.formats import heuristics
 from tlray.ingestion.formats.listing import Listing, stem
 
 _MASK_WORDS = frozenset((
@@ -86,7 +86,7 @@ def find(listing: Listing) -> Pairs:
     if beside.masks_of:
         return beside
     if len({path.rpartition("/")[0] for path in listing.pictures}) <= _SHOWN_ROUTES:
-        folders = evidence.parallel_folders(listing)
+        folders = heuristics.parallel_folders(listing)
         if folders is not None:
             differ = [
                 (a, b) for a, b in zip(*(f.lower().split("/") for f in folders), strict=False) if a != b
@@ -116,41 +116,41 @@ def _split_words(path: str) -> list[str]:
 
 
 def _placed(listing: Listing, image_words: frozenset[str], mask_words: frozenset[str]) -> list[_File]:
-    names = frozenset(part.lower() for folder in listing.folders for part in folder.split("/"))
-    folder = functools.cache(lambda path: _folders(path, names, image_words, mask_words))
+    folder_names = frozenset(part.lower() for folder in listing.folders for part in folder.split("/"))
+    folder = functools.cache(lambda path: _folders(path, folder_names, image_words, mask_words))
     files = []
     for path in listing.pictures:
         above, _, name = path.rpartition("/")
-        role, split, rest = folder(above)
-        files.append(_File(path, role, split, rest, stem(name).lower()))
+        role, split, other_folders = folder(above)
+        files.append(_File(path, role, split, other_folders, stem(name).lower()))
     return files
 
 
 def _folders(
-    path: str, names: frozenset[str], image_words: frozenset[str], mask_words: frozenset[str]
+    path: str, folder_names: frozenset[str], image_words: frozenset[str], mask_words: frozenset[str]
 ) -> tuple[str, str, tuple[str, ...]]:
     """(role, split, what is left) of the folders above a file."""
-    role, split, rest = "", "", []
+    role, split, other_folders = "", "", []
     for part in path.split("/") if path else []:
         if part.lower() in mask_words or part.lower() in image_words:
             role = "mask" if part.lower() in mask_words else "picture"
             continue
-        words, here = _words(part, names)
-        role = here or role
-        left = []
+        words, own_role = _words(part, folder_names)
+        role = own_role or role
+        other_words = []
         for word in words:
             if word in SPLITS:
                 split = SPLITS[word]
-            elif word in ("tr", "ts") and here:  # imagesTr, labelsTs
+            elif word in ("tr", "ts") and own_role:  # imagesTr, labelsTs
                 split = "train" if word == "tr" else "test"
             else:
-                left.append(word)
-        if left:
-            rest.append("_".join(left))
-    return role, split, tuple(rest)
+                other_words.append(word)
+        if other_words:
+            other_folders.append("_".join(other_words))
+    return role, split, tuple(other_folders)
 
 
-def _words(name: str, names: frozenset[str]) -> tuple[list[str], str]:
+def _words(name: str, folder_names: frozenset[str]) -> tuple[list[str], str]:
     """A folder's name in words, those for masks and pictures taken out, and the role that those say."""
     lower = name.lower()
     if lower in _OBJECTS:
@@ -158,11 +158,11 @@ def _words(name: str, names: frozenset[str]) -> tuple[list[str], str]:
     if lower in SPLITS:
         return [lower], ""
     # trainannot, defaultannot beside default
-    joined = re.fullmatch(
+    compound = re.fullmatch(
         rf"(.+?)({'|'.join(sorted(_MASK_WORDS | _IMAGE_WORDS, key=len, reverse=True))})", lower
     )
-    if joined and (joined[1] in SPLITS or joined[1] in names) and joined[1].isalnum():
-        return [joined[1]], "mask" if joined[2] in _MASK_WORDS else "picture"
+    if compound and (compound[1] in SPLITS or compound[1] in folder_names) and compound[1].isalnum():
+        return [compound[1]], "mask" if compound[2] in _MASK_WORDS else "picture"
     words = [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+", name)]
     if {"ground", "truth"} <= set(words):
         words.append("groundtruth")
@@ -180,26 +180,26 @@ def _matched(files: Sequence[_File]) -> Pairs:
     for file in files:
         by_role[file.role].append(file)
     pairs = Pairs(by_words=bool(by_role["mask"]))
-    marked = by_role["mask"]
+    masks_by_name = by_role["mask"]
     # Beside pictures, in a folder of pictures or of no role: a mask by its affix, if it has a picture.
-    plain = [*by_role["picture"], *by_role[""]]
-    stems = {file.key for file in plain} | {(f.split, f.rest, _picture_core(f.name)) for f in plain}
+    pictures = [*by_role["picture"], *by_role[""]]
+    stems = {file.key for file in pictures} | {(f.split, f.rest, _picture_core(f.name)) for f in pictures}
     affixed = [
-        file for file in plain
+        file for file in pictures
         if any((file.split, file.rest, core) in stems for core in _cores(file.name))
     ]  # fmt: skip
-    if affixed and not marked:
-        marked, gone = affixed, {file.path for file in affixed}
-        plain = [file for file in plain if file.path not in gone]
-    for view in [*by_role["other"], *(file for file in marked if _OTHER_VIEWS.search(file.name))]:
+    if affixed and not masks_by_name:
+        masks_by_name, affixed_paths = affixed, {file.path for file in affixed}
+        pictures = [file for file in pictures if file.path not in affixed_paths]
+    for view in [*by_role["other"], *(file for file in masks_by_name if _OTHER_VIEWS.search(file.name))]:
         pairs.others.append(view.path)
-    other = set(pairs.others)
-    marked = [file for file in marked if file.path not in other]
-    found = _Finder(plain)
+    other_views = set(pairs.others)
+    masks_by_name = [file for file in masks_by_name if file.path not in other_views]
+    finder = _Finder(pictures)
     single: dict[str, list[_File]] = defaultdict(list)
     several: dict[str, list[str]] = defaultdict(list)
-    for mask in marked:
-        picture, is_part = found.picture(mask)
+    for mask in masks_by_name:
+        picture, is_part = finder.picture(mask)
         if picture is None:
             pairs.masks_alone.append(mask.path)
             continue
@@ -208,21 +208,23 @@ def _matched(files: Sequence[_File]) -> Pairs:
         else:
             single[picture.path].append(mask)
         pairs.split_of[picture.path] = picture.split or mask.split
-    pairs.doubts += found.doubts
-    for path, there in single.items():
-        pairs.masks_of[path] = [_one(there).path]
-        doubt = [mask.path for mask in there if not _TRAIN_IDS.search(mask.name)]
-        if len(doubt) > 1:
-            both = " and ".join(sorted(doubt)[:2])
-            pairs.doubts.append(f"{both}: two masks of one picture; accepted: one for each, of all classes")
-        pairs.others += [mask.path for mask in there if mask.path != pairs.masks_of[path][0]]
+    pairs.doubts += finder.doubts
+    for path, masks_of_picture in single.items():
+        pairs.masks_of[path] = [_one(masks_of_picture).path]
+        ambiguous = [mask.path for mask in masks_of_picture if not _TRAIN_IDS.search(mask.name)]
+        if len(ambiguous) > 1:
+            two_masks = " and ".join(sorted(ambiguous)[:2])
+            pairs.doubts.append(
+                f"{two_masks}: two masks of one picture; accepted: one for each, of all classes"
+            )
+        pairs.others += [mask.path for mask in masks_of_picture if mask.path != pairs.masks_of[path][0]]
     # BUSI keeps a_mask.png and a_mask_1.png: as soon as one picture has several, all are of objects.
-    for path, parts in several.items():
-        pairs.masks_of.setdefault(path, []).extend(parts)
+    for path, masks in several.items():
+        pairs.masks_of.setdefault(path, []).extend(masks)
     pairs.objects = any(len(paths) > 1 for paths in pairs.masks_of.values())
     with_mask = pairs.masks_of.keys()
-    pairs.pictures_alone = [file.path for file in plain if file.path not in with_mask]
-    pairs.split_of |= {file.path: file.split for file in plain if file.path not in with_mask}
+    pairs.pictures_alone = [file.path for file in pictures if file.path not in with_mask]
+    pairs.split_of |= {file.path: file.split for file in pictures if file.path not in with_mask}
     return pairs
 
 

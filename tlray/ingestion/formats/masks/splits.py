@@ -17,54 +17,56 @@ def lists(listing: Listing) -> list[str]:
         path for path in listing.labels(".txt")
         if stem(path.rpartition("/")[2]).lower() in (*SPLITS, "trainval")
     ]  # fmt: skip
-    own = [path for path in files if "segmentation/" in path.lower()]
-    return own or [path for path in files if "imagesets/" not in path.lower()] or files
+    of_segmentation = [path for path in files if "segmentation/" in path.lower()]
+    return of_segmentation or [path for path in files if "imagesets/" not in path.lower()] or files
 
 
 def find(listing: Listing, pairs: Pairs) -> tuple[dict[str, str], set[str]]:
     """Picture -> split by folders, else by lists; and the pictures that are in none of the lists."""
-    given = {path: split for path, split in pairs.split_of.items() if split and path in pairs.masks_of}
+    folder_splits = {
+        path: split for path, split in pairs.split_of.items() if split and path in pairs.masks_of
+    }
     files = {stem(path.rpartition("/")[2]).lower(): path for path in lists(listing)}
-    if given or not files:
-        return given, set()
+    if folder_splits or not files:
+        return folder_splits, set()
     if "train" in files:
         files.pop("trainval", None)
     by_name: dict[str, list[str]] = defaultdict(list)
     for path in pairs.masks_of:
         by_name[stem(path.rpartition("/")[2]).lower()].append(path)
-    found: dict[str, str] = {}
+    listed_splits: dict[str, str] = {}
     for name, file in files.items():
         split = SPLITS.get(name, "train")
         for number, line in enumerate(lines_of(listing.text(file)), 1):
             path = _picture_in(line, by_name)
             if not path:
                 continue
-            if found.setdefault(path, split) != split:
+            if listed_splits.setdefault(path, split) != split:
                 raise DataError(
-                    f"{listing.where(file)} line {number}: {path} is in the list of {found[path]}, "
+                    f"{listing.where(file)} line {number}: {path} is in the list of {listed_splits[path]}, "
                     "too; accepted: one"
                 )
-    if not found:
+    if not listed_splits:
         return {}, set()
-    return found, set(pairs.masks_of) - found.keys()
+    return listed_splits, set(pairs.masks_of) - listed_splits.keys()
 
 
 def check_validation(listing: Listing, pairs: Pairs, splits: Mapping[str, str]) -> None:
     """Refuse a validation split none of whose pictures has a mask: another would be cut from train."""
     if not splits or "validation" in splits.values():
         return
-    alone = sorted(path for path in pairs.pictures_alone if pairs.split_of.get(path) == "validation")
+    without_mask = sorted(path for path in pairs.pictures_alone if pairs.split_of.get(path) == "validation")
     if not any(pairs.split_of.get(path) for path in pairs.masks_of):  # splits of lists
         by_name: dict[str, list[str]] = defaultdict(list)
         for path in pairs.pictures_alone:
             by_name[stem(path.rpartition("/")[2]).lower()].append(path)
         files = [f for f in lists(listing) if SPLITS.get(stem(f.rpartition("/")[2]).lower()) == "validation"]
         lines = [line for file in files for line in lines_of(listing.text(file))]
-        alone = sorted(filter(None, (_picture_in(line, by_name) for line in lines)))
-    if alone:
+        without_mask = sorted(filter(None, (_picture_in(line, by_name) for line in lines)))
+    if without_mask:
         raise DataError(
-            f"{listing.root}: {len(alone)} pictures of validation, as {alone[0]}, and none has a mask; "
-            "accepted: masks for some of them, or no validation split (one is cut from train then)"
+            f"{listing.root}: {len(without_mask)} pictures of validation, as {without_mask[0]}, and none has "
+            "a mask; accepted: masks for some of them, or no validation split (one is cut from train then)"
         )
 
 
@@ -72,9 +74,9 @@ def _picture_in(line: str, by_name: dict[str, list[str]]) -> str:
     """The picture that a line of a list names, alone or before its mask, as a path or a stem; "" = none."""
     for text in (line.strip(), line.split(" ")[0], line.split("\t")[0]):
         parts = text.strip("\"' ").replace("\\", "/").lower().split("/")
-        there = by_name.get(parts[-1], []) or by_name.get(stem(parts[-1]), [])
+        candidates = by_name.get(parts[-1], []) or by_name.get(stem(parts[-1]), [])
         # Of pictures of one name the one whose folders are in the line, too.
-        near = [path for path in there if stem("/".join(parts)).endswith(stem(path).lower())]
-        if len(near or there) == 1:
-            return (near or there)[0]
+        same_folder = [path for path in candidates if stem("/".join(parts)).endswith(stem(path).lower())]
+        if len(same_folder or candidates) == 1:
+            return (same_folder or candidates)[0]
     return ""

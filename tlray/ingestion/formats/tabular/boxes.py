@@ -1,4 +1,4 @@
-"""What a table of boxes is: which column is the picture, the class and the sides of the box."""
+"""Recognizes tables of boxes: which columns are the picture, the class and the numbers of the box."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tlray.data.schema import SPLITS
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import HEAD, is_picture, lines_of, split_in, start_of_text
 
-# What columns are called, without blanks, underscores, dots and dashes; of several the first.
+# Names of columns, without blanks, underscores, dots and dashes; the first that is there counts.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "path": ("filename", "filepath", "file", "path", "image", "imagepath", "imagename", "imagefile",
              "imagefilename", "imageid", "imgpath", "imgname", "img", "imgid", "images", "uri", "imageuri",
@@ -45,12 +45,12 @@ _NAMES_OF_CLASSES = ("name", "classname", "labelname", "categoryname", "label", 
 CORNERS, SIZED, CENTRED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h"), ("cx", "cy", "w", "h")
 LISTED = ("bbox",)
 ENDINGS = (".csv", ".tsv")
-_ROWS = 200  # that are looked at to know a column by its cells
+_ROWS = 200  # rows that are read to recognize a column by its cells
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Where each column of a table is, and how its box is written (`CORNERS`, `SIZED`, ...)."""
+    """The position of each column of a table, and how its boxes are written (`CORNERS`, `SIZED`, ...)."""
 
     file: str
     columns: dict[str, int]
@@ -58,8 +58,8 @@ class Shape:
     delimiter: str
     has_header: bool
     split: str | None  # of the whole table
-    unused: tuple[str, ...] = ()  # columns that say nothing of picture, class, box, size or split
-    lacks: str = ""  # why the table cannot be read, though it holds boxes
+    unused: tuple[str, ...] = ()  # columns that are not read
+    lacks: str = ""  # why the table cannot be read, though it has boxes
 
     def rows(self, lines: Sequence[str] | io.StringIO) -> Iterator[tuple[int, list[str]]]:
         """(line, cells) of each row that is not empty."""
@@ -69,13 +69,13 @@ class Shape:
                 yield reader.line_num, row
 
     def cell(self, row: Sequence[str], column: str) -> str:
-        """A row's text in that column, "" where it has none."""
-        at = self.columns.get(column)
-        return row[at].strip() if at is not None and at < len(row) else ""
+        """The text of a row in that column, "" where it has none."""
+        position = self.columns.get(column)
+        return row[position].strip() if position is not None and position < len(row) else ""
 
 
 def shape_of(file: str, head: bytes) -> Shape | None:
-    """The shape of a table, known from its first bytes; None where it holds no boxes."""
+    """The shape of a table, from its first bytes; None where it has no boxes."""
     lines = [line for line in first_lines(head) if line.strip()]
     if not lines:
         return None
@@ -87,10 +87,12 @@ def shape_of(file: str, head: bytes) -> Shape | None:
     if shape is None:
         return None
     columns, box, has_header = shape
-    own = split_in(posixpath.splitext(posixpath.basename(file))[0]) or folder_split(file)
-    used = columns.values()
+    split = split_in(posixpath.splitext(posixpath.basename(file))[0]) or folder_split(file)
+    used_positions = columns.values()
     unused = tuple(
-        name.strip() for n, name in enumerate(rows[0]) if has_header and name.strip() and n not in used
+        name.strip()
+        for n, name in enumerate(rows[0])
+        if has_header and name.strip() and n not in used_positions
     )
     return Shape(
         file,
@@ -98,14 +100,14 @@ def shape_of(file: str, head: bytes) -> Shape | None:
         box,
         delimiter,
         has_header,
-        own,
+        split,
         tuple(filter(None, unused)),
         _lacks(columns, box, rows[0]),
     )
 
 
 def _lacks(columns: dict[str, int], box: tuple[str, ...], header: Sequence[str]) -> str:
-    """What keeps a table of boxes from being read."""
+    """Why a table of boxes cannot be read; "" where it can."""
     if {"x3", "y3"} <= set(map(_plain, header)):
         return "columns x1, y1 to x3, y3 or more are outlines; accepted: columns xmin, ymin, xmax, ymax"
     if "path" not in columns:
@@ -120,75 +122,78 @@ def _plain(name: str) -> str:
 
 
 def _sides(names: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]] | None:
-    """Where the numbers of a box are among columns of these plain names, and what they say."""
-    bare = list(names)
+    """(position of each number of a box, their meaning) among columns of these names; None where there is no
+    box."""
+    short_names = list(names)
     for n, name in enumerate(names):
         prefix = next((p for p in _PREFIXES if name.startswith(p) and len(name) > len(p)), "")
-        bare[n] = name.removeprefix(prefix)
-    if {"x0", "y0", "x1", "y1"} <= set(bare) and "x2" not in bare:
-        bare = [_FROM_ZERO.get(name, name) for name in bare]
-    # Of bbox_width and width the first is the box's.
-    order = sorted(range(len(bare)), key=lambda n: bare[n] == names[n])
+        short_names[n] = name.removeprefix(prefix)
+    if {"x0", "y0", "x1", "y1"} <= set(short_names) and "x2" not in short_names:
+        short_names = [_FROM_ZERO.get(name, name) for name in short_names]
+    # bbox_width beside width is the width of the box.
+    order = sorted(range(len(short_names)), key=lambda n: short_names[n] == names[n])
     for kind in (CORNERS, CENTRED, SIZED):
-        at = {side: next((n for s in _SIDES[side] for n in order if bare[n] == s), -1) for side in kind}
-        if -1 not in at.values():
-            return at, kind
+        positions = {
+            side: next((n for s in _SIDES[side] for n in order if short_names[n] == s), -1) for side in kind
+        }
+        if -1 not in positions.values():
+            return positions, kind
     return None
 
 
 def holds_boxes(names: Sequence[str]) -> bool:
-    """Whether columns of these names are those of boxes, of whatever is in them. A region of interest
-    (``Roi.X1`` of GTSRB) may be part of a classification."""
-    plain = [name for name in map(_plain, names) if not name.startswith("roi")]
-    others = {*_COLUMNS["bbox"], "regionshapeattributes", "bboxx", "bboxx1"}
-    return _sides(plain) is not None or any(name in others for name in plain)
+    """Whether columns of these names are those of boxes. A region of interest (``Roi.X1`` of GTSRB) is not,
+    since it may be part of a classification."""
+    plain_names = [name for name in map(_plain, names) if not name.startswith("roi")]
+    other_names = {*_COLUMNS["bbox"], "regionshapeattributes", "bboxx", "bboxx1"}
+    return _sides(plain_names) is not None or any(name in other_names for name in plain_names)
 
 
 def _of_header(
     cells: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[dict[str, int], tuple[str, ...], bool] | None:
-    """Columns by what they are called, and by what the first rows hold."""
-    plain = list(map(_plain, cells))
+    """(columns, box, True) by the header, and by what the first rows hold."""
+    plain_names = list(map(_plain, cells))
     columns: dict[str, int] = {}
-    for what, synonyms in _COLUMNS.items():
-        there = next((name for name in synonyms if name in plain), None)
-        if there is not None:
-            columns[what] = plain.index(there)
-    sides = _sides(plain)
+    for role, synonyms in _COLUMNS.items():
+        synonym = next((name for name in synonyms if name in plain_names), None)
+        if synonym is not None:
+            columns[role] = plain_names.index(synonym)
+    sides = _sides(plain_names)
     if sides is not None:
         columns |= sides[0]
     elif "bbox" not in columns:
         return None
     box = sides[1] if sides is not None else LISTED
-    # x, y, width, height: these are the box's, and the picture's only where other columns are called so.
-    for own, picture in (("w", "width"), ("h", "height")):
-        if own in box and columns[own] == columns.get(picture):
-            del columns[picture]
-    _by_cells(columns, plain, rows)
+    # width and height beside x and y are those of the box; those of the picture need columns of their own.
+    for side, whole in (("w", "width"), ("h", "height")):
+        if side in box and columns[side] == columns.get(whole):
+            del columns[whole]
+    _by_cells(columns, plain_names, rows)
     return columns, box, True
 
 
-def _by_cells(columns: dict[str, int], plain: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Put right what the names alone leave open: a path in a column of another name, and the names of
-    classes beside their numbers, as in YOLOv5's tables (class 0, name cat)."""
-    cells = [[row[n].strip() if n < len(row) else "" for row in rows] for n in range(len(plain))]
+def _by_cells(columns: dict[str, int], plain_names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Correct what names alone get wrong: a path in a column of another name, and class names beside their
+    numbers, as in tables of YOLOv5 (class 0, name cat)."""
+    cells = [[row[n].strip() if n < len(row) else "" for row in rows] for n in range(len(plain_names))]
     if rows:
         pictures = [n for n, values in enumerate(cells) if all(map(is_picture, values))]
         if pictures and columns.get("path") not in pictures:
             columns["path"] = pictures[0]
     if "class" in columns and rows and all(map(str.isdecimal, cells[columns["class"]])):
         for name in _NAMES_OF_CLASSES:
-            at = plain.index(name) if name in plain else -1
-            if at < 0 or at in columns.values() or any(map(str.isdecimal, cells[at])):
+            position = plain_names.index(name) if name in plain_names else -1
+            if position < 0 or position in columns.values() or any(map(str.isdecimal, cells[position])):
                 continue
-            pairs = set(zip(cells[columns["class"]], cells[at], strict=True))
+            pairs = set(zip(cells[columns["class"]], cells[position], strict=True))
             if len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
-                columns["class"] = at
+                columns["class"] = position
                 return
 
 
 def _without_header(cells: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...], bool] | None:
-    """RetinaNet's, AutoML's and TensorFlow's rows."""
+    """(columns, box, False) of tables as RetinaNet, AutoML and TensorFlow write them without header."""
     kinds = "".join(map(_kind, cells))
     corners = dict(zip(CORNERS, range(1, 5), strict=True))
     if re.fullmatch("pnnnn[tn]|peeee[te]", kinds):
@@ -209,7 +214,7 @@ def _without_header(cells: Sequence[str]) -> tuple[dict[str, int], tuple[str, ..
 
 
 def _kind(cell: str) -> str:
-    """e: empty, n: a number, p: a picture's name, t: other text."""
+    """e: empty, n: a number, p: the name of a picture, t: other text."""
     cell = cell.strip()
     if not cell:
         return "e"
@@ -219,13 +224,13 @@ def _kind(cell: str) -> str:
 
 
 def first_lines(head: bytes) -> list[str]:
-    """Whole lines of a table's first bytes."""
+    """The whole lines in the first bytes of a table."""
     lines = lines_of(start_of_text(head))
     return lines[:-1] if len(head) >= HEAD else lines  # the last one may be cut off
 
 
 def number(cell: str, comma: bool) -> float:
-    """A cell's number, NaN where it is none; a comma may be its point where the separator is another sign."""
+    """The number in a cell, NaN where it is none. ``comma``: a decimal comma is possible."""
     text = cell.strip()
     if comma and "," in text and "." not in text:
         text = text.replace(",", ".")

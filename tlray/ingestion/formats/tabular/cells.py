@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Spelled as programs write them: a class may well be called "none" or "na".
+# As programs write them; in other spellings, as "none" or "na", it may be the name of a class.
 MISSING = frozenset(
     ["", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "<na>", "N/A", "#N/A", "?", "nil"]
 )
@@ -21,7 +21,8 @@ _BRACKETS = {"[": "]", "{": "}", "(": ")"}
 
 
 def text(value: Any) -> str:
-    """A cell as text: nothing for null and NaN; 3 for the number 3.0, which pandas makes of 3 beside gaps."""
+    """A cell as text: "" for null and NaN; "3" for 3.0, which pandas makes of 3 in a column with empty
+    cells."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -30,7 +31,7 @@ def text(value: Any) -> str:
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell says that there is no value."""
+    """Whether a cell means that there is no value."""
     return cell in MISSING
 
 
@@ -48,15 +49,15 @@ def is_number(cell: str) -> bool:
 
 
 def yes_or_no(cell: str) -> bool | None:
-    """What a cell of 0 and 1 (True and False, yes and no) says; None for anything else."""
-    low = cell.lower()
-    return True if low in YES else False if low in NO else None
+    """The answer in a cell of 0 and 1 (True and False, yes and no); None for anything else."""
+    lower = cell.lower()
+    return True if lower in YES else False if lower in NO else None
 
 
 def as_list(value: Any) -> list[str] | None:
     """The texts of a list, or of one written as text: ``['cat', 'dog']``, ``{cat,dog}``, ``["cat" "dog"]``.
 
-    None where the value is neither. Nothing that the text holds is run.
+    None where the value is neither. Nothing in the text is executed.
     """
     if isinstance(value, list | tuple):
         return [text(part) for part in value]
@@ -65,7 +66,7 @@ def as_list(value: Any) -> list[str] | None:
     inner = value[1:-1].strip()
     quoted = _QUOTED.findall(inner)
     if quoted:
-        # What stands between the quoted texts is commas and blanks: numpy writes lists without commas.
+        # Between the quoted texts are commas and blanks; numpy writes lists without commas.
         if _QUOTED.sub("", inner).replace(",", "").strip():
             return None
         try:
@@ -76,37 +77,38 @@ def as_list(value: Any) -> list[str] | None:
     return [part.strip() for part in inner.split(sign) if part.strip()]
 
 
-def says_null(value: Any) -> list[str]:
-    """The parts of a list that say that there is no value. In quotes, and in JSON and Parquet, ``"null"`` is
-    a text as any other, so that only the empty one is left out."""
-    quoted = not isinstance(value, str) or bool(_QUOTED.search(value))
-    return [part for part in as_list(value) or () if not part or (not quoted and is_missing(part))]
+def null_parts(value: Any) -> list[str]:
+    """The parts of a list that mean that there is no value. In quotes, and in JSON and Parquet, ``"null"`` is
+    a text like any other and only the empty text means it."""
+    is_quoted = not isinstance(value, str) or bool(_QUOTED.search(value))
+    return [part for part in as_list(value) or () if not part or (not is_quoted and is_missing(part))]
 
 
 def separator(cells: Sequence[str], several: bool) -> str | None:
-    """What stands between the classes of a cell, by evidence; None where each cell is one class.
+    """The sign between the classes of a cell, as far as the cells prove it; None where each cell is one
+    class.
 
-    ``several``: the column is called as one of several classes is (labels, tags), so any sign counts; else
-    the parts must come back in different company, as the parts of "tench, Tinca tinca" never do. A blank
-    is one only where the parts come back, too.
+    ``several``: the name of the column says that a cell may have several classes (labels, tags), so any sign
+    counts. Otherwise parts must recur beside different other parts, which those of "tench, Tinca tinca" never
+    do. A blank separates only where parts recur.
     """
     distinct = set(cells) - MISSING
     for sign in "|;,":
-        mixed = [cell for cell in distinct if sign in cell]
-        if mixed and (several or sign == "|" or len(parts(distinct, sign)) < len(distinct)):
+        joined = [cell for cell in distinct if sign in cell]
+        if joined and (several or sign == "|" or len(parts(distinct, sign)) < len(distinct)):
             return sign
-    mixed = [cell for cell in distinct if " " in cell]
-    if not mixed or not several:
+    joined = [cell for cell in distinct if " " in cell]
+    if not joined or not several:
         return None
     words = parts(distinct, " ")
-    alone = any(cell in words for cell in distinct if " " not in cell and words[cell] > 1)
-    # "black cat" beside "cat" may be a class of its own: every word must come back.
-    back = all(words[word] > 1 for cell in mixed for word in cell.split())
-    return " " if len(words) <= len(distinct) / 2 or (alone and back) else None
+    some_alone = any(cell in words for cell in distinct if " " not in cell and words[cell] > 1)
+    # "black cat" beside "cat" may be a class of its own, so every word must recur.
+    all_return = all(words[word] > 1 for cell in joined for word in cell.split())
+    return " " if len(words) <= len(distinct) / 2 or (some_alone and all_return) else None
 
 
 def parts(cells: Iterable[str], sign: str) -> Counter[str]:
-    """The parts of cells, and in how many cells each is."""
+    """The parts of cells, and the number of cells that each is in."""
     return Counter(part for cell in cells for part in dict.fromkeys(split(cell, sign)))
 
 
@@ -114,5 +116,5 @@ def split(cell: str, sign: str | None) -> list[str]:
     """The classes of a cell, each once."""
     if is_missing(cell):
         return []
-    whole = [cell] if sign is None else cell.split(None if sign == " " else sign)
-    return list(dict.fromkeys(part for part in map(str.strip, whole) if not is_missing(part)))
+    pieces = [cell] if sign is None else cell.split(None if sign == " " else sign)
+    return list(dict.fromkeys(part for part in map(str.strip, pieces) if not is_missing(part)))

@@ -33,36 +33,36 @@ class Records:
 
     file: str  # relative to the listing's root
     columns: dict[str, list[Any]]
-    rows: list[int]  # where each row stands in the file, from 1: a line, or a row of Parquet
+    rows: list[int]  # place of each row in the file, from 1: a line, or a row of Parquet
 
 
 Names = Callable[[str], bool]  # whether a cell names a picture
 
 
 def read(listing: Listing, path: str, names: Names, head: bool = False) -> Iterator[Records]:
-    """The readings of a file that are possible, the likeliest first; none where it holds no rows.
+    """The possible readings of a file, the likeliest first; none where it holds no rows.
 
-    ``head``: only its beginning, as far as it can be read, and without errors for what is wrong there.
+    ``head``: only the beginning of the file, as far as it can be read, without errors for mistakes in it.
     Raises DataError with the file and the line, StorageError.
     """
-    low = path.lower()
-    if low.endswith(".parquet"):
+    lower = path.lower()
+    if lower.endswith(".parquet"):
         yield from _parquet(listing, path, head)
         return
-    if low.endswith(".json"):
+    if lower.endswith(".json"):
         yield from _json(listing, path, names, head)
         return
     text = _head_of(listing, path) if head else listing.text(path)
-    if low.endswith((".jsonl", ".ndjson")):
+    if lower.endswith((".jsonl", ".ndjson")):
         yield from _jsonl(listing, path, text, head)
         return
     yield from _separated(listing, path, text, names, head)
-    if low.endswith(LISTS):
+    if lower.endswith(LISTS):
         yield from _lists(path, text, names)
 
 
 def _head_of(listing: Listing, path: str) -> str:
-    """The whole lines of a file's beginning."""
+    """The whole lines in the beginning of a file."""
     data, text = listing.head(path), listing.head_text(path)
     cut = len(data) >= HEAD and "\n" in text
     return text[: text.rindex("\n")] if cut else text
@@ -90,17 +90,19 @@ def _separated(listing: Listing, path: str, text: str, names: Names, head: bool)
             ) from None
     if not rows:
         return
-    first = rows[0][1]
-    bare = _is_bare(rows, names)
-    header = [f"column {n}" for n in range(1, len(first) + 1)] if bare else _header(first)
+    first_cells = rows[0][1]
+    has_no_header = _is_bare(rows, names)
+    header = (
+        [f"column {n}" for n in range(1, len(first_cells) + 1)] if has_no_header else _header(first_cells)
+    )
     columns: dict[str, list[Any]] = {name: [] for name in header}
     if len(columns) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
+        repeated = next(name for name in header if header.count(name) > 1)
         if head:
             return
-        raise DataError(f"{listing.where(path)}: two columns {twice!r}; accepted: one of each")
+        raise DataError(f"{listing.where(path)}: two columns {repeated!r}; accepted: one of each")
     places = []
-    for line, row in rows if bare else rows[1:]:
+    for line, row in rows if has_no_header else rows[1:]:
         while len(row) > len(header) and not row[-1]:
             row.pop()
         if len(row) > len(header) or len(row) < len(header) - 1:
@@ -118,8 +120,10 @@ def _separated(listing: Listing, path: str, text: str, names: Names, head: bool)
 
 
 def opening(lines: Sequence[str]) -> tuple[int, str | None]:
-    """(number of lines before a table's first row: comments, empty ones, Excel's ``sep=;``; the sign between
-    its cells, None where there is none)."""
+    """(number of lines before the first row of a table, the sign between its cells or None).
+
+    Such lines are comments, empty lines and Excel's ``sep=;``.
+    """
     skipped = 0
     while skipped < len(lines) and (lines[skipped].startswith("#") or not lines[skipped].strip()):
         skipped += 1
@@ -130,29 +134,31 @@ def opening(lines: Sequence[str]) -> tuple[int, str | None]:
 
 
 def _is_bare(rows: Sequence[tuple[int, list[str]]], names: Names) -> bool:
-    """Whether the first row is no header: it names a picture where the other rows do.
+    """Whether the first row is no header, since it names a picture in the column where the other rows do.
 
-    Only in that column: the class "3" may be called as 000003.jpg is, and "image" as a picture by chance.
+    In other columns the class "3" may match 000003.jpg, and the header "image" the name of a picture.
     """
-    first, some = rows[0][1], [row for _, row in rows[1 : 1 + _TRIED]]
-    best, most = 0, (0, 0)
-    for n in range(len(first)):
-        named = {row[n] for row in some if n < len(row) and names(row[n])}
-        # Of two such columns, as of 1 to 9 beside p1.jpg to p9.jpg, the one of whole names.
-        share = (sum("." in cell for cell in named), len(named))
-        if share > most:
-            best, most = n, share
-    cell = first[best]
-    return most[1] > 0 and ("." in cell or any(map(str.isdigit, cell))) and names(cell)
+    first_cells, sample = rows[0][1], [row for _, row in rows[1 : 1 + _TRIED]]
+    best_column, best_score = 0, (0, 0)
+    for n in range(len(first_cells)):
+        pictures = {row[n] for row in sample if n < len(row) and names(row[n])}
+        # Of a column of 1 to 9 and one of p1.jpg to p9.jpg, take that of whole names.
+        share = (sum("." in first_cell for first_cell in pictures), len(pictures))
+        if share > best_score:
+            best_column, best_score = n, share
+    first_cell = first_cells[best_column]
+    return (
+        best_score[1] > 0 and ("." in first_cell or any(map(str.isdigit, first_cell))) and names(first_cell)
+    )
 
 
 def _header(cells: Sequence[str]) -> list[str]:
-    """Names of columns; those without one (pandas' index) by their number."""
+    """Names of columns, numbers for those without a name (the index of pandas)."""
     return [cell or f"column {n}" for n, cell in enumerate(cells, 1)]
 
 
 def _sign(lines: Sequence[str]) -> str | None:
-    """The separator with which most lines have as many cells as the first."""
+    """The separator by which most lines have as many cells as the first line."""
     best: tuple[float, int, str] | None = None
     for sign in ",;\t|":
         try:
@@ -191,8 +197,10 @@ def _jsonl(listing: Listing, path: str, text: str, head: bool) -> Iterator[Recor
 
 
 def _json(listing: Listing, path: str, names: Names, head: bool) -> Iterator[Records]:
-    """A list of flat objects, or an object of ``picture: label`` or ``label: [pictures]``; other JSON, and
-    such as names no picture that is there, is none of rows."""
+    """The rows of JSON: a list of flat objects, or an object of ``picture: label`` or ``label: [pictures]``.
+
+    None for other JSON, and where most rows name no picture that exists.
+    """
     if not _rows_of(members(listing.head_text(path)), names):
         return
     if head:
@@ -208,8 +216,8 @@ def _json(listing: Listing, path: str, names: Names, head: bool) -> Iterator[Rec
 
 
 def members(text: str) -> list[Any]:
-    """What a JSON list or object (as key and value) holds, as far as the text goes."""
-    decoder, found = json.JSONDecoder(), list[Any]()
+    """The members of a JSON list or object (as key and value) whose text may be cut off."""
+    decoder, values = json.JSONDecoder(), list[Any]()
     start = _SPACE.match(text, 0).end()  # type: ignore[union-attr]
     opened = text[start : start + 1]
     if opened not in ("[", "{"):
@@ -220,41 +228,41 @@ def members(text: str) -> list[Any]:
             value, start = decoder.raw_decode(text, start)
             if opened == "{":
                 colon = _SPACE.match(text, start).end()  # type: ignore[union-attr]
-                more, start = decoder.raw_decode(text, _SPACE.match(text, colon + 1).end())  # type: ignore[union-attr]
-                value = (value, more)
-            found.append(value)
+                member, start = decoder.raw_decode(text, _SPACE.match(text, colon + 1).end())  # type: ignore[union-attr]
+                value = (value, member)
+            values.append(value)
             start = _SPACE.match(text, start).end()  # type: ignore[union-attr]
             if text[start : start + 1] != ",":
-                return found
+                return values
     except (ValueError, RecursionError):
-        return found
+        return values
 
 
 def _rows_of(content: Sequence[Any], names: Names) -> list[dict[str, Any]]:
-    """Rows of members of JSON; none where they are of another kind or most name no picture."""
-    if all(isinstance(one, dict) and all(map(_is_flat, one.values())) for one in content):
+    """The members of JSON as rows; none where they have another form or most name no picture."""
+    if all(isinstance(member, dict) and all(map(_is_flat, member.values())) for member in content):
         rows = list(content)
-        named = [any(isinstance(v, str) and names(v) for v in row.values()) for row in rows[:_TRIED]]
-    elif all(isinstance(one, tuple) and _is_flat(one[1]) for one in content):
+        names_picture = [any(isinstance(v, str) and names(v) for v in row.values()) for row in rows[:_TRIED]]
+    elif all(isinstance(member, tuple) and _is_flat(member[1]) for member in content):
         rows = [{"path": key, "label": value} for key, value in content]
-        named = [names(row["path"]) for row in rows[:_TRIED]]
-        if not any(named) and all(isinstance(value, list) for _, value in content):
+        names_picture = [names(row["path"]) for row in rows[:_TRIED]]
+        if not any(names_picture) and all(isinstance(value, list) for _, value in content):
             rows = [{"path": picture, "label": key} for key, value in content for picture in value]
-            named = [isinstance(row["path"], str) and names(row["path"]) for row in rows[:_TRIED]]
+            names_picture = [isinstance(row["path"], str) and names(row["path"]) for row in rows[:_TRIED]]
         elif any(isinstance(row["label"], list) for row in rows):
             rows = [{"path": row["path"], "labels": row["label"]} for row in rows]
     else:
         return []
-    return rows if 2 * sum(named) > len(named) else []
+    return rows if 2 * sum(names_picture) > len(names_picture) else []
 
 
 def _is_flat(value: Any) -> bool:
-    plain = value if isinstance(value, list) else [value]
-    return not any(isinstance(one, list | dict) for one in plain)
+    parts = value if isinstance(value, list) else [value]
+    return not any(isinstance(part, list | dict) for part in parts)
 
 
 def of_rows(path: str, rows: Sequence[dict[str, Any]], places: Sequence[int]) -> Records:
-    """Rows as columns; a key that a row lacks is null there."""
+    """Rows as columns; null where a row lacks a key."""
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
     return Records(path, {name: [row.get(name) for row in rows] for name in names}, list(places))
 
@@ -281,7 +289,8 @@ def _parquet(listing: Listing, path: str, head: bool) -> Iterator[Records]:
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Whether values of a type can be labels or paths: no extension types, which may run code, no bytes."""
+    """Whether values of a type can be labels or paths: no bytes, and no extension types, which may run
+    code."""
     if isinstance(kind, pa.BaseExtensionType):
         return False
     if pa.types.is_dictionary(kind):
@@ -309,28 +318,33 @@ def _lists(path: str, text: str, names: Names) -> Iterator[Records]:
     lines = [(number, line.strip()) for number, line in enumerate(lines_of(text), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     for order in (("path", "label"), ("label", "path")):
-        at = order.index("path")
-        cells = [_parted(line, at, names) for _, line in lines[:_TRIED]]
-        if cells and sum(len(row) == 2 and names(row[at]) for row in cells) > len(cells) / 2:
-            two = [(number, _parted(line, at, names)) for number, line in lines]
-            two = [(number, row if len(row) == 2 else [row[0], ""]) for number, row in two]
-            columns = {name: [row[n] for _, row in two] for n, name in enumerate(order)}
+        path_position = order.index("path")
+        cells = [_parted(line, path_position, names) for _, line in lines[:_TRIED]]
+        if cells and sum(len(row) == 2 and names(row[path_position]) for row in cells) > len(cells) / 2:
+            pairs = [(number, _parted(line, path_position, names)) for number, line in lines]
+            pairs = [(number, row if len(row) == 2 else [row[0], ""]) for number, row in pairs]
+            columns = {name: [row[n] for _, row in pairs] for n, name in enumerate(order)}
             # As in CUB-200's images.txt: numbers that count the pictures are no classes.
-            if len(two) > 2 and columns["label"] == [str(n) for n in range(1, len(two) + 1)]:
+            if len(pairs) > 2 and columns["label"] == [str(n) for n in range(1, len(pairs) + 1)]:
                 columns["id"] = columns.pop("label")
-            yield Records(path, columns, [number for number, _ in two])
+            yield Records(path, columns, [number for number, _ in pairs])
             return
     if lines and sum(names(line) for _, line in lines[:_TRIED]) > len(lines[:_TRIED]) / 2:
         yield Records(path, {"path": [line for _, line in lines]}, [number for number, _ in lines])
 
 
-def _parted(line: str, at: int, names: Names) -> list[str]:
-    """Path (the first cell, or the second: ``at``) and label: of the blanks that may separate them the one
-    that leaves the longest path of a picture; where none does, the one that leaves the shortest label."""
+def _parted(line: str, path_position: int, names: Names) -> list[str]:
+    """A line as path and label, in the order that ``path_position`` says.
+
+    They are separated at the blank that leaves the longest path of a picture, or, where none leaves the path
+    of a picture, at the blank that leaves the shortest label.
+    """
     blanks = list(_BLANKS.finditer(line))
-    for blank in blanks if at else reversed(blanks):
+    for blank in blanks if path_position else reversed(blanks):
         cells = [line[: blank.start()], line[blank.end() :]]
-        words = cells[1 - at].split()
-        if names(cells[at]) and not (len(words) > 1 and all(map(is_number, words))):  # a row of numbers
+        words = cells[1 - path_position].split()
+        if names(cells[path_position]) and not (
+            len(words) > 1 and all(map(is_number, words))
+        ):  # a row of numbers
             return cells
-    return line.split(None, 1) if at else line.rsplit(None, 1)
+    return line.split(None, 1) if path_position else line.rsplit(None, 1)

@@ -1,5 +1,5 @@
-"""Which column of a table is the picture's path, its split and its labels: by what the cells hold, and by
-the names that people give to columns."""
+"""Which columns of a table are the paths of pictures, the splits and the labels: by what the cells hold, and
+by their names."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SEVERAL_NAMES = _words(
     "labels tags classes categories targets attributes class_names finding_labels findings genres "
     "attribute_ids label_list diseases species_list keywords"
 )
-# Columns that say something of the picture which is hardly ever what is to be learnt.
+# Columns about the picture that are hardly ever its label.
 _ASIDE = frozenset(_words(
     "sex gender view source url notes note comment comments author license date time timestamp camera "
     "caption text description age score width height size bytes num_bytes md5 sha256 hash year month day "
@@ -64,8 +64,8 @@ _ASIDE = frozenset(_words(
 ))
 # fmt: on
 _SURE = ("label", "class", "category", "target")
-MANY = 0.8  # different values per picture above which they are rather texts or ids than classes
-FEW = 12  # rows below which that means nothing
+MANY = 0.8  # a column with more different values per picture holds texts or ids rather than classes
+FEW = 12  # with fewer rows than this that proves nothing
 
 LABELS_ACCEPTED = (
     "a column label (class, category, ...), labels (tags) for several, or two or more columns of 0 and 1"
@@ -73,44 +73,47 @@ LABELS_ACCEPTED = (
 
 
 def key(name: str) -> str:
-    """A column's name in the form of the lists above: ``ImageId``, ``image id`` -> image_id."""
+    """The name of a column in the spelling of the lists above: ``ImageId``, ``image id`` -> image_id."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")
 
 
 def sample(values: Sequence[Any], number: int = 200) -> Sequence[Any]:
-    """Some of the values, from the whole length."""
+    """Some of the values, evenly spaced."""
     return values[:: max(1, len(values) // number)][:number]
 
 
-class Unclear(Exception):
-    """No column has the role that is needed, or two may have it; the text completes "..., but"."""
+class UnclearColumns(Exception):
+    """No column has a role that is needed, or two may have it. The text completes "..., but"."""
 
 
 # ---- paths
 
 
 def path_column(columns: Columns, names: Callable[[str], bool]) -> str | None:
-    """The column whose cells name pictures that are there; None where there is none. Raises Unclear."""
+    """The column whose cells name pictures that exist; None where there is none. Raises UnclearColumns."""
     ranked: list[tuple[bool, bool, float, int, str]] = []
     for name, values in columns.items():
-        some = [text for text in map(cells.text, sample(values)) if text]
-        if not some or any(isinstance(value, list | dict) for value in sample(values, 20)):
+        texts = [text for text in map(cells.text, sample(values)) if text]
+        if not texts or any(isinstance(value, list | dict) for value in sample(values, 20)):
             continue
-        share = sum(map(names, some)) / len(some)
-        named = key(name) in PATH_NAMES
+        share = sum(map(names, texts)) / len(texts)
+        is_path_name = key(name) in PATH_NAMES
         # 1, 2, 3 may be the picture 1.jpg, or an age.
-        told = sum("." in text or "/" in text or not text.isdigit() for text in some) / len(some)
-        if share < (0.5 if named else 0.9) or (not named and told < 0.5 and not name.startswith("column ")):
+        num_names = sum("." in text or "/" in text or not text.isdigit() for text in texts)
+        if share < (0.5 if is_path_name else 0.9) or (
+            not is_path_name and num_names < len(texts) / 2 and not name.startswith("column ")
+        ):
             continue
-        if not named and len(set(some)) < min(len(some), 3):  # a class may be called as one picture is
+        # A class may have the name of a picture.
+        if not is_path_name and len(set(texts)) < min(len(texts), 3):
             continue
-        ending = sum("." in text for text in some) > len(some) / 2
-        order = PATH_NAMES.index(key(name)) if named else len(PATH_NAMES)
-        ranked.append((ending, named, round(share, 1), -order, name))
+        have_endings = sum("." in text for text in texts) > len(texts) / 2
+        name_rank = PATH_NAMES.index(key(name)) if is_path_name else len(PATH_NAMES)
+        ranked.append((have_endings, is_path_name, round(share, 1), -name_rank, name))
     ranked.sort(reverse=True)
     if len(ranked) > 1 and not ranked[0][1] and ranked[0][:3] == ranked[1][:3]:
-        raise Unclear(
+        raise UnclearColumns(
             f"columns {ranked[0][-1]} and {ranked[1][-1]} both hold names of pictures; accepted: the right "
             "one called path, or the other taken away"
         )
@@ -118,15 +121,15 @@ def path_column(columns: Columns, names: Callable[[str], bool]) -> str | None:
 
 
 def named_path_column(columns: Columns, is_picture: Callable[[str], bool]) -> str | None:
-    """The column that seems to be that of paths though its pictures are not there: by the ending of its
-    cells, else by its name."""
+    """The column that seems to hold paths of missing pictures: by the endings of its cells, else by its
+    name."""
     for name, values in columns.items():
-        some = [cells.text(value) for value in sample(values, 50)]
-        if some and sum(map(is_picture, some)) > len(some) / 2:
+        texts = [cells.text(value) for value in sample(values, 50)]
+        if texts and sum(map(is_picture, texts)) > len(texts) / 2:
             return name
     by_key = {key(name): name for name in columns}
-    sure = PATH_NAMES[: PATH_NAMES.index("image_index")]
-    return next((by_key[name] for name in sure if name in by_key), None)
+    sure_names = PATH_NAMES[: PATH_NAMES.index("image_index")]
+    return next((by_key[name] for name in sure_names if name in by_key), None)
 
 
 # ---- splits
@@ -134,7 +137,7 @@ def named_path_column(columns: Columns, is_picture: Callable[[str], bool]) -> st
 
 @dataclass(frozen=True)
 class SplitColumns:
-    """The column that names the split, or those that say yes and no to one."""
+    """The column that names the split, or columns of yes and no for one split each."""
 
     named: str | None = None
     flags: Mapping[str, str] = field(default_factory=dict)  # column -> split
@@ -145,11 +148,11 @@ class SplitColumns:
 
 
 def split_name(cell: str, column: str = "") -> str | None:
-    """The split that a cell names; None for any other text. In CelebA's column partition numbers do."""
-    low = cell.strip().lower()
-    if key(column) == "partition" and low in _PARTITIONS:
-        return _PARTITIONS[low]
-    return SPLITS.get(low) or OTHER_SPLITS.get(low)
+    """The split that a cell names; None for any other text. CelebA's column ``partition`` has numbers."""
+    lower = cell.strip().lower()
+    if key(column) == "partition" and lower in _PARTITIONS:
+        return _PARTITIONS[lower]
+    return SPLITS.get(lower) or OTHER_SPLITS.get(lower)
 
 
 def split_columns(columns: Columns) -> SplitColumns:
@@ -157,14 +160,15 @@ def split_columns(columns: Columns) -> SplitColumns:
     by_key = {key(name): name for name in columns}
     for name in SPLIT_NAMES:
         if name in by_key:
-            known = {cells.text(value) for value in columns[by_key[name]]} - cells.MISSING
-            said = {split_name(cell, name) for cell in known}
-            # A column called split is one; "set" or "fold" is where its cells say so, be it with a mistake.
-            if known and (name.startswith("split") or "train" in said or None not in said):
+            values = {cells.text(value) for value in columns[by_key[name]]} - cells.MISSING
+            splits = {split_name(cell, name) for cell in values}
+            # A column called split is one in any case; one called "set" or "fold" only if its cells are
+            # splits.
+            if values and (name.startswith("split") or "train" in splits or None not in splits):
                 return SplitColumns(by_key[name])
     for name in columns:
-        said = {split_name(cells.text(value)) for value in columns[name]}
-        if UNNAMED.fullmatch(name) and "train" in said and len(said) > 1 and None not in said:
+        splits = {split_name(cells.text(value)) for value in columns[name]}
+        if UNNAMED.fullmatch(name) and "train" in splits and len(splits) > 1 and None not in splits:
             return SplitColumns(name)
     flags = {by_key[name]: split for name, split in FLAG_NAMES.items() if name in by_key}
     flags = {
@@ -180,107 +184,111 @@ def split_columns(columns: Columns) -> SplitColumns:
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the labels are: one class a row in ``column``, several in it, or yes and no in ``one_hot``."""
+    """Where the labels are: one class in each row of ``column``, several, or columns of yes and no."""
 
     kind: Literal["one", "several", "one_hot", "objects"]
     column: str = ""
-    names: str | None = None  # the column of the names of the numbers in ``column``
+    names: str | None = None  # the column with the class names for the numbers in ``column``
     one_hot: Sequence[str] = ()
     also: Labels | None = None  # a column of several classes beside that of one
-    guessed: str = ""  # why this column, where its name does not say it
+    guessed: str = ""  # why this column was chosen, where its name does not say it
 
     @property
     def columns(self) -> set[str]:
-        own = {self.column, self.names or "", *self.one_hot} - {""}
-        return own | (self.also.columns if self.also else set())
+        names = {self.column, self.names or "", *self.one_hot} - {""}
+        return names | (self.also.columns if self.also else set())
 
 
 def labels(columns: Columns) -> Labels:
-    """The label columns among these (path and split taken away). Raises Unclear."""
+    """The label columns, among those that are neither path nor split. Raises UnclearColumns."""
     for name, values in columns.items():
         if any(isinstance(value, dict) and "bbox" in value for value in sample(values)):
             return Labels("objects", name)
     texts = {name: [cells.text(value) for value in values] for name, values in columns.items()}
-    full = {name: values for name, values in texts.items() if set(values) - cells.MISSING}
+    filled = {name: values for name, values in texts.items() if set(values) - cells.MISSING}
     by_key = {key(name): name for name in columns if not name.startswith("column ")}
     several = next((by_key[name] for name in SEVERAL_NAMES if name in by_key), None)
-    one = _one(full, texts, by_key)
-    one_hot = [name for name, values in full.items() if _is_yes_no(name, values)]
-    # Among columns of 0 and 1 the one called y, or healthy, is a class as the others are.
-    if one is not None and not (len(one_hot) > 1 and one.column in one_hot and key(one.column) not in _SURE):
+    single = _one(filled, texts, by_key)
+    one_hot = [name for name, values in filled.items() if _is_yes_no(name, values)]
+    # Among several columns of 0 and 1, one called y is a class like the others.
+    if single is not None and not (
+        len(one_hot) > 1 and single.column in one_hot and key(single.column) not in _SURE
+    ):
         also = Labels("several", several) if several else None
-        return Labels("one", one.column, one.names, also=also, guessed=one.guessed)
+        return Labels("one", single.column, single.names, also=also, guessed=single.guessed)
     if several is not None:
         ids = next((by_key[name] for name in ID_NAMES if name in by_key), None)
-        if ids in full and several in full and one_to_one(full[ids], full[several]):
+        if ids in filled and several in filled and one_to_one(filled[ids], filled[several]):
             return Labels("one", ids, several)
         return Labels("several", several)
-    words = [name for name, values in full.items() if name not in one_hot and _may_be_classes(name, values)]
+    class_like = [
+        name for name, values in filled.items() if name not in one_hot and _may_be_classes(name, values)
+    ]
     texts_of_words = [
-        name for name in words if not all(map(cells.is_number, set(full[name]) - cells.MISSING))
+        name for name in class_like if not all(map(cells.is_number, set(filled[name]) - cells.MISSING))
     ]
     if len(one_hot) > 1:
         if len(texts_of_words) == 1 and len(one_hot) == 2:
-            raise Unclear(
+            raise UnclearColumns(
                 f"{', '.join(one_hot)} hold 0 and 1, and {texts_of_words[0]} holds words: which is the "
                 "label is not clear; accepted: the column of labels called label, or the others taken away"
             )
         return Labels("one_hot", one_hot=one_hot)
     if len(texts_of_words) == 1:
         return Labels("one", texts_of_words[0], guessed="the only column of words that come back")
-    alone = [name for name in full if not name.startswith("column ") or len(full) == 1]
-    if not texts_of_words and len(alone) == 1 and _may_be_classes(alone[0], full[alone[0]]):
-        return Labels("one", alone[0], guessed="the only column beside the paths")
-    which = (
+    candidates = [name for name in filled if not name.startswith("column ") or len(filled) == 1]
+    if not texts_of_words and len(candidates) == 1 and _may_be_classes(candidates[0], filled[candidates[0]]):
+        return Labels("one", candidates[0], guessed="the only column beside the paths")
+    problem = (
         f"{', '.join(texts_of_words)} may each be the column of labels"
         if texts_of_words
         else f"none of the columns {_listed(columns)} is known as one of labels"
         if columns
         else "there is no column of labels"
     )
-    raise Unclear(f"{which}; accepted: {LABELS_ACCEPTED}; call the right one label")
+    raise UnclearColumns(f"{problem}; accepted: {LABELS_ACCEPTED}; call the right one label")
 
 
-def one_to_one(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether each value of one stands beside one value of the other, always."""
-    pairs = set(zip(a, b, strict=True))
+def one_to_one(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether each value of one column is always beside the same value of the other."""
+    pairs = set(zip(first, second, strict=True))
     return len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs})
 
 
-def _one(full: Columns, texts: Columns, by_key: Mapping[str, str]) -> Labels | None:
-    """The column of one class a row that its name shows; and that of the names of its numbers."""
-    named = [by_key[name] for name in (*LABEL_NAMES, *TEXT_NAMES, *ID_NAMES) if name in by_key]
-    there = [name for name in named if name in full] or named[:1]
-    if not there:
+def _one(filled: Columns, texts: Columns, by_key: Mapping[str, str]) -> Labels | None:
+    """The column of one class a row, known by its name, and that of the class names for its numbers."""
+    by_name = [by_key[name] for name in (*LABEL_NAMES, *TEXT_NAMES, *ID_NAMES) if name in by_key]
+    candidates = [name for name in by_name if name in filled] or by_name[:1]
+    if not candidates:
         return None
-    main = there[0]
-    if main not in full:
-        return Labels("one", main)  # all empty: said by whoever reads the rows
-    others = [name for name in there[1:] if one_to_one(full[main], full[name])]
-    rest = [name for name in there[1:] if name not in others]
-    if key(main) != "label":
-        same_rank = [name for name in rest if key(name) in LABEL_NAMES[:12]]
-        if same_rank and key(main) in LABEL_NAMES[:12]:
-            raise Unclear(
-                f"columns {main} and {', '.join(same_rank)} may each be the labels; "
+    first = candidates[0]
+    if first not in filled:
+        return Labels("one", first)  # all empty: reading the rows will say so
+    matching = [name for name in candidates[1:] if one_to_one(filled[first], filled[name])]
+    unrelated = [name for name in candidates[1:] if name not in matching]
+    if key(first) != "label":
+        same_rank = [name for name in unrelated if key(name) in LABEL_NAMES[:12]]
+        if same_rank and key(first) in LABEL_NAMES[:12]:
+            raise UnclearColumns(
+                f"columns {first} and {', '.join(same_rank)} may each be the labels; "
                 "accepted: one of them called label"
             )
-    numbers = [name for name in (main, *others) if _are_integers(full[name])]
-    words = [name for name in (main, *others) if not _are_integers(full[name])]
-    if numbers and not words:  # a number may be named in a column that is called otherwise
-        words = [
+    number_columns = [name for name in (first, *matching) if _are_integers(filled[name])]
+    word_columns = [name for name in (first, *matching) if not _are_integers(filled[name])]
+    if number_columns and not word_columns:  # the class names may be in a column of another name
+        word_columns = [
             by_key[name] for name in ("name", "labels", "sign_name") if name in by_key
-            and by_key[name] in full and one_to_one(full[numbers[0]], full[by_key[name]])
-            and not _are_integers(full[by_key[name]])
+            and by_key[name] in filled and one_to_one(filled[number_columns[0]], filled[by_key[name]])
+            and not _are_integers(filled[by_key[name]])
         ]  # fmt: skip
-    if numbers and words:
-        return Labels("one", numbers[0], words[0])
-    return Labels("one", main)
+    if number_columns and word_columns:
+        return Labels("one", number_columns[0], word_columns[0])
+    return Labels("one", first)
 
 
 def _are_integers(values: Sequence[str]) -> bool:
-    there = set(values) - cells.MISSING
-    return bool(there) and all(map(cells.is_integer, there))
+    present = set(values) - cells.MISSING
+    return bool(present) and all(map(cells.is_integer, present))
 
 
 def is_rather_yes_no(values: Sequence[Any]) -> bool:
@@ -290,34 +298,39 @@ def is_rather_yes_no(values: Sequence[Any]) -> bool:
 
 
 def _is_yes_no(name: str, values: Sequence[str]) -> bool:
-    """Whether a column is one of 0 and 1, a few other values being mistakes or words for "unknown"."""
-    there = set(values) - cells.MISSING
+    """Whether a column is one of 0 and 1; a few other values are mistakes or words for "unknown"."""
+    present = set(values) - cells.MISSING
     if key(name) in _ASIDE or name.startswith("column "):
         return False
-    if there and there <= {"1", "-1", "1.0", "-1.0"}:
+    if present and present <= {"1", "-1", "1.0", "-1.0"}:
         return True
-    say = [cells.yes_or_no(value) for value in values if value not in (*cells.MISSING, "-1", "-1.0")]
-    good = sum(value is not None for value in say)
-    # Words among 0 and 1 are mistakes sooner than other numbers are, which may be counts.
-    numbers = all(cells.is_number(value) or cells.yes_or_no(value) is not None for value in there)
-    whole = good == len(say) or {True, False} <= set(say)  # x and y are no "unknown" and yes
-    return good > 0 and len(there) <= 5 and whole and good >= (0.8 if numbers else 0.5) * len(say)
+    answers = [cells.yes_or_no(value) for value in values if value not in (*cells.MISSING, "-1", "-1.0")]
+    num_yes_no = sum(value is not None for value in answers)
+    # Words among 0 and 1 are mistakes. Other numbers may mean that the column holds counts.
+    only_numbers = all(cells.is_number(value) or cells.yes_or_no(value) is not None for value in present)
+    plausible = num_yes_no == len(answers) or {True, False} <= set(answers)  # not y (yes) beside x alone
+    return (
+        num_yes_no > 0
+        and len(present) <= 5
+        and plausible
+        and num_yes_no >= (0.8 if only_numbers else 0.5) * len(answers)
+    )
 
 
 def _may_be_classes(name: str, values: Sequence[str]) -> bool:
-    """Whether the values of a column that is called nothing in particular come back as classes do."""
+    """Whether the values of a column with any other name recur as classes do."""
     if key(name) in _ASIDE or (key(name) in PATH_NAMES and key(name) != "name"):
         return False
-    there = [value for value in values if value not in cells.MISSING]
-    distinct = len(set(there))
-    if not there or distinct < 2:
+    present = [value for value in values if value not in cells.MISSING]
+    distinct = len(set(present))
+    if not present or distinct < 2:
         return False
-    if any(map(cells.is_number, there)):
-        return all(map(cells.is_integer, there)) and distinct <= len(there) / 2
-    return distinct < MANY * len(there) or (len(there) < FEW and distinct < len(there))
+    if any(map(cells.is_number, present)):
+        return all(map(cells.is_integer, present)) and distinct <= len(present) / 2
+    return distinct < MANY * len(present) or (len(present) < FEW and distinct < len(present))
 
 
 def _listed(columns: Columns) -> str:
     names = list(columns)
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
+    and_more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + and_more

@@ -1,4 +1,4 @@
-"""Which files are tables of labelled pictures, and what their columns mean."""
+"""Finds the files that are tables of labelled pictures, and what their columns mean."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlray.ingestion.formats import evidence, refused
+from tlray.ingestion.formats import heuristics, unsupported
 from tlray.ingestion.formats.listing import Listing, is_picture, split_in
-from tlray.ingestion.formats.places import Lookup, Places
+from tlray.ingestion.formats.picture_paths import Lookup, PicturePaths
 from tlray.ingestion.formats.tabular import boxes, cells, records, roles
 
 SUBMISSION = re.compile(r"sample[_ -]?submission", re.IGNORECASE)
-_TABLES = 50  # of one ending that are looked into: on object storage each costs a request
+_MOST_TABLES = 50  # files of each ending that are read: on object storage each costs a request
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LabelTable:
     rows: records.Records
     path: str  # the column
     lookup: Lookup
-    split: str | None  # that the file's or folder's name says
-    pictures: Sequence[str | None]  # of each row, null where none is there
+    split: str | None  # by the name of the file or of its folder
+    pictures: Sequence[str | None]  # of each row; None for a missing one
 
     @property
     def file(self) -> str:
@@ -38,113 +38,120 @@ class LabelTable:
 
 
 @dataclass(frozen=True)
-class Lost:
-    """One file whose cells name no picture that is there, and the column that seems to be one of paths."""
+class WithoutPictures:
+    """A table whose cells name no picture that exists, and the column that seems to hold paths."""
 
     rows: records.Records
     column: str
-    why: str = ""  # what keeps it from being read, where that is known
+    reason: str = ""  # why it cannot be read, where that is known
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tables of the same columns, which are read as one."""
+    """Tables with the same columns, which are read as one."""
 
     tables: list[LabelTable]
     splits: roles.SplitColumns = field(default_factory=roles.SplitColumns)
     labels: roles.Labels | None = None
-    why_not: str = ""  # why no column is one of labels
+    problem: str = ""  # why no column holds labels
 
 
 def candidates(listing: Listing) -> list[str]:
-    """Files that may be tables of pictures, by their names."""
-    ends: Counter[str] = Counter()
-    kept = []
+    """Files that may be tables of pictures, judged by their names."""
+    num_of_ending: Counter[str] = Counter()
+    chosen = []
     for path in sorted(listing.labels(*records.ENDINGS), key=lambda path: (path.count("/"), path)):
         name = path.rpartition("/")[2]
         if SUBMISSION.search(name) or "ImageSets" in path.split("/"):
             continue
-        end = posixpath.splitext(path)[1].lower()
-        if end in (*records.LISTS, ".json") and not listing.named and _belongs_to_picture(listing, path):
+        ending = posixpath.splitext(path)[1].lower()
+        if ending in (*records.LISTS, ".json") and not listing.named and _belongs_to_picture(listing, path):
             continue
-        ends[end] += 1
-        if ends[end] <= _TABLES:
-            kept.append(path)
-    return kept
+        num_of_ending[ending] += 1
+        if num_of_ending[ending] <= _MOST_TABLES:
+            chosen.append(path)
+    return chosen
 
 
 def _belongs_to_picture(listing: Listing, path: str) -> bool:
-    """Whether a text file is that of one picture, which lies beside it or in a folder beside."""
-    own = posixpath.splitext(path)[0]
-    parts = own.split("/")
-    beside = [own, *("/".join([*parts[:n], "images", *parts[n + 1 :]]) for n in range(len(parts) - 1))]
-    return any(stem.lower() in listing.by_stem for stem in beside)
+    """Whether a text file is the label file of one picture, which lies beside it or in a folder beside."""
+    path_stem = posixpath.splitext(path)[0]
+    parts = path_stem.split("/")
+    expected = [
+        path_stem,
+        *("/".join([*parts[:n], "images", *parts[n + 1 :]]) for n in range(len(parts) - 1)),
+    ]
+    return any(stem.lower() in listing.by_stem for stem in expected)
 
 
-def find(listing: Listing, files: Sequence[str], head: bool = False) -> tuple[list[LabelTable], list[Lost]]:
-    """Files whose cells name pictures; and the others, with the column that seems to name some or ""."""
-    there: list[LabelTable] = []
-    lost: list[Lost] = []
+def find(
+    listing: Listing, files: Sequence[str], head: bool = False
+) -> tuple[list[LabelTable], list[WithoutPictures]]:
+    """(tables whose cells name pictures that exist, other tables)."""
+    label_tables: list[LabelTable] = []
+    without_pictures: list[WithoutPictures] = []
     for path in files:
-        if not path.lower().endswith(".parquet") and refused.form_of(path, listing.head_text(path)):
+        if not path.lower().endswith(".parquet") and unsupported.tool_of(path, listing.head_text(path)):
             continue
         name = posixpath.splitext(path)[0].rpartition("/")[2]
-        split = evidence.folder_split(path) or split_in(_words(name))
-        places = Places(listing).lookup(path, posixpath.dirname(path), split=split)
+        split = heuristics.folder_split(path) or split_in(_words(name))
+        lookup = PicturePaths(listing).lookup(path, posixpath.dirname(path), split=split)
 
-        def names(cell: str, places: Lookup = places) -> bool:
-            return bool(places.several(cell))
+        def names(cell: str, lookup: Lookup = lookup) -> bool:
+            return bool(lookup.several(cell))
 
-        first: records.Records | None = None
+        unmatched: records.Records | None = None
         shape = boxes.shape_of(path, listing.head(path)) if path.lower().endswith(boxes.ENDINGS) else None
         for read in records.read(listing, path, names, head):
             if (shape and not shape.has_header) or boxes.holds_boxes(list(read.columns)):
-                first = None
+                unmatched = None
                 break
             try:
                 column = roles.path_column(read.columns, names)
-            except roles.Unclear as reason:
-                lost.append(Lost(read, "", str(reason)))
-                first = None
+            except roles.UnclearColumns as reason:
+                without_pictures.append(WithoutPictures(read, "", str(reason)))
+                unmatched = None
                 break
             if column is not None:
                 values = [cells.text(value) for value in read.columns[column]]
-                there.append(
-                    LabelTable(read, column, places, split, [places.find(value) for value in values])
+                label_tables.append(
+                    LabelTable(read, column, lookup, split, [lookup.find(value) for value in values])
                 )
-                first = None
+                unmatched = None
                 break
-            first = first or read
-        if first is not None:
-            lost.append(Lost(first, roles.named_path_column(first.columns, is_picture) or ""))
-    return there, lost
+            unmatched = unmatched or read
+        if unmatched is not None:
+            without_pictures.append(
+                WithoutPictures(unmatched, roles.named_path_column(unmatched.columns, is_picture) or "")
+            )
+    return label_tables, without_pictures
 
 
 def _words(name: str) -> str:
-    """A name with its words apart: trainLabels -> train Labels."""
+    """A name with blanks between its words: trainLabels -> train Labels."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def grouped(tables: Sequence[LabelTable]) -> list[Group]:
-    """Tables by their columns, with the roles that these have."""
-    same: dict[frozenset[str], list[LabelTable]] = defaultdict(list)
+    """Groups of tables with the same columns, and the roles of these."""
+    tables_of_columns: dict[frozenset[str], list[LabelTable]] = defaultdict(list)
     for t in tables:
-        same[frozenset(t.rows.columns)].append(t)
-    made = []
-    for members in same.values():
+        tables_of_columns[frozenset(t.rows.columns)].append(t)
+    groups = []
+    for members in tables_of_columns.values():
         columns = merged(members)
         splits = roles.split_columns(columns)
         try:
             chosen = roles.labels({n: v for n, v in columns.items() if n not in splits.columns})
-        except roles.Unclear as reason:
-            made.append(Group(members, splits, why_not=str(reason)))
+        except roles.UnclearColumns as reason:
+            groups.append(Group(members, splits, problem=str(reason)))
         else:
-            made.append(Group(members, splits, chosen))
-    return made
+            groups.append(Group(members, splits, chosen))
+    return groups
 
 
 def merged(tables: Sequence[LabelTable]) -> dict[str, list[Any]]:
-    """The columns of tables, one below the other, without those of paths."""
+    """The columns of several tables as one, without those of paths."""
     names = list(dict.fromkeys(name for t in tables for name in t.others()))
     return {
         name: [v for t in tables for v in t.others().get(name, [None] * len(t.rows.rows))] for name in names

@@ -1,4 +1,4 @@
-"""Class names of YOLO's ids: data.yaml, darknet's obj.data and obj.names, classes.txt, notes.json."""
+"""Names of YOLO's class ids, from data.yaml, obj.data and obj.names of darknet, classes.txt or notes.json."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tlray.data.schema import SPLITS
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.listing import Listing, lines_of, text_of
-from tlray.ingestion.formats.places import plain
+from tlray.ingestion.formats.picture_paths import plain
 
 PLACES = "data.yaml with names, obj.data, obj.names (any .names), classes.txt, or notes.json"
-# Lists of names, one a line: the surer first. LabelImg's predefined_classes.txt is often another set's.
+# Files of class names, one a line, the most reliable first. LabelImg leaves its predefined_classes.txt in
+# many folders whose classes are others.
 _LISTS = (
     ("obj.names", "*.names"),
     ("classes.txt", "class.txt", "classes.names", "labels.txt", "names.txt", "_darknet.labels"),
@@ -28,18 +29,18 @@ _NOTHING = ("", "~", "null", "none")
 
 @dataclass(frozen=True)
 class Config:
-    """What a data.yaml or obj.data states: ``splits`` are (split, path of a folder or list as written)."""
+    """What a data.yaml or obj.data states."""
 
     file: str
     names: dict[int, str] | None = None
-    splits: tuple[tuple[str, str], ...] = ()
-    path: str = ""  # what the splits' paths are relative to
-    keypoints: tuple[int, int] | None = None  # number of points, numbers each
+    splits: tuple[tuple[str, str], ...] = ()  # (split, path of a folder or list of pictures, as written)
+    path: str = ""  # the folder that the paths of the splits are relative to
+    keypoints: tuple[int, int] | None = None  # (number of keypoints, numbers for each)
 
 
 @dataclass
 class Names:
-    """Names by id, the file that they stand in, and its empty lines."""
+    """Class names by id, and the file that states them."""
 
     by_id: dict[int, str]
     file: str
@@ -52,14 +53,14 @@ class Names:
 
 
 def configs(listing: Listing) -> list[Config]:
-    """Every data.yaml and obj.data, of those nearest to the root. Raises DataError."""
-    read = [c for file in config_files(listing) if (c := _config(listing, file)) is not None]
-    depth = min((c.file.count("/") for c in read), default=0)
-    return [c for c in read if c.file.count("/") == depth]
+    """The data.yaml and obj.data files nearest to the root. Raises DataError."""
+    all_configs = [c for file in config_files(listing) if (c := _config(listing, file)) is not None]
+    depth = min((c.file.count("/") for c in all_configs), default=0)
+    return [c for c in all_configs if c.file.count("/") == depth]
 
 
 def config_files(listing: Listing) -> list[str]:
-    """Files that may be a data.yaml or obj.data, by their name and first bytes."""
+    """Files that may be a data.yaml or obj.data, by their names and first bytes."""
     yamls = [f for f in listing.labels(".yaml", ".yml") if f.count("/") <= 3]
     datas = [f for f in listing.labels(".data") if f.count("/") <= 3]
     return [f for f in yamls[:50] if "names" in listing.head_text(f)] + [
@@ -68,28 +69,30 @@ def config_files(listing: Listing) -> list[str]:
 
 
 def list_files(listing: Listing) -> list[str]:
-    """Lists of class names, one a line, of the surest kind that there is."""
-    for kind in _LISTS:
-        there = [
-            f for f in listing.files if _is_called(f, kind) and (not listing.named or _beside(listing, f))
+    """Files of class names, one a line, of the most reliable kind that is there."""
+    for names in _LISTS:
+        files = [
+            f
+            for f in listing.files
+            if _is_called(f, names) and (not listing.named or _may_be_used(listing, f))
         ]
-        if there:
-            return there
+        if files:
+            return files
     return []
 
 
 def is_list_file(path: str) -> bool:
-    """Whether a file is by its name a list of class names."""
-    return any(_is_called(path, kind) for kind in _LISTS)
+    """Whether the name of a file is that of a list of class names."""
+    return any(_is_called(path, names) for names in _LISTS)
 
 
-def _is_called(path: str, kind: Sequence[str]) -> bool:
+def _is_called(path: str, names: Sequence[str]) -> bool:
     name = posixpath.basename(path).lower()
-    return name in kind or ("*.names" in kind and name.endswith(".names"))
+    return name in names or ("*.names" in names and name.endswith(".names"))
 
 
-def _beside(listing: Listing, path: str) -> bool:
-    """A list that was named itself; any list where a config without names was named."""
+def _may_be_used(listing: Listing, path: str) -> bool:
+    """Where the user named a list of class names as the source, no other list is used."""
     return not is_list_file(listing.named) or path == listing.named
 
 
@@ -112,9 +115,9 @@ def _config(listing: Listing, file: str) -> Config | None:
     if not isinstance(tree, dict) or "names" not in tree:
         return None
     assert isinstance(node, yaml.MappingNode)
-    keys = [key.value for key, _ in node.value]
-    if double := [key for key in keys if keys.count(key) > 1]:
-        raise DataError(f"{where}: {double[0]} stands there twice; accepted: once")
+    key_names = [key.value for key, _ in node.value]
+    if doubles := [key for key in key_names if key_names.count(key) > 1]:
+        raise DataError(f"{where}: {doubles[0]} stands there twice; accepted: once")
     splits = []
     for key, value in tree.items():
         split = SPLITS.get(str(key).lower())
@@ -172,7 +175,7 @@ def _keypoints(where: str, shape: object) -> tuple[int, int] | None:
 
 
 def _darknet(listing: Listing, file: str) -> Config | None:
-    """obj.data: lines ``key = value``."""
+    """What an obj.data states in its lines ``key = value``."""
     pairs = {}
     for line in lines_of(listing.text(file)):
         key, sign, value = line.partition("#")[0].partition("=")
@@ -182,63 +185,67 @@ def _darknet(listing: Listing, file: str) -> Config | None:
         return None
     where = listing.where(file)
     splits = tuple((SPLITS[key], value) for key, value in pairs.items() if key in SPLITS and value)
-    stated = plain(pairs.get("names", ""))
-    if not stated:
+    names_path = plain(pairs.get("names", ""))
+    if not names_path:
         return Config(file, None, splits)
-    names = nearby(listing, file, stated)
-    if names is None:
+    names_file = nearby(listing, file, names_path)
+    if names_file is None:
         raise DataError(
             f"{where}: names = {pairs['names']}: no such file; looked for beside {file} by its name"
         )
-    listed, _ = _listed(listing, names)
+    names, _ = _listed(listing, names_file)
     classes = pairs.get("classes", "")
-    if classes and classes != str(max(listed, default=-1) + 1) and classes != str(len(listed)):
+    if classes and classes != str(max(names, default=-1) + 1) and classes != str(len(names)):
         raise DataError(
-            f"{where}: classes = {classes}, but {names} holds {len(listed)}; accepted: as many names"
+            f"{where}: classes = {classes}, but {names_file} holds {len(names)}; accepted: as many names"
         )
-    return Config(file, listed, splits)
+    return Config(file, names, splits)
 
 
-def nearby(listing: Listing, file: str, stated: str) -> str | None:
-    """The file that a config names: by the longest part of its path that holds from the config's folder."""
-    parts = [part for part in plain(stated).split("/") if part not in ("", ".", "..")]
+def nearby(listing: Listing, file: str, path: str) -> str | None:
+    """The file that a config names, by as many last parts of its path as lead to a file from the config's
+    folder."""
+    parts = [part for part in plain(path).split("/") if part not in ("", ".", "..")]
     folders = [posixpath.dirname(file), ""]
     for n in range(len(parts)):
         for folder in folders:
-            there = listing.match(posixpath.join(folder, *parts[n:]))
-            if there:
-                return there
+            match = listing.match(posixpath.join(folder, *parts[n:]))
+            if match:
+                return match
     return None
 
 
 # ---- all of them together
 
 
-def find(listing: Listing, given: Sequence[Config]) -> Names:
-    """Names of the classes. Raises DataError where there are none, or two files disagree."""
-    with_names = [c for c in given if c.names is not None]
+def find(listing: Listing, configs: Sequence[Config]) -> Names:
+    """The class names. Raises DataError where there are none, or two files disagree."""
+    with_names = [c for c in configs if c.names is not None]
     if with_names:
-        first = with_names[0]
-        for other in with_names[1:]:
-            if other.names != first.names:
+        chosen = with_names[0]
+        for config in with_names[1:]:
+            if config.names != chosen.names:
                 raise DataError(
-                    f"{listing.root}: {first.file} and {other.file} name other classes; accepted: one of "
+                    f"{listing.root}: {chosen.file} and {config.file} name other classes; accepted: one of "
                     "them as the source"
                 )
-        assert first.names is not None
-        empty = _listed(listing, file)[1] if (file := _names_file(listing, first)) else []
-        names = Names(first.names, first.file, empty)
+        assert chosen.names is not None
+        empty = _listed(listing, file)[1] if (file := _names_file(listing, chosen)) else []
+        names = Names(chosen.names, chosen.file, empty)
         names.findings += _disagreement(listing, names)
     else:
         names = _of_lists(listing)
     if not names.by_id:
         raise DataError(f"{listing.where(names.file)}: holds no names of classes; accepted: one name a line")
-    same: dict[str, list[int]] = {}
+    ids_of: dict[str, list[int]] = {}
     for id_, name in names.by_id.items():
-        same.setdefault(name, []).append(id_)
-    double = [f"{name}: {', '.join(map(str, ids))}" for name, ids in same.items() if len(ids) > 1]
+        ids_of.setdefault(name, []).append(id_)
+    doubles = [f"{name}: {', '.join(map(str, ids))}" for name, ids in ids_of.items() if len(ids) > 1]
     names.findings += finding(
-        "warning", "double_name", double, f"{{n}} names of {names.file} stand for several ids: one class each"
+        "warning",
+        "double_name",
+        doubles,
+        f"{{n}} names of {names.file} stand for several ids: one class each",
     )
     names.findings += finding(
         "info", "empty_line", [f"line {id_ + 1}" for id_ in names.empty],
@@ -248,23 +255,23 @@ def find(listing: Listing, given: Sequence[Config]) -> Names:
 
 
 def _names_file(listing: Listing, config: Config) -> str | None:
-    """The list that an obj.data names."""
+    """The list of class names that an obj.data points to."""
     if not config.file.lower().endswith(".data"):
         return None
     lines = (line.partition("=") for line in lines_of(listing.text(config.file)))
-    stated = next((value for key, _, value in lines if key.strip().lower() == "names"), "")
-    return nearby(listing, config.file, stated)
+    path = next((value for key, _, value in lines if key.strip().lower() == "names"), "")
+    return nearby(listing, config.file, path)
 
 
 def _of_lists(listing: Listing) -> Names:
     lists = list_files(listing)
     for file in lists:
-        first, other = _listed(listing, lists[0]), _listed(listing, file)
-        if other != first:
-            id_ = next(i for i in range(10**9) if first[0].get(i) != other[0].get(i))
+        expected, names = _listed(listing, lists[0]), _listed(listing, file)
+        if names != expected:
+            id_ = next(i for i in range(10**9) if expected[0].get(i) != names[0].get(i))
             raise DataError(
-                f"{listing.root}: id {id_} is {first[0].get(id_)!r} in {lists[0]} and {other[0].get(id_)!r} "
-                f"in {file}; accepted: one list of classes"
+                f"{listing.root}: id {id_} is {expected[0].get(id_)!r} in {lists[0]} and "
+                f"{names[0].get(id_)!r} in {file}; accepted: one list of classes"
             )
     if lists:
         return Names(_listed(listing, lists[0])[0], lists[0], _listed(listing, lists[0])[1])
@@ -277,7 +284,8 @@ def _of_lists(listing: Listing) -> Names:
 
 
 def _listed(listing: Listing, file: str) -> tuple[dict[int, str], list[int]]:
-    """Names by line, and the ids of empty lines; those at the end count for nothing."""
+    """(names by id, ids of empty lines): the id is the number of the line, from 0. Empty last lines do not
+    count."""
     lines = [line.strip() for line in lines_of(listing.text(file))]
     while lines and not lines[-1]:
         lines.pop()
@@ -285,17 +293,20 @@ def _listed(listing: Listing, file: str) -> tuple[dict[int, str], list[int]]:
 
 
 def _disagreement(listing: Listing, names: Names) -> list[Finding]:
-    others = []
+    differences = []
     for file in list_files(listing):
         listed = _listed(listing, file)[0]
-        others += [f"{file}: {i} is {n!r}" for i, n in listed.items() if names.by_id.get(i) != n]
+        differences += [f"{file}: {i} is {n!r}" for i, n in listed.items() if names.by_id.get(i) != n]
     return finding(
-        "warning", "other_names", others, f"{{n}} names of other lists are not those of {names.file} (taken)"
+        "warning",
+        "other_names",
+        differences,
+        f"{{n}} names of other lists are not those of {names.file} (taken)",
     )
 
 
 def _notes(listing: Listing) -> Names | None:
-    """notes.json of Label Studio: categories with id and name."""
+    """The categories in a notes.json of Label Studio."""
     for file in listing.labels("notes.json"):
         try:
             categories = json.loads(text_of(listing.where(file), listing.read(file)))["categories"]

@@ -41,15 +41,15 @@ def _split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
     """The split that one of a name's words means (None: no word, or several do), and the other words."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.findall(r"[^\W\d_]+", spaced.lower())
-    named = [word for word in words if word in SPLITS]
-    rest = tuple(word for word in words if word not in SPLITS)
-    return (SPLITS[named[0]] if len(named) == 1 else None), rest
+    split_words = [word for word in words if word in SPLITS]
+    other_words = tuple(word for word in words if word not in SPLITS)
+    return (SPLITS[split_words[0]] if len(split_words) == 1 else None), other_words
 
 
 def split_word(name: str) -> str | None:
     """The split that a folder's whole name means, if any: train, val2017, Test_images, obj_train_data."""
-    split, rest = _split_and_rest(name)
-    return split if set(rest) <= _FILLERS else None
+    split, other_words = _split_and_rest(name)
+    return split if set(other_words) <= _FILLERS else None
 
 
 def folder_split(path: str) -> str | None:
@@ -64,13 +64,13 @@ def splits_among(names: Collection[str]) -> dict[str, str]:
     """
     families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for name in sorted(names):
-        split, rest = _split_and_rest(name)
+        split, other_words = _split_and_rest(name)
         if split is not None:
-            families[() if set(rest) <= _FILLERS else rest][name] = split
+            families[() if set(other_words) <= _FILLERS else other_words][name] = split
     return {
         name: split
-        for rest, family in families.items()
-        if not rest or ("train" in family.values() and len(set(family.values())) > 1)
+        for other_words, family in families.items()
+        if not other_words or ("train" in family.values() and len(set(family.values())) > 1)
         for name, split in family.items()
     }
 
@@ -80,14 +80,14 @@ def label_files(listing: Listing) -> list[str]:
 
     Of each ending that has to be looked into the first few are: one file of a kind speaks for all.
     """
-    left = Counter[str]()
-    found = []
+    num_of_ending = Counter[str]()
+    files = []
     for path in listing.labels(*LABEL_ENDINGS):
         ending = posixpath.splitext(path)[1].lower()
-        left[ending] += 1
-        if left[ending] <= _LOOKED_INTO and _is_label_file(listing, path):
-            found.append(path)
-    return found
+        num_of_ending[ending] += 1
+        if num_of_ending[ending] <= _LOOKED_INTO and _is_label_file(listing, path):
+            files.append(path)
+    return files
 
 
 def _is_label_file(listing: Listing, path: str) -> bool:
@@ -149,25 +149,25 @@ def parallel_folders(listing: Listing) -> tuple[str, str] | None:
         folder, _, name = path.rpartition("/")
         by_folder[folder][stem(name).lower()] = path
     folders = [folder for folder in sorted(by_folder) if folder]
-    for i, first in enumerate(folders):
-        for second in folders[i + 1 : i + 200]:
-            one, two = by_folder[first], by_folder[second]
-            both = sorted(one.keys() & two.keys())
-            if len(both) < 2 or len(both) < 0.9 * min(len(one), len(two)):
+    for i, this_folder in enumerate(folders):
+        for other_folder in folders[i + 1 : i + 200]:
+            pictures, other_pictures = by_folder[this_folder], by_folder[other_folder]
+            shared = sorted(pictures.keys() & other_pictures.keys())
+            if len(shared) < 2 or len(shared) < 0.9 * min(len(pictures), len(other_pictures)):
                 continue
-            some = both[:: max(1, len(both) // _SAMPLE)][:_SAMPLE]
-            if _masks(listing, [one[s] for s in some], [two[s] for s in some]):
-                return first, second
-            if _masks(listing, [two[s] for s in some], [one[s] for s in some]):
-                return second, first
+            sample = shared[:: max(1, len(shared) // _SAMPLE)][:_SAMPLE]
+            if _masks(listing, [pictures[s] for s in sample], [other_pictures[s] for s in sample]):
+                return this_folder, other_folder
+            if _masks(listing, [other_pictures[s] for s in sample], [pictures[s] for s in sample]):
+                return other_folder, this_folder
     return None
 
 
-def _masks(listing: Listing, pictures: Sequence[str], others: Sequence[str]) -> bool:
+def _masks(listing: Listing, pictures: Sequence[str], candidates: Sequence[str]) -> bool:
     """Whether ``others`` look like masks of ``pictures``: headers alone are read."""
-    for picture, other in zip(pictures, others, strict=True):
+    for picture, candidate in zip(pictures, candidates, strict=True):
         try:
-            a, b = (image.header(listing.head(path)) for path in (picture, other))
+            a, b = (image.header(listing.head(path)) for path in (picture, candidate))
         except (PictureError, StorageError):
             return False
         if (a.width, a.height) != (b.width, b.height) or a.mode in _FLAT or b.mode not in _FLAT:

@@ -17,7 +17,7 @@ TABLES = (
 
 
 @dataclass
-class Masks:
+class MaskSet:
     """All masks at once: pixels by value, and what stands out."""
 
     source: str
@@ -50,7 +50,7 @@ class Masks:
         return total
 
 
-def two_names(masks: Masks) -> list[str]:
+def two_names(masks: MaskSet) -> list[str]:
     """Names of nothing and of the object."""
     names = masks.names or ["object"]
     return ["background", names[0]] if len(names) == 1 else list(names)

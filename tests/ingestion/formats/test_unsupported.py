@@ -11,7 +11,7 @@ import pytest
 from tests import toys
 from tlray.errors import DataError
 from tlray.ingestion import formats
-from tlray.ingestion.formats import refused
+from tlray.ingestion.formats import unsupported
 from tlray.ingestion.formats.listing import Listing
 
 STUDIO = [
@@ -81,7 +81,7 @@ def test_each_is_refused_by_name_with_what_is_read(
         formats.find(listing)
     assert "\n" not in str(error.value)
     with pytest.raises(DataError, match=f"{tool}.* is not read"):
-        refused.index(listing, "objects")
+        unsupported.index(listing, "objects")
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_each_is_refused_by_name_with_what_is_read(
     ],
 )
 def test_other_files_are_of_no_tool(tmp_path: Path, name: str, content: Any) -> None:
-    assert refused.look(lay(tmp_path, name, content)) is None
+    assert unsupported.look(lay(tmp_path, name, content)) is None
 
 
 @pytest.mark.parametrize("name", ["data.npz", "X.npy", "set.h5", "train-images-idx3-ubyte", "data_batch_1"])
 def test_arrays_are_refused_where_pictures_are_fewer(tmp_path: Path, name: str) -> None:
     listing = lay(tmp_path, name, "x")
     (tmp_path / "one" / "c.jpg").write_bytes(toys.picture(0, 3))
-    assert refused.look(Listing.open(listing.root)) is None  # weights, features
+    assert unsupported.look(Listing.open(listing.root)) is None  # weights, features
     (tmp_path / "alone").mkdir()  # of pictures
     (tmp_path / "alone" / name).write_bytes(b"x")
     with pytest.raises(DataError, match="arrays of numbers is not read; accepted: write each picture and"):

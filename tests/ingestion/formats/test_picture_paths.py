@@ -10,10 +10,10 @@ import pytest
 
 from tlray.errors import DataError
 from tlray.ingestion import formats
-from tlray.ingestion.formats.evidence import folder_split
+from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
-from tlray.ingestion.formats.places import Places
+from tlray.ingestion.formats.picture_paths import PicturePaths
 
 LAYOUTS = ["coco", "createml", "cvat", "folder", "labelme", "voc"]
 VOC = "<annotation><object><name>x</name></object></annotation>"
@@ -73,7 +73,7 @@ def test_splits_of_folders(path: str, split: str | None) -> None:
 
 
 def test_the_longest_end_of_a_foreign_path_decides() -> None:
-    find = Places(listing("a/x/1.jpg", "a/y/1.jpg")).lookup("l.json", "", ["C:\\d\\y\\1.jpg"])
+    find = PicturePaths(listing("a/x/1.jpg", "a/y/1.jpg")).lookup("l.json", "", ["C:\\d\\y\\1.jpg"])
     assert find("C:\\d\\y\\1.jpg", "row 1") == "a/y/1.jpg"
     with pytest.raises(
         DataError, match=r"row 2: '/d/1\.jpg' may be a/x/1\.jpg or a/y/1\.jpg; accepted: a path"
@@ -82,17 +82,19 @@ def test_the_longest_end_of_a_foreign_path_decides() -> None:
 
 
 def test_a_name_that_several_folders_have_is_refused_when_no_folder_has_all() -> None:
-    places = Places(listing("cats/1.jpg", "cats/2.jpg", "dogs/1.jpg", "dogs/3.jpg", "dogs/4.jpg"))
-    find = places.lookup("l.json", "", ["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+    picture_paths = PicturePaths(
+        listing("cats/1.jpg", "cats/2.jpg", "dogs/1.jpg", "dogs/3.jpg", "dogs/4.jpg")
+    )
+    find = picture_paths.lookup("l.json", "", ["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
     assert find("3.jpg", "row 3") == "dogs/3.jpg" and find("2.jpg", "row 2") == "cats/2.jpg"
     with pytest.raises(DataError, match=r"row 1: '1\.jpg' may be dogs/1\.jpg or cats/1\.jpg"):
         find("1.jpg", "row 1")
 
 
 def test_a_backslash_in_a_name_that_is_there_is_no_separator() -> None:
-    places = Places(listing("a\\1.jpg"))
-    assert places.lookup("l", "", ["a\\1.jpg"])("a\\1.jpg", "row") == "a\\1.jpg"
-    assert places.findings() == []
+    picture_paths = PicturePaths(listing("a\\1.jpg"))
+    assert picture_paths.lookup("l", "", ["a\\1.jpg"])("a\\1.jpg", "row") == "a\\1.jpg"
+    assert picture_paths.findings() == []
 
 
 def test_pictures_without_labels_and_masks() -> None:
@@ -103,12 +105,12 @@ def test_pictures_without_labels_and_masks() -> None:
 
 
 def test_a_mask_of_the_stated_name_is_not_taken_where_the_picture_has_another_ending() -> None:
-    places = Places(listing("images/a.jpg", "masks/a.png"))
-    assert places.lookup("l.json", "", ["a.png"])("a.png", "row") == "images/a.jpg"
-    assert [f.kind for f in places.findings()] == ["path_ending"]
+    picture_paths = PicturePaths(listing("images/a.jpg", "masks/a.png"))
+    assert picture_paths.lookup("l.json", "", ["a.png"])("a.png", "row") == "images/a.jpg"
+    assert [f.kind for f in picture_paths.findings()] == ["path_ending"]
 
 
 def test_a_name_of_several_pictures_is_that_of_the_label_file_s_split() -> None:
-    lookup = Places(listing("train/1.jpg", "val/1.jpg", "x/2.jpg")).lookup("l", "", split="validation")
+    lookup = PicturePaths(listing("train/1.jpg", "val/1.jpg", "x/2.jpg")).lookup("l", "", split="validation")
     assert lookup.find("1.jpg") == "val/1.jpg" and lookup.several("train/1.jpg") == ["train/1.jpg"]
     assert lookup.several("test/1.jpg") == [] and lookup.find("test/2.jpg") == "x/2.jpg"

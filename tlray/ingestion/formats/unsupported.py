@@ -1,5 +1,7 @@
-"""Forms of other tools that are known by their keys and not read: each is refused by name, with the export of
-that tool which is read."""
+"""Label files of other tools that are recognized and not read.
+
+Each is refused with the tool's name and with the export of that tool which is read.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +16,34 @@ from tlray.ingestion.formats.base import Index, Look
 from tlray.ingestion.formats.listing import Listing
 
 GIVES: tuple[str, ...] = (OBJECTS, LABEL, LABELS, MASK)
-_LOOKED_INTO = 5  # files of one ending: one speaks for all
+_LOOKED_INTO = 5  # files of each ending: the others are assumed to be alike
 
-
-_Test = Callable[[str, str], bool]  # of a path and the beginning of the text
+_Test = Callable[[str, str], bool]  # of a path and the first characters of the file
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A tool's own form: how its files begin, and what to export instead."""
+    """A file format of a tool: how to recognize it, and what to export instead."""
 
     tool: str
     endings: tuple[str, ...]
     matches: _Test
     instead: str
-    alone: bool = False  # only where pictures are fewer: beside many of them it may be anything
+    instead_of_pictures: bool = False  # only where pictures are few: beside many it may be anything
 
 
 def _keys(*names: str) -> _Test:
-    """All of these keys of JSON in the beginning of a file."""
+    """JSON that has all of these keys in its first characters."""
     return lambda path, head: all(re.search(rf'"{name}"\s*:', head) for name in names)
 
 
 def _columns(*names: str) -> _Test:
-    """All of these columns in a table's first line."""
+    """A table with all of these columns in its first line."""
     return lambda path, head: all(name in head.split("\n")[0] for name in names)
 
 
 def _rows(pattern: str) -> _Test:
-    """Every one of the first lines, the last left out since it may be cut off, has this form."""
+    """The first lines all match; the last one may be cut off and is not looked at."""
 
     def matches(path: str, head: str) -> bool:
         lines = [line.strip() for line in head.splitlines()[:20] if line.strip()]
@@ -51,42 +52,45 @@ def _rows(pattern: str) -> _Test:
     return matches
 
 
-def _called(pattern: str, *more: _Test) -> _Test:
-    """Files of that name, for which the rest holds, too."""
+def _named(pattern: str, *tests: _Test) -> _Test:
+    """A file whose name matches and that passes the other tests."""
     return lambda path, head: bool(
-        re.search(pattern, posixpath.basename(path), re.IGNORECASE) and all(m(path, head) for m in more)
+        re.search(pattern, posixpath.basename(path), re.IGNORECASE)
+        and all(test(path, head) for test in tests)
     )
 
 
-def _below(folder: str, more: _Test) -> _Test:
-    """Files in a folder of that name, for which the rest holds, too."""
-    return lambda path, head: f"/{folder}/" in f"/{path}" and more(path, head)
+def _below(folder: str, test: _Test) -> _Test:
+    """A file below a folder of that name that passes the test."""
+    return lambda path, head: f"/{folder}/" in f"/{path}" and test(path, head)
 
 
 def _is_wider(path: str, head: str) -> bool:
-    """A picture, its number of faces, a row of ten numbers for each, and the next picture."""
+    """WIDER FACE: a path, its number of faces, and ten numbers for each of them."""
     lines = [line.strip() for line in head.splitlines()[:3]]
-    forms = (r".+\.(jpg|jpeg|png)", r"\d+", r"(-?\d+\s*){10}")
-    return len(lines) == 3 and all(re.fullmatch(f, x, re.I) for f, x in zip(forms, lines, strict=True))
+    patterns = (r".+\.(jpg|jpeg|png)", r"\d+", r"(-?\d+\s*){10}")
+    return len(lines) == 3 and all(
+        re.fullmatch(pattern, line, re.I) for pattern, line in zip(patterns, lines, strict=True)
+    )
 
 
 def _is_keras_yolo(path: str, head: str) -> bool:
-    """Lines of a picture and its boxes as x1,y1,x2,y2,class; some pictures may have none."""
+    """keras-yolo3: a path and its boxes as x1,y1,x2,y2,class; some pictures may have none."""
     boxes = r"(\s+(-?\d+,){4}\d+)"
     return bool(re.search(boxes, head)) and _rows(rf".*\.[A-Za-z]{{3,4}}{boxes}*")(path, head)
 
 
-def _columns_of_runs(path: str, head: str) -> bool:
-    """Kaggle's masks: start and length of each run of pixels in a cell."""
+def _has_run_lengths(path: str, head: str) -> bool:
+    """Masks of Kaggle: start and length of each run of pixels in one cell."""
     header = [cell.strip().strip('"').lower() for cell in head.split("\n")[0].split(",")]
     return bool({"encodedpixels", "rle", "rle_mask", "rle_masks", "encoded_pixels"} & set(header))
 
 
-def _columns_of_pixels(path: str, head: str) -> bool:
-    """FER-2013's column pixels, or MNIST's with a column for each pixel."""
+def _has_pixels(path: str, head: str) -> bool:
+    """A column ``pixels`` as in FER-2013, or a column for each pixel as in MNIST."""
     header = [cell.strip().strip('"').lower() for cell in head.split("\n")[0].split(",")]
-    of_pixels = [cell for cell in header if re.fullmatch(r"pixel_?\d+|\d+x\d+", cell)]
-    return "pixels" in header or len(of_pixels) > len(header) / 2
+    pixel_columns = [cell for cell in header if re.fullmatch(r"pixel_?\d+|\d+x\d+", cell)]
+    return "pixels" in header or len(pixel_columns) > len(header) / 2
 
 
 _NUMBER = r"-?\d+(\.\d+)?"
@@ -100,7 +104,7 @@ _FORMS = (
     ),
     _Form("Label Studio (CSV)", (".csv", ".tsv"), _columns("annotator", "annotation_id"), _EXPORT),
     _Form("Supervisely", (".json",), _keys("classTitle", "points"), _EXPORT),
-    _Form("Supervisely", (".json",), _called(r"^meta\.json$", _keys("classes", "projectType")), _EXPORT),
+    _Form("Supervisely", (".json",), _named(r"^meta\.json$", _keys("classes", "projectType")), _EXPORT),
     _Form("Datumaro", (".json",), _keys("info", "categories", "items"), _EXPORT),
     _Form("BDD100K", (".json",), _keys("name", "labels", "box2d"), "convert to COCO"),
     _Form("SageMaker Ground Truth", (".manifest", ".jsonl"), _keys("source-ref"), "convert to COCO"),
@@ -126,7 +130,7 @@ _FORMS = (
     ),
     _Form(
         "MOT", (".txt",),
-        _called(r"^(gt|det)\.txt$", _rows(r"(" + _NUMBER + r",?\s*){6,10}")), "convert to COCO",
+        _named(r"^(gt|det)\.txt$", _rows(r"(" + _NUMBER + r",?\s*){6,10}")), "convert to COCO",
     ),
     _Form("ICDAR", (".txt",), _rows(r"(-?\d+\s*,\s*){8}.*"), "convert to COCO"),
     _Form("VisDrone", (".txt",), _rows(r"(\d+,){4}[01],\d+,-?\d+,-?\d+,?"), "convert to COCO"),
@@ -138,13 +142,13 @@ _FORMS = (
     ),
     _Form("keras-yolo3", (".txt",), _is_keras_yolo, "convert to COCO"),
     _Form(
-        "pictures as cells of a table", (".csv",), _columns_of_pixels, "write each picture to a file",
+        "pictures as cells of a table", (".csv",), _has_pixels, "write each picture to a file",
     ),
-    _Form("masks as run lengths in a table", (".csv",), _columns_of_runs, "write each mask to a PNG file"),
+    _Form("masks as run lengths in a table", (".csv",), _has_run_lengths, "write each mask to a PNG file"),
     _Form(
         "arrays of numbers", (".npz", ".npy", ".h5", ".hdf5", ".pkl", ".pickle", "-ubyte", "-ubyte.gz",
                              "data_batch_1", "batches.meta"),
-        lambda path, head: True, "write each picture and each mask to a file", alone=True,
+        lambda path, head: True, "write each picture and each mask to a file", instead_of_pictures=True,
     ),
     _Form("MATLAB", (".mat",), lambda path, head: True, "convert to COCO"),
     _Form(
@@ -163,17 +167,19 @@ _FORMS = (
 )  # fmt: skip
 
 
-def form_of(path: str, head: str) -> str | None:
-    """The tool whose form a file has, by its name and the beginning of its text."""
-    low = path.lower()
-    return next((f.tool for f in _FORMS if low.endswith(f.endings) and f.matches(path, head)), None)
+def tool_of(path: str, head: str) -> str | None:
+    """The tool that wrote a file, known by its path and its first characters; None for any other file."""
+    return next(
+        (form.tool for form in _FORMS if path.lower().endswith(form.endings) and form.matches(path, head)),
+        None,
+    )
 
 
 def look(listing: Listing) -> Look | None:
-    """Files of a form that is known and not read."""
+    """The first file of a tool whose format is not read."""
     for form in _FORMS:
         files = listing.labels(*form.endings)
-        if form.alone and len(listing.pictures) > 2 * len(files):
+        if form.instead_of_pictures and len(listing.pictures) > 2 * len(files):
             continue
         for path in files[:_LOOKED_INTO]:
             if form.matches(path, listing.head_text(path)):
@@ -187,7 +193,7 @@ def look(listing: Listing) -> Look | None:
 
 
 def index(listing: Listing, column: str) -> Index:
-    """Raises DataError with the export that is read."""
-    seen = look(listing)
-    why = seen.lacks if seen is not None else "no form of another tool is there"
-    raise DataError(f"{listing.root}: {why}")
+    """Raises DataError, which names the export that is read."""
+    recognized = look(listing)
+    reason = recognized.lacks if recognized is not None else "no form of another tool is there"
+    raise DataError(f"{listing.root}: {reason}")

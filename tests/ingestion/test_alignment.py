@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from tlray.ingestion.alignment import align_masks
 from tlray.ingestion.formats.base import MASK_TYPE
-from tlray.ingestion.views import place_masks
 
 Size = tuple[int, int]
 KINDS = pa.schema(
@@ -43,7 +43,7 @@ def outline(
 
 def run(*rows: dict[str, Any]) -> tuple[list[Any], dict[str, int]]:
     """Of each picture the turn of its mask, or the kind that it is left out with; and findings by kind."""
-    seen, findings = place_masks(pa.Table.from_pylist(list(rows), schema=KINDS))
+    seen, findings = align_masks(pa.Table.from_pylist(list(rows), schema=KINDS))
     turns = [row["kind"] or row["mask_turn"] for row in seen.to_pylist()]
     return turns, {finding.kind: finding.count for finding in findings}
 
@@ -79,7 +79,7 @@ def test_masks_whose_size_does_not_tell_follow_the_others() -> None:
 def test_outlines_of_the_upright_picture_with_the_size_of_the_stored_one() -> None:
     tall = outline("a", [1, 1, 30, 1, 30, 55], (60, 40), (40, 60), 6)
     flat = outline("b", [1, 1, 9, 1, 9, 9], (60, 40), (40, 60), 6)
-    seen, findings = place_masks(pa.Table.from_pylist([tall, flat], schema=KINDS))
+    seen, findings = align_masks(pa.Table.from_pylist([tall, flat], schema=KINDS))
     assert seen["mask_turn"].to_pylist() == [1, 1] and seen["stated_width"].to_pylist() == [40, 40]
     assert {f.kind: f.count for f in findings} == {"size_of_stored": 2}
     wide = outline("c", [1, 1, 55, 1, 55, 30], (60, 40), (40, 60), 6)
@@ -88,19 +88,19 @@ def test_outlines_of_the_upright_picture_with_the_size_of_the_stored_one() -> No
 
 def test_outlines_without_a_stated_size_and_with_exchanged_sides() -> None:
     wide = outline("a", [1, 1, 55, 1, 55, 30], None, (40, 60), 6)
-    seen, findings = place_masks(pa.Table.from_pylist([wide], schema=KINDS))
+    seen, findings = align_masks(pa.Table.from_pylist([wide], schema=KINDS))
     assert seen["mask_turn"].to_pylist() == [6] and seen["stated_width"].to_pylist() == [60]
     assert [f.kind for f in findings] == ["mask_turned"]
     inside = outline("b", [1, 1, 9, 1, 9, 9], None, (40, 60), 6)
-    seen, findings = place_masks(pa.Table.from_pylist([inside], schema=KINDS))
+    seen, findings = align_masks(pa.Table.from_pylist([inside], schema=KINDS))
     assert (seen["mask_turn"].to_pylist(), seen["stated_width"].to_pylist(), findings) == ([1], [40], [])
     exchanged = outline("c", [1, 1, 55, 1, 55, 30], (40, 60), (60, 40), 1)
-    seen, findings = place_masks(pa.Table.from_pylist([exchanged], schema=KINDS))
+    seen, findings = align_masks(pa.Table.from_pylist([exchanged], schema=KINDS))
     assert seen["stated_width"].to_pylist() == [60] and [f.kind for f in findings] == ["size_exchanged"]
 
 
 def test_tables_without_masks_and_pictures_that_cannot_be_used() -> None:
     table = pa.table({"path": ["a"], "label": ["x"]})
-    assert place_masks(table) == (table, [])
+    assert align_masks(table) == (table, [])
     broken = file("a", (6, 4), (4, 6), 1) | {"width": None, "height": None, "kind": "truncated"}
     assert run(broken) == (["truncated"], {})
