@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from tlray.errors import ConfigError, nearest
 from tlray.models import stages as cutting
 from tlray.models import weights as source
+from tlray.models.eager import timm
 
 log = logging.getLogger(__name__)
 
