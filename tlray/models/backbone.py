@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tlray.errors import ConfigError, nearest
 from tlray.models import stages as cutting
 from tlray.models import weights as source
-from tlray.models.eager import timm
+from tlray.models.eager import Shapes, timm
 
 log = logging.getLogger(__name__)
 
@@ -396,7 +396,7 @@ def traits(name: str) -> Traits:
     """Traits of a backbone by name. Raises ConfigError for an unknown one."""
     arch, extra = _architecture(name)
     try:
-        with torch.device("meta"):  # shapes alone, in milliseconds
+        with torch.device("meta"), Shapes():  # shapes alone, in milliseconds
             model: Any = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
     except Exception:  # an architecture whose constructor looks at values
         model = timm.create_model(arch, pretrained=False, num_classes=0, **extra)

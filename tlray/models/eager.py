@@ -18,11 +18,15 @@ from typing import Any, TypeVar
 import torch
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["optimizer", "timm"]
+__all__ = ["Shapes", "optimizer", "timm"]
 
 _DYNAMO, _UTILS = "torch._dynamo", "torch._dynamo.utils"
 _DECORATED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+_INITIALISERS = frozenset(
+    ("add_", "clamp_", "div_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_")
+)
 _Kind = TypeVar("_Kind", bound=Optimizer)
 
 
@@ -64,3 +68,18 @@ def optimizer(kind: type[_Kind]) -> type[_Kind]:
     """
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in _DECORATED}
     return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+class Shapes(TorchFunctionMode):
+    """For a model of shapes alone: a context manager inside `torch.device("meta")`, where nothing has values.
+
+    What would initialise values is left out; torch's own versions for the meta device import torch._dynamo.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _INITIALISERS:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.linspace:  # rates of stochastic depth, which models read
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
