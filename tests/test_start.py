@@ -1,7 +1,7 @@
 """What processes import: each kind does its work once in a fresh one, and what it does not use is not there.
 
-Imports are most of the time that a start takes. `torch._dynamo` alone takes longer than the rest of torch, and
-many modules of torch, torchvision and timm import it for a decorator.
+Imports are most of the time that a start takes. `torch._dynamo` alone takes longer than the rest of torch,
+and many modules of torch, torchvision and timm import it for a decorator.
 """
 
 from __future__ import annotations
