@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from tlray.errors import ConfigError, nearest
 from tlray.models import stages as cutting
 from tlray.models import weights as source
+from tlray.models.eager import Shapes, timm
 
 log = logging.getLogger(__name__)
 
@@ -396,7 +396,7 @@ def traits(name: str) -> Traits:
     """Traits of a backbone by name. Raises ConfigError for an unknown one."""
     arch, extra = _architecture(name)
     try:
-        with torch.device("meta"):  # without memory for parameters: takes milliseconds
+        with torch.device("meta"), Shapes():  # shapes alone, in milliseconds
             model: Any = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
     except Exception:  # some constructors read values of parameters
         model = timm.create_model(arch, pretrained=False, num_classes=0, **extra)

@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from tlray.errors import ConfigError
+from tlray.models.eager import timm
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from tlray import storage
 from tlray.errors import BundleError, ConfigError, StorageError, TlrayError, nearest
+from tlray.models.eager import timm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -192,7 +191,7 @@ def _adapt_channels(
             continue
         num_channels = state[key].shape[1] if state[key].ndim == 4 else 3
         try:
-            state[key] = adapt_input_conv(in_chans, state[key], base_chans=num_channels)
+            state[key] = timm.models.adapt_input_conv(in_chans, state[key], base_chans=num_channels)
         except (NotImplementedError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"{what}: cannot be adapted from {num_channels} to {in_chans} channels ({error})"
@@ -259,13 +258,11 @@ def _download(hub: str, weights: str, cfg: dict[str, Any]) -> Path:
 
 def _hub_cfg(name: str, weights: str) -> dict[str, Any]:
     """timm's description inside a hub repository; its architecture must be the backbone's."""
-    from timm.models import load_model_config_from_hf
-
     repository = weights.removeprefix("hf-hub:")
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise ConfigError(f"model.weights = {weights!r}: accepted: hf-hub:OWNER/NAME[@REVISION]")
     try:
-        cfg, arch, _ = load_model_config_from_hf(repository)
+        cfg, arch, _ = timm.models.load_model_config_from_hf(repository)
     except TlrayError:
         raise
     except Exception as error:  # a boundary, as above

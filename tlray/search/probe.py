@@ -31,6 +31,7 @@ from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.image import Geometry
 from tlray.data.schema import Row
+from tlray.models import eager
 from tlray.models.backbone import Features
 from tlray.search.extra_bundle import leave
 from tlray.search.transferability import BATCH, POOLED, features_by_stage
@@ -90,7 +91,7 @@ def fit(x_ND: Tensor, labels: Labels, l2: float, start: Linear | None = None) ->
         num_classes = labels.shown_NC.shape[1]
         start = Linear(x_ND.new_zeros(num_classes, x_ND.shape[1]), x_ND.new_zeros(num_classes))
     weight_CD, bias_C = (nn.Parameter(x.clone()) for x in start)
-    optimizer = torch.optim.LBFGS(
+    optimizer = eager.optimizer(torch.optim.LBFGS)(
         [weight_CD, bias_C], max_iter=ITERATIONS, line_search_fn="strong_wolfe",
         tolerance_grad=1e-5, tolerance_change=1e-7,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tlray.bundle.bundle import Model
 from tlray.config import Config, Optim
+from tlray.models import eager
 from tlray.models.backbone import Backbone, Features
 from tlray.training.average import Snapshots
 
@@ -155,8 +156,9 @@ def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
     ]
     if settings.optimizer == "sgd":
         # Not fused: where the first step of fp16 overflows, that keeps a momentum that nobody has written.
-        return torch.optim.SGD(
+        return eager.optimizer(torch.optim.SGD)(
             groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
         )
     # Fused: one pass over the weights, a third of the time of the default's many; on a CPU, too.
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
+    adamw = eager.optimizer(torch.optim.AdamW)
+    return adamw(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
