@@ -35,8 +35,8 @@ MOST_ARROWS = 90  # of one room to another; a new one has to be worth raising th
 APART = {"serving": ("tlray.ingestion", "tlray.data.loader", "tlray.data.synthetic")}
 # Rooms, and single modules of the others.
 RAY = (
-    "tlray.runtime", "tlray.data.loader", "tlray.ingestion.ingest", "tlray.inference.batch",
-    "tlray.training.fit", "tlray.search", "tlray.serving", "tlray.cli.doctor",
+    "tlray.runtime", "tlray.data.loader", "tlray.data.ray_data", "tlray.ingestion.ingest",
+    "tlray.inference.batch", "tlray.training.fit", "tlray.search", "tlray.serving", "tlray.cli.doctor",
 )  # fmt: skip
 PRINT = ("tlray.cli", "tlray.cli.output", "tlray.cli.quickstart")
 # What makes a filesystem; the code of a format walks the one it was given.
