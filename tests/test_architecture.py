@@ -150,7 +150,7 @@ def test_the_map_of_rooms_is_true() -> None:
     for path, tree in parsed():
         module = ".".join(dotted(path)[1:])
         for node in tree.body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 defined.add(f"{module}.{node.name}")
                 methods = [one.name for one in ast.walk(node) if isinstance(one, ast.FunctionDef)]
                 defined |= {f"{module}.{node.name}.{name}" for name in methods}

@@ -23,8 +23,8 @@ from tlray.config import Serving
 from tlray.data import image
 from tlray.errors import BundleError, PictureError, StorageError, nearest
 from tlray.serving import gallery
+from tlray.serving.parameters import BAD
 from tlray.serving.protocol import RETRY_AFTER_S, ModelCard, Refusal, Reply, Size
-from tlray.serving.query import BAD
 
 logger = logging.getLogger(__name__)
 
