@@ -35,8 +35,8 @@ MOST_ARROWS = 90  # of one room to another; a new one has to be worth raising th
 APART = {"serving": ("tlray.ingestion", "tlray.data.loader", "tlray.data.synthetic")}
 # Rooms, and single modules of the others.
 RAY = (
-    "tlray.runtime", "tlray.data.loader", "tlray.ingestion.ingest", "tlray.inference.batch",
-    "tlray.training.fit", "tlray.search", "tlray.serving", "tlray.cli.doctor",
+    "tlray.runtime", "tlray.data.loader", "tlray.data.ray_data", "tlray.ingestion.ingest",
+    "tlray.inference.batch", "tlray.training.fit", "tlray.search", "tlray.serving", "tlray.cli.doctor",
 )  # fmt: skip
 PRINT = ("tlray.cli", "tlray.cli.output", "tlray.cli.quickstart")
 # What makes a filesystem; the code of a format walks the one it was given.
@@ -150,7 +150,7 @@ def test_the_map_of_rooms_is_true() -> None:
     for path, tree in parsed():
         module = ".".join(dotted(path)[1:])
         for node in tree.body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 defined.add(f"{module}.{node.name}")
                 methods = [one.name for one in ast.walk(node) if isinstance(one, ast.FunctionDef)]
                 defined |= {f"{module}.{node.name}.{name}" for name in methods}

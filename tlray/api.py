@@ -11,12 +11,10 @@ from typing import Any
 
 from tlray import runtime, storage
 from tlray.config import Config
-from tlray.errors import BundleError, ConfigError, DataError, spelling_hint
+from tlray.errors import ConfigError, DataError, spelling_hint
 from tlray.observer import Observer
 from tlray.storage import targets
 from tlray.training import rundir
-
-MANIFEST = "manifest.json"
 
 
 def ingest(
@@ -148,14 +146,6 @@ def bundle_of(ref: str, models: str) -> str:
 
     Raises RegistryError for an unknown name, BundleError where a place holds no bundle.
     """
-    for uri in (ref, storage.join(ref, rundir.BEST)):
-        if storage.exists(storage.join(uri, MANIFEST)):
-            return uri
-    if "/" in ref or storage.exists(ref):
-        raise BundleError(
-            f"{ref}: no bundle there ({MANIFEST} is missing); accepted: a bundle, the folder of a finished "
-            f"run, or a model's name{'' if storage.exists(ref) else spelling_hint(ref)}"
-        )
     from tlray.bundle import registry
 
-    return str(registry.resolve(models, ref)[0])
+    return registry.find(ref, models).uri

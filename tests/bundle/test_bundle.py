@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.toys import LABELS, picture
 from tlray import tasks
 from tlray.bundle import bundle
+from tlray.bundle.manifest import sha256
 from tlray.bundle.predictor import Predictor
 from tlray.data.image import Preprocess
 from tlray.errors import BundleError, ConfigError, PictureError
@@ -40,7 +41,7 @@ def rewrite_sums(folder):
     """What somebody would do who changed a file and mended its checksum."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["checksums"] = {n: bundle._sha256(folder / n) for n in manifest["checksums"]}
+    manifest["checksums"] = {n: sha256(folder / n) for n in manifest["checksums"]}
     path.write_text(json.dumps(manifest))
 
 

@@ -150,7 +150,7 @@ def test_every_verb_tries_its_place_first(
         raise AssertionError("the work began")
 
     monkeypatch.setattr("tlray.runtime.session", start)
-    monkeypatch.setattr("tlray.bundle.bundle.verify", lambda uri: start())
+    monkeypatch.setattr("tlray.bundle.registry.verify", lambda uri: start())
     before = sorted(os.listdir(made))
     assert why in mistake(capfd, *(word.replace("OUT", place) for word in VERBS[verb]))
     assert sorted(os.listdir(made)) == before and (made / "wall").read_text() == "mine"

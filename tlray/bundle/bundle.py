@@ -1,16 +1,15 @@
-"""The bundle, the only artefact: a folder that holds a model and all it takes to use it.
+"""The bundle, tlray's only artefact: a folder with a model and everything that is needed to use it.
 
     manifest.json                  task, backbone, preprocess, labels, metrics, checksums; written last
     weights.safetensors            the parameters
-    golden/*, golden.safetensors   a few pictures and the model's raw outputs for them when it was saved
+    golden/*, golden.safetensors   a few pictures, and the model's raw outputs for them at the time of saving
     README.md                      the card, for people
 
-A training checkpoint is a bundle with more files beside these. No pickle is ever loaded.
+A training checkpoint is a bundle with more files. No pickle is ever loaded. manifest.py reads the manifest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -18,53 +17,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlray import storage, tasks
-from tlray.data.image import Geometry, Preprocess, render
+from tlray.bundle.manifest import (
+    GOLDEN,
+    MANIFEST,
+    WEIGHTS,
+    Manifest,
+    read_manifest,
+    sha256,
+    verify,
+    verify_files,
+)
+from tlray.data.image import Geometry, Preprocess, render_batch
 from tlray.errors import BundleError, TlrayError
 from tlray.models.backbone import Backbone
 from tlray.tasks.base import Prediction, Task
 
-MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.safetensors", "golden.safetensors"
-GOLDEN_TOLERANCE = 1e-2  # of the outputs' largest value: another processor's fp32 and TF32 stay far below
+__all__ = [  # with what manifest.py has: code that has torch anyway imports one module
+    "GOLDEN", "GOLDEN_TOLERANCE", "MANIFEST", "WEIGHTS", "Manifest", "Model", "load", "read_manifest", "save",
+    "verify", "versions", "weights",
+]  # fmt: skip
+GOLDEN_TOLERANCE = 1e-2  # share of the largest output; fp32 and TF32 of other processors differ by far less
 _PACKAGES = ("tlray", "torch", "torchvision", "timm", "ray", "pyarrow", "pillow", "numpy")
-
-
-class Manifest(BaseModel):
-    """What a bundle is; see the module's docstring."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal[1] = 1
-    created: str
-    task: dict[str, Any]
-    backbone: dict[str, Any]
-    freeze_depth: int
-    stages: int | None = None  # of the backbone; None in bundles from before it was kept
-    preprocess: Preprocess
-    labels: list[str]
-    metrics: dict[str, float]
-    fingerprint: str  # of the data set it was trained on
-    config: dict[str, Any]
-    versions: dict[str, str]
-    checksums: dict[str, str] = {}  # file -> sha256, of every other file
-
-    @field_validator("task")
-    @classmethod
-    def of_today(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return tasks.kept(value)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model in memory with what surrounds it: what a bundle is made from, and what loading gives."""
+    """A model in memory and everything that a bundle keeps of it: `save` takes one, `load` gives one."""
 
     module: nn.Module
     task: Task
@@ -73,7 +58,7 @@ class Model:
     preprocess: Preprocess
     labels: list[str]
     fingerprint: str
-    notes: tuple[str, ...] = ()  # of a new one: what people are told of how it begins
+    notes: tuple[str, ...] = ()  # of a new model: how it was initialised, one line each, for the user
 
     @torch.inference_mode()
     def predict_rendered(
@@ -85,20 +70,19 @@ class Model:
 
     def predict(self, pictures: Sequence[bytes], device: str | torch.device = "cpu") -> list[Prediction]:
         """Encoded pictures -> predictions. Raises PictureError at the first bad one."""
-        rendered = [render(data, self.preprocess) for data in pictures]
-        x_BCHW = torch.from_numpy(np.stack([x for x, _ in rendered]))
-        return self.predict_rendered(x_BCHW, [geometry for _, geometry in rendered], device)
+        batch = render_batch(pictures, self.preprocess)
+        return self.predict_rendered(torch.from_numpy(batch.x_BCHW), batch.geometries, device)
 
 
 def versions() -> dict[str, str]:
-    """Versions that matter to a model's numbers."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that can change a model's outputs."""
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def save(
@@ -109,9 +93,9 @@ def save(
     golden: Sequence[bytes] = (),
     beside: Callable[[Path], None] | None = None,
 ) -> Manifest:
-    """Publish a bundle at a URI, whole or not at all; ``beside`` may add files to the staged folder.
+    """Publish a bundle at a URI, whole or not at all; ``beside`` may add files to its folder before that.
 
-    The module may be on any device; it is put into evaluation mode for the golden samples and back.
+    The module may be on any device. For the golden samples it runs in evaluation mode; its mode is restored.
     """
     module = model.module
     with storage.publish(uri, MANIFEST) as folder:
@@ -135,7 +119,7 @@ def save(
         )
         (folder / "README.md").write_text(_card(facts), encoding="utf-8")
         sums = {
-            path.relative_to(folder).as_posix(): _sha256(path)
+            path.relative_to(folder).as_posix(): sha256(path)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
@@ -146,7 +130,7 @@ def save(
 
 
 def weights(module: nn.Module, training_only: bool = False) -> dict[str, torch.Tensor]:
-    """The parameters and statistics that a bundle holds; or those that only training needs."""
+    """Parameters and statistics of a module that a bundle keeps; with ``training_only`` all the others."""
     prefixes = tuple(getattr(module, "training_only", ()))
     return {
         name: value.detach().cpu().contiguous()
@@ -169,63 +153,23 @@ def _write_golden(folder: Path, model: Model, pictures: Sequence[bytes]) -> None
 
 @torch.inference_mode()
 def _outputs(model: Model, pictures: Sequence[bytes], device: str | torch.device) -> dict[str, torch.Tensor]:
-    """Raw outputs by position in whatever structure the task's module returns; modules that rank things
-    before they return say in ``golden`` what to compare instead."""
-    x_BCHW = torch.from_numpy(np.stack([render(data, model.preprocess)[0] for data in pictures])).to(device)
+    """Raw outputs of the task's module for some pictures, by position in the structure that it returns.
+
+    Where these cannot be compared, because the module ranks things first, its ``golden`` gives others.
+    """
+    x_BCHW = torch.from_numpy(render_batch(pictures, model.preprocess).x_BCHW).to(device)
     compared = getattr(model.module, "golden", model.module)
     leaves = torch.utils._pytree.tree_leaves(compared(x_BCHW))
     return {str(i): leaf.float().cpu().contiguous() for i, leaf in enumerate(leaves)}
 
 
-def read_manifest(uri: str) -> Manifest:
-    """The manifest alone, unchecked against the files. Raises BundleError."""
-    if not storage.exists(storage.join(uri, MANIFEST)):
-        raise BundleError(
-            f"{uri}: no bundle; accepted: a folder with {MANIFEST}, as training leaves in RUN/best"
-        )
-    try:
-        return Manifest.model_validate(storage.read_json(storage.join(uri, MANIFEST)))
-    except (ValidationError, ValueError) as error:
-        said = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            said = f"{where}: {first['msg']}" if where else "no object"
-        raise BundleError(
-            f"{uri}/{MANIFEST}: {said}; accepted: what training leaves in RUN/best (format 1)"
-        ) from None
-
-
-def verify(uri: str) -> Manifest:
-    """Check every file against the manifest. Raises BundleError naming the first that differs."""
-    with storage.local_copy(uri) as folder:
-        return _verify(uri, folder)
-
-
-def _verify(uri: str, folder: Path) -> Manifest:
-    manifest = read_manifest(uri)
-    for name, expected in manifest.checksums.items():
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError(f"{uri}/{name}: points out of the bundle")
-        if not path.is_file():
-            raise BundleError(f"{uri}/{name}: missing, though the manifest lists it")
-        if _sha256(path) != expected:
-            raise BundleError(f"{uri}/{name}: changed since it was saved (sha256 differs from the manifest)")
-    if WEIGHTS not in manifest.checksums:
-        raise BundleError(
-            f"{uri}/{MANIFEST}: lists no {WEIGHTS}; accepted: weights as safetensors, never a pickle"
-        )
-    return manifest
-
-
 def load(uri: str, device: str | torch.device = "cpu") -> tuple[Manifest, Model]:
-    """Verify, build, load weights and run the golden samples. Raises BundleError.
+    """Check the files, build the model, load its weights and run the golden samples.
 
-    A model that no longer says what it said when it was saved is refused.
+    Raises BundleError, also where the golden samples give other outputs than when the bundle was saved.
     """
     with storage.local_copy(uri) as folder:
-        manifest = _verify(uri, folder)
+        manifest = verify_files(uri, folder)
         try:
             state = load_file(folder / WEIGHTS)
         except Exception as error:  # safetensors raises its own and plain exceptions for foreign bytes
@@ -257,23 +201,18 @@ def _check_golden(uri: str, folder: Path, model: Model, device: str | torch.devi
     pictures = [
         path.read_bytes() for path in sorted((folder / "golden").iterdir(), key=lambda p: int(p.stem))
     ]
-    found = _outputs(model, pictures, device)
-    for name, was in expected.items():
-        now = found.get(name)
-        scale = float(was.abs().max().clamp(min=1e-6))
-        worst = (
-            float("inf") if now is None or now.shape != was.shape else float((now - was).abs().max()) / scale
-        )
-        if not worst <= GOLDEN_TOLERANCE:
+    outputs = _outputs(model, pictures, device)
+    for name, saved in expected.items():
+        output = outputs.get(name)
+        if output is None or output.shape != saved.shape:
+            difference = float("inf")
+        else:
+            difference = float((output - saved).abs().max() / saved.abs().max().clamp(min=1e-6))
+        if not difference <= GOLDEN_TOLERANCE:
             raise BundleError(
-                f"{uri}: its golden samples give other outputs (off by {worst:.3g} of the largest; accepted: "
-                f"at most {GOLDEN_TOLERANCE}): the model is not what was saved"
+                f"{uri}: its golden samples give other outputs (off by {difference:.3g} of the largest; "
+                f"accepted: at most {GOLDEN_TOLERANCE}): the model is not what was saved"
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card(facts: Manifest) -> str:

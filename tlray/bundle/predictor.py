@@ -1,10 +1,11 @@
-"""Predictor: the one way from a bundle and encoded pictures to predictions and embeddings.
+"""The predictor: encoded pictures in, predictions or embeddings of a bundle's model out.
 
-Evaluation, batch prediction and serving all go through it.
+Evaluation, batch prediction and serving all use it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -12,15 +13,16 @@ import numpy as np
 import torch
 
 from tlray.bundle import bundle
-from tlray.data.image import Geometry, render
+from tlray.data.image import Geometry, render_batch
 from tlray.errors import PictureError
 from tlray.tasks.base import Prediction
 
 
 class Predictor:
-    """A verified bundle, ready on a device. Raises BundleError where the bundle is not sound.
+    """The model of a checked bundle, ready on a device. Raises BundleError for a bundle that is not sound.
 
     ``device``: a torch device, or "auto" for CUDA where there is one.
+    ``model_s``: seconds that the model took in the last call of `predict` or `embed`; the rest was rendering.
     """
 
     def __init__(self, uri: str, device: str = "auto") -> None:
@@ -29,10 +31,11 @@ class Predictor:
         self.uri, self.device = uri, device
         self.manifest, self.model = bundle.load(uri, device)
         self.task, self.preprocess, self.labels = self.model.task, self.model.preprocess, self.model.labels
+        self.model_s = 0.0
 
     @property
     def stages(self) -> list[str]:
-        """Names of the backbone's stages, input first, as `embed` takes them."""
+        """Names of the backbone's stages, input first: what `embed` accepts as ``stage``."""
         module: Any = self.model.module
         return list(module.backbone.stages)
 
@@ -41,10 +44,10 @@ class Predictor:
     ) -> list[Prediction | PictureError]:
         """Encoded pictures -> one prediction each, in order.
 
-        A bad picture raises PictureError, or with ``on_error="return"`` stands in its own place
-        in the list as one, its neighbours unharmed.
+        A bad picture raises PictureError. With ``on_error="return"`` the error takes the place of the
+        prediction in the list, and the other pictures are predicted as usual.
         """
-        return self._each(pictures, on_error, self.predict_rendered)
+        return self._render_and_run(pictures, on_error, self.predict_rendered)
 
     def predict_rendered(self, x_BCHW: torch.Tensor, geometries: Sequence[Geometry]) -> list[Prediction]:
         """Model input as `image.render` makes it -> predictions."""
@@ -57,13 +60,14 @@ class Predictor:
         on_error: Literal["raise", "return"] = "raise",
     ) -> list[np.ndarray | PictureError]:
         """Encoded pictures -> one vector each, (D,) float32; bad pictures as in `predict`."""
-        return self._each(pictures, on_error, lambda x_BCHW, _: self.embed_rendered(x_BCHW, stage))
+        return self._render_and_run(pictures, on_error, lambda x_BCHW, _: self.embed_rendered(x_BCHW, stage))
 
     @torch.inference_mode()
     def embed_rendered(self, x_BCHW: torch.Tensor, stage: str | None = None) -> np.ndarray:
-        """Model input -> (B, D) float32: the model's embedding where its task trains one, else the pooled
-        final features; of a named stage of the backbone the mean over the places of its map.
+        """Model input -> embeddings (B, D) float32.
 
+        Without ``stage``: the embedding that the task trains, else the pooled final features.
+        With the name of a stage of the backbone: the mean of its feature map over height and width.
         Raises ConfigError for an unknown stage.
         """
         module: Any = self.model.module
@@ -74,28 +78,21 @@ class Predictor:
             x_BD = module.embed(x_BCHW)
         else:
             x_BD = module.backbone.pooled(x_BCHW)
-        found: np.ndarray = x_BD.float().cpu().numpy()
-        return found
+        vectors_BD: np.ndarray = x_BD.float().cpu().numpy()
+        return vectors_BD
 
-    def _each(
+    def _render_and_run(
         self,
         pictures: Sequence[bytes],
         on_error: Literal["raise", "return"],
         run: Callable[[torch.Tensor, Sequence[Geometry]], Iterable[Any]],
     ) -> list[Any]:
-        """What ``run`` gives for the pictures that can be rendered, at their places."""
-        results: list[Any] = []
-        inputs, geometries = [], []
-        for data in pictures:
-            try:
-                x_CHW, geometry = render(data, self.preprocess)
-            except PictureError as error:
-                if on_error == "raise":
-                    raise
-                results.append(error)
-                continue
-            inputs.append(x_CHW)
-            geometries.append(geometry)
-            results.append(None)
-        found = iter(run(torch.from_numpy(np.stack(inputs)), geometries) if inputs else [])
-        return [next(found) if result is None else result for result in results]
+        """Results of ``run`` for the pictures that can be rendered, errors in the places of the others."""
+        self.model_s = 0.0
+        batch = render_batch(pictures, self.preprocess, on_error)
+        if not batch.geometries:
+            return batch.in_order([])
+        start = time.perf_counter()
+        results = run(torch.from_numpy(batch.x_BCHW), batch.geometries)  # plain values: a GPU has finished
+        self.model_s = time.perf_counter() - start
+        return batch.in_order(results)

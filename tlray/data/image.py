@@ -15,8 +15,9 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -313,6 +314,42 @@ def render(data: bytes, pre: Preprocess, geometry: Geometry | None = None) -> tu
     x_HWC = np.asarray(upright)
     rows, columns = (slice(None, None, -1 if flip else 1) for flip in (geometry.vflip, geometry.hflip))
     return np.ascontiguousarray(x_HWC[rows, columns].transpose(2, 0, 1)), geometry
+
+
+class RenderedBatch(NamedTuple):
+    """Model input of several pictures: ``x_BCHW`` and ``geometries`` of those that could be rendered, and the
+    errors of the others by their position among all pictures."""
+
+    x_BCHW: Pixels
+    geometries: list[Geometry]
+    errors: dict[int, PictureError]
+
+    def in_order(self, results: Iterable[Any]) -> list[Any]:
+        """The results of the rendered pictures and the errors of the others, in the order of the pictures."""
+        rendered = iter(results)
+        number = len(self.geometries) + len(self.errors)
+        return [self.errors[i] if i in self.errors else next(rendered) for i in range(number)]
+
+
+def render_batch(
+    pictures: Iterable[bytes], pre: Preprocess, on_error: Literal["raise", "return"] = "raise"
+) -> RenderedBatch:
+    """`render` several pictures without randomness. A bad picture raises PictureError, or with
+    ``on_error="return"`` is listed in ``errors``."""
+    inputs, geometries, errors = [], [], {}
+    for i, data in enumerate(pictures):
+        try:
+            x_CHW, geometry = render(data, pre)
+        except PictureError as error:
+            if on_error == "raise":
+                raise
+            errors[i] = error
+            continue
+        inputs.append(x_CHW)
+        geometries.append(geometry)
+    width, height = pre.size
+    x_BCHW = np.stack(inputs) if inputs else np.zeros((0, 3, height, width), np.uint8)
+    return RenderedBatch(x_BCHW, geometries, errors)
 
 
 def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:

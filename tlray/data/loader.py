@@ -24,10 +24,10 @@ import ray.data
 import torch
 
 from tlray.config import Augmentation
-from tlray.data import mixing, schema
+from tlray.data import mixing, ray_data, schema
 from tlray.data.augment import Augment, balanced
 from tlray.data.dataset import Dataset
-from tlray.data.image import Geometry, Pixels, Preprocess, render, source_size
+from tlray.data.image import Geometry, Pixels, Preprocess, render, render_batch, source_size
 from tlray.data.masks import UNKNOWN
 from tlray.data.mixing import Mix
 from tlray.data.sampler import Indices, Order, row_rng, share
@@ -210,7 +210,7 @@ def _named(source: Source, row: int, values: Row) -> Iterator[None]:
 def pixels(source: Source, fingerprint: str, rows: Indices) -> torch.Tensor:
     """x_BCHW uint8 of rows without augmentation, rendered in this process."""
     read = _reader(source, fingerprint)
-    return torch.from_numpy(np.stack([render(read(int(row))[0], source.preprocess)[0] for row in rows]))
+    return torch.from_numpy(render_batch((read(int(row))[0] for row in rows), source.preprocess).x_BCHW)
 
 
 def annotation(source: Source, fingerprint: str, epoch: int, row: int) -> tuple[Target, Geometry]:
@@ -341,10 +341,8 @@ def pipeline(source: Source, plan: list[tuple[int, Indices]]) -> Iterator[Batch]
         geometries, paths = _column(batch.geometries), np.array(batch.paths)
         return {"x": batch.x_BCHW.numpy(), "geometry": geometries, "path": paths, **targets}
 
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
+    with ray_data.quiet() as context:
+        context.execution_options.preserve_order = True
         data = ray.data.range(len(plan), override_num_blocks=len(plan))
         # Half of the CPUs render; with fewer processes there are also fewer that import the code.
         tasks = min(len(plan), max(1, int(ray.cluster_resources().get("CPU", 2)) // 2))

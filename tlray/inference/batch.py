@@ -28,7 +28,7 @@ from tlray import runtime, storage
 from tlray.bundle import bundle
 from tlray.bundle.predictor import Predictor
 from tlray.config import Scale
-from tlray.data import loader, schema
+from tlray.data import loader, ray_data, schema
 from tlray.data import shards as files
 from tlray.data.image import Geometry, Preprocess, render
 from tlray.data.schema import Row
@@ -151,9 +151,7 @@ def _pipeline(source: Inputs, work: Work, out: str, todo: list[dict[str, Any]]) 
         [("name", pa.string()), ("split", pa.string()), ("start", pa.int64()), ("stop", pa.int64()),
          ("paths", pa.list_(pa.string()))]
     )  # fmt: skip
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
+    with ray_data.quiet():
         data: Any = ray.data.from_arrow([pa.Table.from_pylist([part], schema=kind) for part in todo])
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         told = {"uri": source.uri, "fingerprint": source.fingerprint, "columns": source.columns}

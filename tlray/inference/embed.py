@@ -16,7 +16,7 @@ import torch
 from tlray import storage
 from tlray.bundle import bundle
 from tlray.bundle.predictor import Predictor
-from tlray.data.image import Geometry, Preprocess, render
+from tlray.data.image import Geometry, Preprocess, render_batch
 from tlray.inference import batch
 from tlray.inference.inputs import Inputs
 from tlray.inference.neighbors import EMBEDDINGS
@@ -144,6 +144,6 @@ def vector(manifest: dict[str, Any], picture: bytes, model: str | None = None) -
     Raises PictureError, BundleError.
     """
     loaded = (Embedder.told(manifest) if model is None else Embedder(model)).load()
-    x_CHW, _ = render(picture, loaded.preprocess)
-    found: np.ndarray = loaded.embed_rendered(torch.from_numpy(x_CHW[None]), manifest["stage"])[0]
-    return found
+    x_BCHW = torch.from_numpy(render_batch([picture], loaded.preprocess).x_BCHW)
+    x_D: np.ndarray = loaded.embed_rendered(x_BCHW, manifest["stage"])[0]
+    return x_D

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlray import storage
-from tlray.data import masks, schema
+from tlray.data import masks, ray_data, schema
 from tlray.data.layout import MANIFEST
 from tlray.errors import ConfigError, DataError, StorageError, about
 from tlray.ingestion import (
@@ -251,22 +250,11 @@ def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any)
     """Results of ``work`` on each block, by Ray Data, in whatever order they come."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    bars = context.enable_progress_bars
-    context.enable_progress_bars = False  # ours counts pictures
-    noise = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}  # "bars disabled"
-    before = {name: logging.getLogger(name).level for name in noise}
-    for name, level in noise.items():
-        logging.getLogger(name).setLevel(level)
-    try:
+    with ray_data.quiet():
         data = ray.data.from_arrow(blocks).map_batches(
             work, batch_size=None, batch_format="pyarrow", fn_kwargs=settings
         )
-        yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    finally:
-        context.enable_progress_bars = bars
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+    yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table:

@@ -22,8 +22,10 @@ import httpx
 from ray import serve
 
 from tlray import config, runtime, storage
+from tlray.bundle import registry
+from tlray.bundle.manifest import read_manifest
 from tlray.config import Serving, Strict
-from tlray.errors import ConfigError, RegistryError, RunError
+from tlray.errors import ConfigError, RunError
 from tlray.serving.app import ingress
 from tlray.serving.model import Loader, Served, ServedModel, load_predictor
 from tlray.storage import targets
@@ -90,21 +92,8 @@ def resolve(refs: Sequence[str], models_uri: str) -> list[Served]:
 
 
 def _resolve(ref: str, models_uri: str) -> Served:
-    # Here, because the registry reads bundles, which needs torch; a replica of the application does not.
-    from tlray.bundle import registry
-
-    if "/" not in ref:
-        try:
-            uri, name, version = registry.resolve(models_uri, ref)
-            return Served(name, version, storage.absolute(uri))
-        except RegistryError:
-            if not storage.is_dir(ref):
-                raise
-    uri = registry.find_bundle(ref)
-    name = storage.name(uri)
-    if name == "best":  # RUN/best: the run's name says more
-        name = storage.name(storage.parent(uri))
-    return Served(re.sub(r"[^A-Za-z0-9._-]+", "-", name), None, storage.absolute(uri))
+    uri, name, version = registry.find(ref, models_uri)
+    return Served(re.sub(r"[^A-Za-z0-9._-]+", "-", name), version, storage.absolute(uri))
 
 
 def check_gallery(served: Sequence[Served], settings: Serving) -> None:
@@ -113,10 +102,9 @@ def check_gallery(served: Sequence[Served], settings: Serving) -> None:
     One that is there is not written to: people may be asked for where none may be enrolled.
     """
     from tlray import tasks
-    from tlray.bundle import bundle
 
-    kept = any(tasks.load(dict(bundle.read_manifest(one.uri).task)).gallery for one in served)
-    if kept and not storage.is_dir(settings.gallery):
+    has_gallery = any(tasks.load(dict(read_manifest(model.uri).task)).gallery for model in served)
+    if has_gallery and not storage.is_dir(settings.gallery):
         targets.check_folder(settings.gallery)
 
 

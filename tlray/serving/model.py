@@ -18,12 +18,13 @@ from typing import Any, NamedTuple, Protocol
 
 from ray import serve
 
+from tlray.bundle.manifest import WEIGHTS
 from tlray.config import Serving
 from tlray.data import image
 from tlray.errors import BundleError, PictureError, StorageError, nearest
 from tlray.serving import gallery
+from tlray.serving.parameters import BAD
 from tlray.serving.protocol import RETRY_AFTER_S, ModelCard, Refusal, Reply, Size
-from tlray.serving.query import BAD
 
 logger = logging.getLogger(__name__)
 
@@ -75,23 +76,7 @@ def load_predictor(served: Served, settings: Serving) -> PredictorLike:
 
     torch.set_num_threads(max(1, math.floor(settings.cpus_per_replica)))
 
-    class Timed(Predictor):
-        """Says how much of its last call was the model, the rest being bytes to pixels."""
-
-        model_s = 0.0
-
-        def _each(self, pictures: Any, on_error: Any, run: Callable[..., Any]) -> list[Any]:
-            self.model_s = 0.0
-
-            def timed(*args: Any) -> Any:
-                start = time.perf_counter()
-                out = run(*args)  # plain values or numpy, so a GPU has finished
-                self.model_s = time.perf_counter() - start
-                return out
-
-            return super()._each(pictures, on_error, timed)
-
-    predictor = Timed(served.uri, "cuda" if settings.gpus_per_replica else "cpu")
+    predictor = Predictor(served.uri, "cuda" if settings.gpus_per_replica else "cpu")
     limit = int(settings.max_megapixels * 1_000_000)
     # Only ever stricter or looser about which pictures are taken: the pixels stay those of validation.
     predictor.preprocess = predictor.preprocess.model_copy(update={"max_pixels": limit})
@@ -135,8 +120,6 @@ class ServedModel:
     def _open_gallery(self) -> gallery.Gallery | None:
         if not self._predictor.task.gallery:
             return None
-        from tlray.bundle.bundle import WEIGHTS
-
         weights = self._predictor.manifest.checksums[WEIGHTS]
         return gallery.Gallery(self.settings.gallery, self.served.name, weights)
 

@@ -36,8 +36,13 @@ class Refusal(Exception):
         return Refusal, (self.status, self.reason, self.detail, self.retry_after_s)  # crosses processes
 
     @classmethod
+    def of_fault(cls) -> Refusal:
+        """The refusal for a failure of the server itself."""
+        return cls(500, "internal", "the server failed, not the request; its log says why")
+
+    @classmethod
     def of_picture(cls, error: PictureError, index: int, num_pictures: int) -> Refusal:
-        """The refusal that a bad picture means; several pictures: its position, counted from 0, is said."""
+        """The refusal for a bad picture; among several its position is named, counted from 0."""
         where = f"picture {index} of {num_pictures} (counted from 0): " if num_pictures > 1 else ""
         return cls(error.status, error.kind, where + str(error))
 

@@ -13,16 +13,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
-import torch
 from PIL import Image
 from pydantic_core import core_schema
-from torch import nn
 
 from tlray.data.image import Geometry, Preprocess
 from tlray.data.schema import Kind, Row, Target
 from tlray.figures.charts import Section
 
-if TYPE_CHECKING:  # importing it imports timm, which processes that only render do not need
+if TYPE_CHECKING:  # torch and timm, which processes that only render or read manifests need not load
+    import torch
+    from torch import nn
+
     from tlray.models.backbone import Backbone
 
 Prediction = dict[str, Any]  # JSON-able, in source pixels
