@@ -50,7 +50,7 @@ class Member:
         return values
 
 
-def settled(config: Config, fresh: bool = False, emit: Emit | None = None) -> Config:
+def resolve_config(config: Config, fresh: bool = False, emit: Emit | None = None) -> Config:
     """The configuration as training takes it: places that all workers find, a value for every ``auto``.
 
     ``fresh``: whatever the run of this name began with. ``emit``: gets what is told of a range test, which is
@@ -63,11 +63,11 @@ def settled(config: Config, fresh: bool = False, emit: Emit | None = None) -> Co
     if head and config.model.weights == "builtin" and storage.exists(storage.join(head, bundle.MANIFEST)):
         # A bundle's head goes with its backbone.
         config = config.override({"model.weights": storage.join(head, bundle.WEIGHTS)})
-    done = defaults.settle(config)
+    done = defaults.resolve_auto(config)
     if emit is None or not config.data.uri or not defaults.is_guess(config):
         return done
     rate = _measured(done, emit)
-    return done if rate is None else defaults.settle(config.override({"optim.lr": rate}, "range test"))
+    return done if rate is None else defaults.resolve_auto(config.override({"optim.lr": rate}, "range test"))
 
 
 def _measured(config: Config, emit: Emit) -> float | None:
@@ -119,7 +119,7 @@ def _too_large(config: Config) -> str:
 def check(config: Config) -> Model:
     """Everything that can be wrong before training starts, found on the driver; the model as it would begin.
 
-    Of a configuration that is `settled`. Raises TlrayError.
+    ``config``: as `resolve_config` gives it. Raises TlrayError.
     """
     if not config.data.uri:
         raise ConfigError(
@@ -169,7 +169,7 @@ def fit(
     up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
-    config = settled(config, fresh, emit or _silent)
+    config = resolve_config(config, fresh, emit or _silent)
     check(config)
     need = runtime.resources(config.scale)
     if fresh:
