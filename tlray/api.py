@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlray import runtime, storage
+from tlray.bundle.files import MANIFEST
 from tlray.config import Config
 from tlray.errors import BundleError, ConfigError, DataError, spelling_hint
 from tlray.observer import Observer
 from tlray.storage import targets
 from tlray.training import rundir
-
-MANIFEST = "manifest.json"
 
 
 def ingest(

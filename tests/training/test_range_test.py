@@ -17,7 +17,7 @@ from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
 from tlray.models.backbone import traits
-from tlray.training import fit, range_test
+from tlray.training import fit, range_test, rundir
 from tlray.training.candidate import Candidate
 from tlray.training.range_test import STEPS, Point, choose
 
@@ -155,7 +155,7 @@ def test_a_loss_that_does_not_fall_leaves_the_guess(
     for _ in range(2):
         assert fit.resolve_config(asked, emit=told.append) == fit.resolve_config(asked)
     assert told[-1]["text"].startswith("rate 0.00") and "a guess, since" in told[-1]["text"]
-    storage.write_bytes(str(tmp_path / "run" / range_test.FILE), b"[")  # damaged
+    storage.write_bytes(str(tmp_path / "run" / rundir.RANGE_TEST), b"[")  # damaged
     fit.resolve_config(asked, emit=told.append)
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests import toys
 from tlray import config, storage
 from tlray.config import Config
+from tlray.config.tree import flatten
 from tlray.errors import ConfigError
 from tlray.training import fit, resume
 
@@ -82,7 +83,7 @@ OTHER = {
 
 
 def test_all_keys_are_compared_but_those_that_are_listed_as_free(tmp_path: Path) -> None:
-    keys = {k for k in resume.flat(Config().model_dump(mode="json")) if not k.startswith("task.")}
+    keys = {k for k in flatten(Config().model_dump(mode="json")) if not k.startswith("task.")}
     free = {k for k in keys if k.startswith(resume.FREE_OF_TRAINING)}
     assert keys - free == {k for k in OTHER if not k.startswith("task.")}
     trained(settings(tmp_path))

@@ -27,12 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlray import storage, tasks
+from tlray.bundle.files import GOLDEN as GOLDEN
+from tlray.bundle.files import MANIFEST as MANIFEST
+from tlray.bundle.files import WEIGHTS as WEIGHTS
 from tlray.data.image import Geometry, Preprocess, render
 from tlray.errors import BundleError, TlrayError
 from tlray.models.backbone import Backbone
 from tlray.tasks.base import Prediction, Task
 
-MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.safetensors", "golden.safetensors"
 GOLDEN_TOLERANCE = 1e-2  # of the outputs' largest value: another processor's fp32 and TF32 stay far below
 _PACKAGES = ("tlray", "torch", "torchvision", "timm", "ray", "pyarrow", "pillow", "numpy")
 

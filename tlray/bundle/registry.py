@@ -20,6 +20,7 @@ from typing import Any
 
 from tlray import storage
 from tlray.bundle import bundle
+from tlray.bundle.files import BEST
 from tlray.errors import BundleError, RegistryError, nearest
 from tlray.storage import targets
 
@@ -109,7 +110,7 @@ def list_models(models_uri: str) -> list[ModelInfo]:
 
 def find_bundle(uri: str) -> str:
     """The bundle at a URI, or the one in ``best/`` of a run's folder. Raises BundleError."""
-    for place in (uri, storage.join(uri, "best")):
+    for place in (uri, storage.join(uri, BEST)):
         if storage.exists(storage.join(place, bundle.MANIFEST)):
             return place
     raise BundleError(

@@ -18,6 +18,7 @@ import ray
 
 from tlray import storage
 from tlray.config import Config, parse
+from tlray.config.tree import flatten
 from tlray.errors import RunError, TlrayError
 from tlray.search.cost import CostPlan, measure
 from tlray.search.features import PrefixBatches
@@ -27,7 +28,6 @@ from tlray.search.space import lineage
 from tlray.search.trial import free_memory, one_line
 from tlray.search.trial_log import TrialLog
 from tlray.training.loop import Loop
-from tlray.training.resume import flat
 from tlray.training.run import Record
 from tlray.training.rundir import CONFIG
 from tlray.training.worker import LocalWorker, Worker
@@ -133,7 +133,7 @@ def together(settings: Iterable[dict[str, Any]], most: int) -> Iterator[list[dic
     """Trials that can train side by side, ``most`` at once, in the order in which they came."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in settings:
-        groups.setdefault(lineage(flat(json.loads(one["tree"]))), []).append(one)
+        groups.setdefault(lineage(flatten(json.loads(one["tree"]))), []).append(one)
     for group in groups.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]

@@ -24,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from tlray import runtime, storage
 from tlray.bundle.bundle import Model
 from tlray.config import Choice, Config
+from tlray.config.tree import flatten
 from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, TlrayError
 from tlray.search import group, probe, scores, soup
@@ -388,7 +389,7 @@ def default_trial(config: Config, space: spaces.Space) -> str | None:
     It is never stopped early: a search must not end below what `tlray train` gives, and early epochs say
     little of it. Deep and quick trainings begin behind and end ahead.
     """
-    settings = resume.flat(config.model_dump(mode="json"))
+    settings = flatten(config.model_dump(mode="json"))
     params = {axis.key: settings.get(axis.key) for axis in space.axes}
     return trial_id(params) if space.encode(params) is not None else None
 

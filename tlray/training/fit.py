@@ -26,7 +26,7 @@ from tlray.tasks.base import TIE, Task
 from tlray.training import defaults, range_test, resume
 from tlray.training.build import initial_model
 from tlray.training.loop import epochs
-from tlray.training.rundir import BEST, CONFIG, ERROR, METRICS, REFUSED
+from tlray.training.rundir import BEST, CONFIG, ERROR, METRICS, RANGE_TEST, RAY, REFUSED
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _measured(config: Config, emit: Emit) -> float | None:
 
     What it found stays in the run's folder: another machine may come to another rate by a rounding error.
     """
-    place, run, name = storage.join(config.run_uri, range_test.FILE), config.run_uri, config.model.backbone
+    place, run, name = storage.join(config.run_uri, RANGE_TEST), config.run_uri, config.model.backbone
     asked = range_test.asked(config, Dataset.open(config.data.uri).fingerprint)
     try:
         known = storage.read_json(place) if storage.exists(place) else {}
@@ -176,7 +176,7 @@ def fit(
         resume.clear(config)
     storage.delete(storage.join(config.run_uri, REFUSED))
     storage.write_json(storage.join(config.run_uri, CONFIG), config.model_dump(mode="json"))
-    filesystem, path = storage.open_fs(storage.join(config.run_uri, "ray"))
+    filesystem, path = storage.open_fs(storage.join(config.run_uri, RAY))
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -203,7 +203,7 @@ def fit(
     except Exception as error:  # Ray wraps whatever happened in a worker
         raise _explain(config, error) from error
     finally:
-        storage.delete(storage.join(config.run_uri, "ray"))
+        storage.delete(storage.join(config.run_uri, RAY))
     refusal = storage.join(config.run_uri, REFUSED)
     if storage.exists(refusal):
         told = storage.read_json(refusal)
