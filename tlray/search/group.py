@@ -53,7 +53,7 @@ class Group:
         self._loop, plan = _planned(list(self._configs.values()), self._worker, self._tell)
         self._epochs = self._loop.epochs()
         for run in self._loop.runs:
-            with self._loop.alone(run):
+            with run.isolated():
                 tree = run.config.model_dump(mode="json")
                 storage.write_json(storage.join(run.uri, CONFIG), tree)
         stories = {run.name: run.now.history for run in self._loop.runs}
@@ -70,7 +70,7 @@ class Group:
         for run in self._loop.runs:
             if run.name not in names:
                 continue
-            with self._loop.alone(run):
+            with run.isolated():
                 if run.name in keep:
                     run.publish_best()
                 run.write_story()
