@@ -11,13 +11,15 @@ from collections.abc import Iterator
 
 import pytest
 
+SECRET = "testing-secret"
+
 
 def s3_environment(endpoint: str) -> dict[str, str]:
     """The AWS environment of a server with made-up keys; no file of the user's is read."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",

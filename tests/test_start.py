@@ -61,7 +61,7 @@ WORK = {
         "from tlray.training import fit; from tlray.training.candidate import Candidate\n"
         "tree = {'name': 'a', 'data': {'uri': DATA}, 'input': {'size': 64},\n"
         "        'model': {'backbone': 'resnet10t-nano', 'weights': 'builtin'}}\n"
-        "config = fit.settled(parse(tree, 'test'))\n"
+        "config = fit.resolve_config(parse(tree, 'test'))\n"
         "one = Candidate(fit.check(config), config, 1, torch.device('cpu'))\n"
         "one.step(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), {'label': torch.tensor([0, 1])}, 0, 1.0)",
         {"fastapi", "ray.serve", "ray.tune", "s3fs"},

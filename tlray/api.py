@@ -54,7 +54,7 @@ def train(config: Config, show: Observer, verbose: bool = False, fresh: bool = F
     from tlray.training import fit as training
     from tlray.training import resume
 
-    config = training.settled(config, fresh, show.event)
+    config = training.resolve_config(config, fresh, show.event)
     model = training.check(config)
     notes = [] if fresh else resume.check_training(config, model.fingerprint)
     notes += model.notes
@@ -80,7 +80,7 @@ def tune(config: Config, show: Observer, verbose: bool = False, fresh: bool = Fa
     from tlray.report.run_files import equal
     from tlray.training import fit as training
 
-    given, config = config, training.settled(config, fresh)
+    given, config = config, training.resolve_config(config, fresh)
     training.check(config)
     show.begin()
     with runtime.session(verbose):

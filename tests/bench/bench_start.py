@@ -111,7 +111,7 @@ def be_worker(data: str) -> None:
         with runtime.session():
             began = time.perf_counter()
             with runtime.events(seen) as emit:
-                fit.fit(fit.settled(config), emit)
+                fit.fit(fit.resolve_config(config), emit)
         print(starts[0] - began)
 
 

@@ -166,7 +166,7 @@ def bundle(dataset: str, tmp_path: Path) -> str:
     from tlray.training import fit as training
 
     made = config.Config().override({"data.uri": dataset, "input.size": 32, "runs": str(tmp_path / "runs")})
-    model = training.check(training.settled(made))
+    model = training.check(training.resolve_config(made))
     model.module.eval()
     uri = str(tmp_path / "bundle")
     golden = [p["bytes"] for p in Dataset.open(dataset).rows("train", [0])["image"].to_pylist()]

@@ -28,7 +28,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.effect_noise((32, 32), 10 + n).save(root / "in" / name / f"{n}.png")
     data = dataset(root / "ds", train=24, validation=6, test=6)
     made = config.Config().override({"data.uri": data, "input.size": 32})
-    model = training.check(training.settled(made))
+    model = training.check(training.resolve_config(made))
     model.module.eval()
     golden = [p["bytes"] for p in Dataset.open(data).rows("train", [0])["image"].to_pylist()]
     bundle.save(str(root / "bundle"), model, {"accuracy": 0.5}, made.model_dump(mode="json"), golden)

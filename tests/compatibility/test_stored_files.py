@@ -62,7 +62,7 @@ def test_the_registry_lists_its_model(root: Path) -> None:
 
 
 def test_a_finished_training_has_nothing_left_to_do(root: Path) -> None:
-    again = fit.settled(config(root, "trained"))
+    again = fit.resolve_config(config(root, "trained"))
     assert resume.check_training(again, Dataset.open(again.data.uri).fingerprint) == []
     assert list(loop.epochs(again, LocalWorker(1), lambda event: None)) == []
     assert fit.result(again)["epochs"] == 1

@@ -19,7 +19,7 @@ from tlray.models.backbone import Backbone, Boundary, Features
 from tlray.search.feature_cache import FeatureCache
 from tlray.search.features import PrefixBatches, from_arrays, to_arrays
 from tlray.training import loop
-from tlray.training.defaults import settle
+from tlray.training.defaults import resolve_auto
 from tlray.training.loop import Loop
 from tlray.training.worker import LocalWorker
 
@@ -45,7 +45,7 @@ def settings(uri: str, folder: Path, task: str, name: str, freeze: Any, lr: floa
         "train": {"epochs": 2, "batch_size": 8}, "track": {"tensorboard": False},
         "search": {"cache": str(folder / "cache"), "cache_dtype": "fp32"},
     }  # fmt: skip
-    return settle(config.parse(tree, "test").override(more))
+    return resolve_auto(config.parse(tree, "test").override(more))
 
 
 def grid(uri: str, folder: Path, task: str, **more: Any) -> list[Config]:

@@ -15,7 +15,7 @@ from tests.toys import scenes_dataset
 from tlray import config, storage, tasks
 from tlray.config import Config
 from tlray.training import fit, loop, rundir
-from tlray.training.defaults import settle
+from tlray.training.defaults import resolve_auto
 from tlray.training.worker import LocalWorker, Worker
 
 # Their heads have a batch norm, which sees each worker's rows alone: the metric is compared, not the weights.
@@ -32,7 +32,7 @@ def settings(name: str, folder: Path, run: str) -> Config:
         },
         "test",
     )  # fmt: skip
-    return settle(tree)
+    return resolve_auto(tree)
 
 
 def learn(chosen: Config, worker: Worker) -> None:

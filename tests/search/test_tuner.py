@@ -23,7 +23,7 @@ from tlray.errors import ConfigError, RunError
 from tlray.inference.evaluate import evaluate
 from tlray.search import tune, tuner
 from tlray.search.space import trial_id
-from tlray.training.defaults import settle
+from tlray.training.defaults import resolve_auto
 
 NAMES = ["a", "b", "c", "d"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def settings(data: str, runs: Path, **search: Any) -> Config:
             "probe": False, "soup": 0, **search,
         },
     }  # fmt: skip
-    return settle(parse(tree, "test"))
+    return resolve_auto(parse(tree, "test"))
 
 
 def table(config: Config) -> dict[str, Any]:

@@ -531,7 +531,7 @@ def test_a_bundle_of_other_labels_is_a_start_but_for_the_class_layer(detector, t
             parameter.add_(0.01)
     bundle.save(uri, bundle.Model(toy.module, toy.task, spec, 0, PRE, toy.labels, ""), {}, {})
     settings = {"task": {"name": "detection", "detector": detector, "channels": 32}, "input": {"size": 64}}
-    config = train.settled(parse({**settings, "model": {"head": uri}}, "test"))
+    config = train.resolve_config(parse({**settings, "model": {"head": uri}}, "test"))
     assert config.model.weights == f"{uri}/weights.safetensors"
     theirs = toy.module.state_dict()
     for labels, apart in ((toy.labels, False), (["a", "b", "c", "d"], True), (["a", "b", "c"], True)):

@@ -8,7 +8,7 @@ from tests import toys
 from tlray import tasks
 from tlray.config import Config, load
 from tlray.models.backbone import traits
-from tlray.training.defaults import settle
+from tlray.training.defaults import resolve_auto
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def of(uri: str, **changes: object) -> Config:
-    return settle(Config().override({"data.uri": uri, **changes}))
+    return resolve_auto(Config().override({"data.uri": uri, **changes}))
 
 
 def test_nothing_is_auto_any_more_and_settling_again_changes_nothing(dataset: str) -> None:
     found = of(dataset)
     assert "auto" not in str(found.model_dump(exclude={"scale", "search"}))
-    assert found.search.space != "auto" and settle(found) == found
+    assert found.search.space != "auto" and resolve_auto(found) == found
     assert found.search.space["optim.lr"].choice[1] == found.optim.lr
 
 

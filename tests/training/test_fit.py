@@ -17,7 +17,7 @@ from tlray.errors import ConfigError, DataError, RunError, StorageError
 from tlray.tasks import classification
 from tlray.training import checkpoint, fit, loop, resume
 from tlray.training.candidate import schedule
-from tlray.training.defaults import settle
+from tlray.training.defaults import resolve_auto
 from tlray.training.worker import LocalWorker
 
 
@@ -31,7 +31,7 @@ def make(uri, folder, **changes):
         "data": {"uri": uri}, "runs": str(folder), "input": {"size": 32},
         "train": {"epochs": 2, "batch_size": 16}, "optim": {"lr": 0.003},
     }  # fmt: skip
-    return settle(config.parse(base, "test").override(changes))
+    return resolve_auto(config.parse(base, "test").override(changes))
 
 
 def run(settings, stop_after=None):

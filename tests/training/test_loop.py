@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from tlray import storage
 from tlray.config import Config
 from tlray.inference.judging import Evaluation
 from tlray.models import weights
+from tlray.search.features import PrefixBatches
 from tlray.training import checkpoint, fit, loop, rundir
 from tlray.training import run as training_run
 from tlray.training.loop import Loop
@@ -155,3 +158,47 @@ def test_a_step_draws_what_manual_seed_gives() -> None:
     wanted = torch.rand(3)
     training_run._seed(1, 2, 3)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_weights_that_do_not_fit_leave_no_trace_and_end_one_alone(tmp_path: Path) -> None:
+    """The first tensor is in the model already when the second cannot be loaded."""
+    made = Loop(trials(dataset(tmp_path / "data", train=20, validation=9), tmp_path), LocalWorker(1), silent)
+    run = made.runs[0]
+    before = {name: value.clone() for name, value in run.model.module.state_dict().items()}
+    first, second = list(before)[:2]
+    foreign = {first: before[first] + 1, second: torch.zeros(1, 2, 3)}
+    with pytest.raises(RuntimeError, match="size mismatch"), run.with_weights(foreign):
+        pytest.fail("the block must not run")
+    assert all(torch.equal(value, before[name]) for name, value in run.model.module.state_dict().items())
+
+
+def test_an_average_that_cannot_be_tried_ends_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    made = Loop(trials(uri, tmp_path), LocalWorker(1), silent, sparing=True)
+    plain = made.runs[0].with_weights
+
+    def fails(weights: Any) -> Any:
+        return plain({name: torch.zeros(1, 2, 3) for name in weights})
+
+    monkeypatch.setattr(made.runs[0], "with_weights", fails)
+    records = list(made.epochs())
+    assert [sorted(one) for one in records] == [["a", "b"], ["b"]]
+    assert "size mismatch" in str(made.runs[0].error) and made.runs[1].error is None
+    assert "average" in records[-1]["b"]
+
+
+def test_a_loop_that_has_ended_is_freed_at_once(tmp_path: Path) -> None:
+    """With its models and batches: nothing of it holds it, so no garbage collection is waited for."""
+    uri = dataset(tmp_path / "data", train=20, validation=9)
+    made = Loop(trials(uri, tmp_path), LocalWorker(1), silent, PrefixBatches, sparing=True)
+    gc.collect()
+    gc.disable()
+    try:
+        list(made.epochs())
+        kept = [weakref.ref(thing) for thing in (made, made.batches, *made.runs)]
+        del made
+        assert [ref() for ref in kept] == [None] * 4
+    finally:
+        gc.enable()

@@ -17,7 +17,7 @@ from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
 from tlray.models.backbone import traits
-from tlray.training import fit, range_test
+from tlray.training import fit, range_test, rundir
 from tlray.training.candidate import Candidate
 from tlray.training.range_test import STEPS, Point, choose
 
@@ -82,7 +82,7 @@ def test_families_whose_rates_are_known_and_others() -> None:
 
 def test_the_same_seed_gives_the_same_test(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(range_test, "STEPS", 6)
-    config = fit.settled(settings(uri, tmp_path, **{"model.drop_rate": 0.5}))
+    config = fit.resolve_config(settings(uri, tmp_path, **{"model.drop_rate": 0.5}))
     points = measured(config)
     assert points == measured(config) != measured(config.override({"seed": 1}))
     assert points[0].rate == pytest.approx(range_test.LOW) and points[-1].rate <= range_test.HIGH * 1.01
@@ -107,7 +107,7 @@ def loss_after(config: Config, rate: float, steps: int = 48) -> float:
 
 
 def test_the_rate_found_trains_and_others_far_from_it_do_not(uri: str, tmp_path: Path) -> None:
-    config = fit.settled(settings(uri, tmp_path))
+    config = fit.resolve_config(settings(uri, tmp_path))
     rate = choose(measured(config))
     assert rate is not None
     found, high, low = (loss_after(config, rate * factor) for factor in (1, 1000, 1 / 100))
@@ -127,7 +127,7 @@ def test_a_rate_that_would_be_a_guess_is_measured_once_and_kept(
     monkeypatch.setattr(range_test, "measure", measure)
     told: list[Event] = []
     asked = settings(uri, tmp_path)
-    found = fit.settled(asked, emit=told.append)
+    found = fit.resolve_config(asked, emit=told.append)
     assert found.optim.lr == 0.001 and len(calls) == 1
     assert found.search.space["optim.lr"].choice == [0.0005, 0.001, 0.002]
     assert [event["kind"] for event in told] == ["range_test", "note"]
@@ -135,14 +135,14 @@ def test_a_rate_that_would_be_a_guess_is_measured_once_and_kept(
         f"rate 0.001: found by a range test of {STEPS} steps, since the norms of {NO_NORMS} are none of "
         "those whose rates are known"
     )
-    assert fit.settled(found, emit=told.append) == found
-    assert fit.settled(asked, emit=told.append) == found and len(calls) == 1  # as the run has it
-    fit.settled(asked.override({"augment.hflip": 0.1}), emit=told.append)
+    assert fit.resolve_config(found, emit=told.append) == found
+    assert fit.resolve_config(asked, emit=told.append) == found and len(calls) == 1  # as the run has it
+    fit.resolve_config(asked.override({"augment.hflip": 0.1}), emit=told.append)
     assert len(calls) == 2  # another run
 
     for changes in ({"optim.lr": 0.5}, {"model.backbone": "resnet10t-nano"}):
-        fit.settled(asked.override(changes), emit=told.append)
-    guess = fit.settled(asked)  # nobody listens: a look at the configuration, no training
+        fit.resolve_config(asked.override(changes), emit=told.append)
+    guess = fit.resolve_config(asked)  # nobody listens: a look at the configuration, no training
     assert len(calls) == 2 and guess.optim.lr != 0.001
 
 
@@ -153,10 +153,10 @@ def test_a_loss_that_does_not_fall_leaves_the_guess(
     told: list[Event] = []
     asked = settings(uri, tmp_path)
     for _ in range(2):
-        assert fit.settled(asked, emit=told.append) == fit.settled(asked)
+        assert fit.resolve_config(asked, emit=told.append) == fit.resolve_config(asked)
     assert told[-1]["text"].startswith("rate 0.00") and "a guess, since" in told[-1]["text"]
-    storage.write_bytes(str(tmp_path / "run" / range_test.FILE), b"[")  # damaged
-    fit.settled(asked, emit=told.append)
+    storage.write_bytes(str(tmp_path / "run" / rundir.RANGE_TEST), b"[")  # damaged
+    fit.resolve_config(asked, emit=told.append)
 
 
 @pytest.mark.parametrize(("space", "calls"), [

@@ -10,6 +10,7 @@ import pytest
 from tests import toys
 from tlray import config, storage
 from tlray.config import Config
+from tlray.config.tree import flatten
 from tlray.errors import ConfigError
 from tlray.training import fit, resume
 
@@ -82,7 +83,7 @@ OTHER = {
 
 
 def test_all_keys_are_compared_but_those_that_are_listed_as_free(tmp_path: Path) -> None:
-    keys = {k for k in resume.flat(Config().model_dump(mode="json")) if not k.startswith("task.")}
+    keys = {k for k in flatten(Config().model_dump(mode="json")) if not k.startswith("task.")}
     free = {k for k in keys if k.startswith(resume.FREE_OF_TRAINING)}
     assert keys - free == {k for k in OTHER if not k.startswith("task.")}
     trained(settings(tmp_path))
@@ -129,19 +130,19 @@ def test_a_run_from_before_a_setting_of_its_task_goes_on_without_it(tmp_path: Pa
     """New trainings of detection have ``anchors: auto``; those from before had the standard ones."""
     uri = toys.scenes_dataset(tmp_path / "d", {"objects": "objects"}, train=2, validation=2)
     made = Config().override({"task.name": "detection", "data.uri": uri, "runs": str(tmp_path / "runs")})
-    assert fit.settled(made).task["anchors"] == "auto"
-    old = fit.settled(made).model_dump(mode="json")
+    assert fit.resolve_config(made).task["anchors"] == "auto"
+    old = fit.resolve_config(made).model_dump(mode="json")
     del old["task"]["anchors"]
     trained(config.parse(old, "test"))
     for _ in range(2):  # the second time it is spelt out
-        again = fit.settled(made)
+        again = fit.resolve_config(made)
         assert again.task["anchors"] == "standard" and resume.check_training(again, "f") == []
         storage.write_json(storage.join(again.run_uri, "config.json"), again.model_dump(mode="json"))
-    assert fit.settled(made, fresh=True).task["anchors"] == "auto"
-    other = fit.settled(made.override({"task.anchors": [[1, 2]]}))
+    assert fit.resolve_config(made, fresh=True).task["anchors"] == "auto"
+    other = fit.resolve_config(made.override({"task.anchors": [[1, 2]]}))
     assert "task.anchors = [[1.0, 2.0]]: this run began with 'standard'" in refusal(other)
     Path(again.run_uri, "config.json").write_text("[")
-    assert fit.settled(made).task["anchors"] == "auto"
+    assert fit.resolve_config(made).task["anchors"] == "auto"
 
 
 def test_what_the_weights_have_seen_counts_not_what_was_written_since(tmp_path: Path) -> None:

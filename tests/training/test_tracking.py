@@ -10,7 +10,7 @@ import pytest
 from tlray import storage
 from tlray.config import Config
 from tlray.errors import ConfigError
-from tlray.training import tracking
+from tlray.training import rundir, tracking
 
 
 def settings(**changes: Any) -> Config:
@@ -32,7 +32,7 @@ def test_numbers_become_tensorboard_scalars(tmp_path: Path) -> None:
     tracker.log({"train_loss": 0.25, "val_accuracy": 0.5}, 20)
     tracker.close()
     tracker.close()
-    assert scalars(tmp_path / tracking.FOLDER) == {
+    assert scalars(tmp_path / rundir.TENSORBOARD) == {
         "train_loss": [(10, 0.5), (20, 0.25)],
         "validation/accuracy": [(10, 0.25), (20, 0.5)],
     }
@@ -46,7 +46,7 @@ def test_steps_done_again_are_told_once(tmp_path: Path) -> None:
     again = tracking.Tracker(str(tmp_path), settings())  # the run went on from step 10
     again.log({"train_loss": 1.0}, 20)
     again.close()
-    assert scalars(tmp_path / tracking.FOLDER)["train_loss"] == [(10, 3.0), (20, 1.0)]
+    assert scalars(tmp_path / rundir.TENSORBOARD)["train_loss"] == [(10, 3.0), (20, 1.0)]
 
 
 def test_nothing_is_written_when_switched_off(tmp_path: Path) -> None:
@@ -61,10 +61,10 @@ def test_a_run_on_s3_has_its_events_there(s3_uri: str, tmp_path: Path) -> None:
     tracker = tracking.Tracker(run, settings())
     tracker.log({"train_loss": 0.5}, 1)
     assert (
-        len(storage.listdir(storage.join(run, tracking.FOLDER))) == 1
+        len(storage.listdir(storage.join(run, rundir.TENSORBOARD))) == 1
     )  # before the end: a killed run has them
     tracker.close()
-    storage.download(storage.join(run, tracking.FOLDER), tmp_path)
+    storage.download(storage.join(run, rundir.TENSORBOARD), tmp_path)
     assert scalars(tmp_path) == {"train_loss": [(1, 0.5)]}
 
 

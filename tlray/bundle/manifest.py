@@ -9,10 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from tlray import storage, tasks
+from tlray.bundle.files import GOLDEN as GOLDEN
+from tlray.bundle.files import MANIFEST as MANIFEST
+from tlray.bundle.files import WEIGHTS as WEIGHTS
 from tlray.data.image import Preprocess
 from tlray.errors import BundleError
-
-MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.safetensors", "golden.safetensors"
 
 
 class Manifest(BaseModel):

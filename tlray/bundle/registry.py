@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from tlray import storage
-from tlray.bundle.manifest import MANIFEST, read_manifest, verify
+from tlray.bundle.files import BEST, MANIFEST
+from tlray.bundle.manifest import read_manifest, verify
 from tlray.errors import BundleError, RegistryError, nearest, spelling_hint
 from tlray.storage import targets
 
 ALIASES, LIVE = "aliases.json", "live"
-BEST = "best"  # the bundle in a run's folder
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -41,7 +40,9 @@ class Output:
     def emit(self) -> None:
         """Print the JSON line now, where one is wanted (a verb that blocks does it before)."""
         if self.as_json and self.result:
-            print(json.dumps(_finite(self.result), default=str), file=self._stdout, flush=True)
+            from tlray.storage.json_values import without_nan  # brings pyarrow
+
+            print(json.dumps(without_nan(self.result), default=str), file=self._stdout, flush=True)
             self.result = {}
 
 
@@ -52,15 +53,6 @@ def output(as_json: bool) -> Iterator[Output]:
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield out
         out.emit()
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def metrics(found: dict[str, float], errors: Mapping[str, float] | None = None) -> str:

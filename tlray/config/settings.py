@@ -23,7 +23,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
-if TYPE_CHECKING:  # behind `defaults.settle` there is no "auto" any more
+if TYPE_CHECKING:  # behind `defaults.resolve_auto` there is no "auto" any more
     AutoRate = float
     AutoFactor = float
     AutoShare = float

@@ -13,7 +13,7 @@ from tlray.errors import ConfigError, nearest
 
 S = TypeVar("S", bound=BaseModel)
 
-AUTO: Any = "auto"  # a value that `training.defaults.settle` decides by task, backbone and number of pictures
+AUTO: Any = "auto"  # `training.defaults.resolve_auto` chooses by task, backbone and number of pictures
 MOVED = {"task.mixup": "augment.mixup"}  # keys of earlier versions -> where their meaning is now
 
 

@@ -49,7 +49,7 @@ def write(run_uri: str) -> str:
         metrics=_read(storage.join(run_uri, rundir.METRICS), notes),
         trials=_read(storage.join(run_uri, rundir.TRIALS), notes),
         evaluation=_read(storage.join(run_uri, rundir.EVALUATION), notes),
-        manifest=_read(storage.join(run_uri, rundir.BEST, "manifest.json"), notes),
+        manifest=_read(storage.join(run_uri, rundir.BEST_MANIFEST), notes),
     )
     if not (run.config or run.metrics or run.trials or run.evaluation):
         seen = f" ({redact('; '.join(notes))})" if notes else ""

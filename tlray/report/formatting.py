@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tlray.figures.charts import Column
@@ -50,13 +50,3 @@ def short(key: str, others: Sequence[str] = ()) -> str:
 
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
-
-
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for name, below in tree.items():
-        found |= leaves(below, f"{prefix}.{name}" if prefix else str(name))
-    return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from tlray.storage.json_values import finite
 
 Json = dict[str, Any]
 
@@ -69,13 +70,6 @@ class RunFiles:
         """(name, seconds) in the order in which they ran."""
         stages = [*self.trials.get("stages", []), *self.metrics.get("stages", [])]
         return [(str(s["name"]), float(s["seconds"])) for s in stages if finite(s.get("seconds")) is not None]
-
-
-def finite(value: Any) -> float | None:
-    """A number that can be drawn, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def contenders(search: Mapping[str, Any]) -> list[Json]:

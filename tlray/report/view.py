@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tlray.config import Config
+from tlray.config.tree import flatten
 from tlray.errors import redact_tree
 from tlray.figures import charts
 from tlray.figures.charts import Column, Line, Point, Section, Table
-from tlray.report.formatting import leaves, plain, short
-from tlray.report.run_files import Json, ReportedGoal, RunFiles, equal, finite
+from tlray.report.formatting import plain, short
+from tlray.report.run_files import Json, ReportedGoal, RunFiles, equal
+from tlray.storage.json_values import finite
 
 FREEZE, RATE = "model.freeze", "optim.lr"
 MOST_FILES = 100  # shown of those that were left out
@@ -331,10 +333,10 @@ def time(run: RunFiles) -> Section | None:
 
 def changed(config: Json) -> Table | None:
     """Settings that are not the defaults."""
-    standard = leaves(Config().model_dump(mode="json"))
+    standard = flatten(Config().model_dump(mode="json"))
     rows = [
         [key, plain(value), plain(standard[key]) if key in standard else None]
-        for key, value in leaves(redact_tree(config)).items()
+        for key, value in flatten(redact_tree(config)).items()
         if key not in standard or standard[key] != value
     ]
     return Table([Column("setting"), Column("value"), Column("default")], rows) if rows else None

@@ -155,7 +155,7 @@ def measure(loop: Loop, views: int, ready: Callable[[Boundary], bool]) -> CostPl
         depth = boundary.depth if boundary else 0
         suffix_s: float | None = None
         for run in runs:
-            with loop.alone(run):
+            with run.isolated():
                 suffix_s = _step_seconds(run, given, targets)
             if suffix_s is not None:
                 break

@@ -90,7 +90,11 @@ class PrefixBatches(RenderedBatches):
     def __init__(self, loop: Loop, keep: Mapping[Boundary, str] | None = None) -> None:
         config = loop.runs[0].config
         super().__init__(loop.source, loop.order, config, loop.worker)
-        self.loop, self.config, self.keep = loop, config, dict(keep or {})
+        # Its parts and not the loop, which holds these batches: so both are freed as soon as it ends.
+        self.runs, self.emit, self.split = loop.runs, loop.emit, loop.split
+        self.validation_split, self.num_validation = loop.validation.split, loop.validation.num_rows
+        self.num_validation_here = len(loop.validation.rows)  # of them, in this worker
+        self.config, self.keep = config, dict(keep or {})
         lead = max(loop.runs, key=lambda run: run.model.freeze_depth)
         self.backbone: Backbone = lead.model.module.backbone  # type: ignore[assignment]
         uri = config.search.cache
@@ -129,14 +133,16 @@ class PrefixBatches(RenderedBatches):
 
     def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[DeviceBatch]:
         """Features are kept in memory where they fit: these pictures are plain in every epoch."""
-        split, behind = self.loop.validation_split, {b for b in boundaries if b is not None}
+        split, behind = self.validation_split, {b for b in boundaries if b is not None}
         known = all((split, None, b) in self.tables for b in behind)
         if known and None not in boundaries:
             self._held.forget()  # nobody begins at the pixels any more
             yield from self._known_features(split, behind)
             return
         tables = (
-            {b: FeaturesInMemory(len(self.loop.rows)) for b in behind} if not known and self._room else {}
+            {b: FeaturesInMemory(self.num_validation_here) for b in behind}
+            if not known and self._room
+            else {}
         )
         geometries: list[Geometry] = []
         for fed in super().validation(boundaries):
@@ -148,7 +154,7 @@ class PrefixBatches(RenderedBatches):
             arrays = {b: to_arrays(fed.features[b]) for b in tables}
             if tables and not geometries:
                 bytes_a_row = sum(x[0].nbytes for named in arrays.values() for x in named.values())
-                self._room = self._fits(bytes_a_row * len(self.loop.rows))
+                self._room = self._fits(bytes_a_row * self.num_validation_here)
                 tables = tables if self._room else {}
             for b, table in tables.items():
                 table.add(arrays[b])
@@ -162,13 +168,13 @@ class PrefixBatches(RenderedBatches):
         kept = {
             key: table.nbytes for key, table in self.tables.items() if isinstance(table, FeaturesInMemory)
         }
-        train = {b: size for (split, _, b), size in kept.items() if split == self.loop.split}
-        others = sum(size for (split, _, _), size in kept.items() if split != self.loop.split)
+        train = {b: size for (split, _, b), size in kept.items() if split == self.split}
+        others = sum(size for (split, _, _), size in kept.items() if split != self.split)
         held = len(self.views) * sum(train.values()) + others + self._targets_bytes
         return held + num_bytes <= self.config.search.memory_mb * 2**20
 
     def _known_features(self, split: str, boundaries: Collection[Boundary]) -> Iterator[DeviceBatch]:
-        ours = share(self.loop.num_rows, self.worker.rank, self.worker.world)
+        ours = share(self.num_validation, self.worker.rank, self.worker.world)
         size = self.config.train.batch_size
         for start in range(0, len(ours), size):
             at = np.arange(start, min(start + size, len(ours)))
@@ -176,7 +182,7 @@ class PrefixBatches(RenderedBatches):
             yield DeviceBatch(None, features, {}, ours[at], self._geometries[start : start + size])
 
     def _boundaries(self) -> list[Boundary | None]:
-        return [run.boundary for run in self.loop.active] or [None]
+        return [run.boundary for run in self.runs if not run.over] or [None]
 
     def _features(
         self, x_BCHW: Any, wanted: Collection[Boundary], precision: str
@@ -195,14 +201,14 @@ class PrefixBatches(RenderedBatches):
     def _prepare(self, step: int) -> None:
         """See to the tables of a step. What cannot be kept is computed with each batch from here on."""
         epoch, view, wanted = self._tables_of(step)
-        missing = {b for b in wanted if (self.loop.split, view, b) not in self.tables}
+        missing = {b for b in wanted if (self.split, view, b) not in self.tables}
         if not missing:
             return
         try:
             self._fill(view, epoch, set(missing))
         except StorageError as error:
             text = f"features are not kept, and computed with each batch: {error}"
-            self.loop.emit({"kind": "note", "run": self.config.run_uri, "text": text})
+            self.emit({"kind": "note", "run": self.config.run_uri, "text": text})
             self.keep = {b: place for b, place in self.keep.items() if b not in missing}
             self.tables = {key: table for key, table in self.tables.items() if key[2] not in missing}
 
@@ -216,7 +222,7 @@ class PrefixBatches(RenderedBatches):
         """A training batch from tables alone."""
         epoch, view, wanted = self._tables_of(step)
         twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as stream.to_device does
-        features = {b: self._gather(self.loop.split, view, b, twice) for b in wanted}
+        features = {b: self._gather(self.split, view, b, twice) for b in wanted}
         found = [self._target(view, epoch, int(row)) for row in twice]
         targets = loader.on_device(loader.collate([target for target, _ in found]), self.worker.device)
         return DeviceBatch(None, features, targets, rows, [geometry for _, geometry in found[: len(rows)]])
@@ -237,7 +243,7 @@ class PrefixBatches(RenderedBatches):
 
     def _fill(self, view: int | None, epoch: int, missing: set[Boundary]) -> None:
         """Tables of one view of the training split: found in the store, or made in one pass for all."""
-        split = self.loop.split
+        split = self.split
         keys = {b: self.key(view, b) for b in missing}
         for b in list(missing):
             found = self.store.find(keys[b]) if self.store and self.keep[b] == "store" else None
@@ -282,7 +288,7 @@ class PrefixBatches(RenderedBatches):
         reads = POOLED if boundary.reads is None else ",".join(map(str, boundary.reads))
         return Key(
             data=self._fingerprint,
-            split=self.loop.split,
+            split=self.split,
             view=json.dumps(shown, sort_keys=True),
             backbone=self._weights_of(boundary.depth),
             boundary=f"{boundary.depth} of {len(self.backbone.stages)}, {reads}",

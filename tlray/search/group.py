@@ -13,13 +13,13 @@ from typing import Any
 
 from tlray import storage
 from tlray.config import Config, parse
+from tlray.config.tree import flatten
 from tlray.errors import RunError, TlrayError
 from tlray.search.cost import CostPlan, measure
 from tlray.search.features import PrefixBatches
 from tlray.search.space import lineage
 from tlray.search.trial import free_memory, one_line
 from tlray.training.loop import Loop
-from tlray.training.resume import flat
 from tlray.training.run import Record
 from tlray.training.rundir import CONFIG
 from tlray.training.worker import LocalWorker, Worker
@@ -44,7 +44,7 @@ class Group:
         self._loop, plan = _planned(list(self._configs.values()), self._worker, self._tell)
         self._epochs = self._loop.epochs()
         for run in self._loop.runs:
-            with self._loop.alone(run):
+            with run.isolated():
                 tree = run.config.model_dump(mode="json")
                 storage.write_json(storage.join(run.uri, CONFIG), tree)
         self._plan, self._began = plan.to_dict(), began
@@ -61,7 +61,7 @@ class Group:
         for run in self._loop.runs:
             if run.name not in names:
                 continue
-            with self._loop.alone(run):
+            with run.isolated():
                 if run.name in keep:
                     run.publish_best()
                 run.write_story()
@@ -146,7 +146,7 @@ def together(settings: Iterable[dict[str, Any]], most: int) -> Iterator[list[dic
     """Trials that can train side by side, ``most`` at once, in the order in which they came."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in settings:
-        groups.setdefault(lineage(flat(json.loads(one["tree"]))), []).append(one)
+        groups.setdefault(lineage(flatten(json.loads(one["tree"]))), []).append(one)
     for group in groups.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]

@@ -11,7 +11,6 @@ left as a bundle, which may win the search, and as a start for `model.head` (LP-
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from tlray.models import eager
 from tlray.models.backbone import Features
 from tlray.search.extra_bundle import leave
 from tlray.search.transferability import BATCH, POOLED, features_by_stage
+from tlray.storage.json_values import finite
 from tlray.tasks.base import TIE, Metrics
 from tlray.training.build import initial_model, is_head
 from tlray.training.rundir import HEAD, trial_folder
@@ -250,23 +250,18 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
     storage.write_bytes(storage.join(config.run_uri, HEAD), save(head))
     return {
         "id": id_, "params": dict(params), "status": "finished", "epochs": 0, "curve": [],
-        "best": _known(own_metrics[task.goal.name]), "tie": own_metrics.get(TIE),
+        "best": finite(own_metrics[task.goal.name]), "tie": own_metrics.get(TIE),
         "seconds": seconds, "bundle": uri,
         "pictures": len(rows), "pictures_a_class": len(shown_NC) / len(model.labels),
-        "told": min(probes, key=lambda place: (_known(probes[place].loss) or 0.0, place != POOLED)),
+        "told": min(probes, key=lambda place: (finite(probes[place].loss) or 0.0, place != POOLED)),
         "places": [
             {
                 "place": place, "dimensions": x_by_place[place].shape[1], "l2": one.l2,
-                "held_out_loss": _known(one.loss), "value": _known(values[place][task.goal.name]),
+                "held_out_loss": finite(one.loss), "value": finite(values[place][task.goal.name]),
             }
             for place, one in probes.items()
         ],
     }  # fmt: skip
-
-
-def _known(value: float) -> float | None:
-    """NaN is no JSON."""
-    return value if math.isfinite(value) else None
 
 
 def _shown(model: Model, rows: Sequence[Row]) -> tuple[np.ndarray, bool]:

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tlray.config import Config
+from tlray.config.tree import flatten
 from tlray.errors import ConfigError
 from tlray.search import extend
 from tlray.search.probe import start
@@ -21,7 +22,6 @@ from tlray.search.probe_first import ProbeFirst
 from tlray.search.space import Params, Space, accepted, trial_id
 from tlray.search.space import trial_id as id_of
 from tlray.search.trial_log import RULED_OUT, TrialLog
-from tlray.training.resume import flat
 
 MANY = 10**9  # trials of a space without end
 TRIES = 30  # proposals that were there already, before a trial is taken from the rest of the space
@@ -273,7 +273,7 @@ def default_trial(config: Config, space: Space) -> Params | None:
     It is proposed first and never stopped early: a search must not end below what `tlray train` gives, and
     early epochs say little of it. Deep and quick trainings begin behind and end ahead.
     """
-    settings = flat(config.model_dump(mode="json"))
+    settings = flatten(config.model_dump(mode="json"))
     params = {axis.key: settings.get(axis.key) for axis in space.axes}
     return params if space.encode(params) is not None else None
 

@@ -68,7 +68,7 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
     if not outcomes[0].kept:
         of = of[:1]
     if head is not None:
-        winner, judged = outcomes[0].weights, outcomes[0].judged
+        winner, judged = outcomes[0].weights, outcomes[0].evaluation
         probe = {**judge.initial, **weights.read(head, "probe")}
         chosen, found, share = _between(winner, judged, probe, judge, goal)
         kind = f"{share:.2g} of the winner, {1 - share:.2g} of the probe" if share < 1 else NO_AVERAGE
@@ -85,10 +85,11 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
     module = judge.model.module
     module.load_state_dict(last.weights, strict=False)
     depth = min(manifests[one].freeze_depth for one in of)
-    model = replace(judge.model, task=judge.model.task.with_thresholds(last.judged.whole), freeze_depth=depth)
+    task = judge.model.task.with_thresholds(last.evaluation.whole)
+    model = replace(judge.model, task=task, freeze_depth=depth)
     own = judge.config.override({"name": id_, "runs": f"{config.run_uri}/trials"}, "average")
     story = storage.read_json(storage.join(trial_folder(config.run_uri, ids[0]), METRICS))["epochs"]
-    metrics = last.judged.values
+    metrics = last.evaluation.values
     row["bundle"] = leave(model, own, metrics, ("average", seconds), story)
     return {**row, "best": metrics[goal.name], "tie": metrics.get(TIE)}
 

@@ -203,7 +203,7 @@ def story(run_uri: str) -> list[Record]:
     """Records of the epochs that a run's newest readable checkpoint has behind it."""
     for name in reversed(checkpoint.listing(run_uri)):
         try:
-            state = storage.read_json(storage.join(run_uri, "checkpoints", name, checkpoint.STATE))
+            state = storage.read_json(storage.join(run_uri, rundir.CHECKPOINTS, name, checkpoint.STATE))
             return list(state["history"] or [])
         except (StorageError, ValueError, KeyError):
             continue  # damaged: training passes it over, too

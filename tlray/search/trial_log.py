@@ -16,12 +16,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tlray import storage
-from tlray.bundle.bundle import MANIFEST
+from tlray.bundle.files import MANIFEST
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
 from tlray.inference.judging import SHARE, share_error
 from tlray.search.extend import wider
 from tlray.search.space import Params, Space
+from tlray.storage.json_values import without_nan
 from tlray.tasks.base import TIE, Goal
 from tlray.training import checkpoint, resume
 from tlray.training.rundir import BEST, CHECKPOINTS, CONFIG, METRICS, TRIALS, trial_folder
@@ -150,9 +151,9 @@ class TrialLog:
                 continue
             new = {self.goal.name: value, **({} if tie is None else {TIE: tie})}
             if row["best"] is None or self.goal.beats(new, self._metrics(row)):
-                row["best"], row["tie"] = value, _finite(tie)
+                row["best"], row["tie"] = value, without_nan(tie)
         shown = ("epoch", f"val_{self.goal.name}", "val_loss", "train_loss", "lr", "seconds")
-        point = {name: _finite(record[name]) for name in shown if name in record}
+        point = {name: without_nan(record[name]) for name in shown if name in record}
         row["curve"].append({**point, "best": row["best"]})
         row["epochs"] = len(row["curve"])
         row["seconds"] = record["seconds"]
@@ -340,8 +341,3 @@ def _stages(folder: str) -> dict[str, float]:
 def _drop(uri: str) -> None:
     if storage.exists(uri):
         storage.delete(uri)
-
-
-def _finite(value: Any) -> Any:
-    """NaN is no JSON."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

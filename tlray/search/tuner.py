@@ -136,7 +136,7 @@ def run(
     tell, options = emit or _silent, options or TuneOptions()
     given: Any = config.search.space
     each_its_own = given != "auto" and "optim.lr" in given
-    config = fit.settled(config, fresh, None if each_its_own else tell)
+    config = fit.resolve_config(config, fresh, None if each_its_own else tell)
     space = spaces.build(config)
     model = fit.check(config)
     task = model.task
@@ -194,7 +194,7 @@ def explain(config: Config) -> list[dict[str, Any]]:
     if not side_by_side(config):
         given = f"search.fuse = {config.search.fuse}, scale.num_workers = {config.scale.num_workers}"
         raise ConfigError(f"{given}: trials train one by one, and nothing is planned; accepted: true and 1")
-    config = fit.settled(config)
+    config = fit.resolve_config(config)
     space, model = spaces.build(config), fit.check(config)
     _check_choices(config, space, model)
     with tempfile.TemporaryDirectory(prefix="tlray-explain-") as folder:

@@ -1,8 +1,8 @@
-"""Places that a verb will write to, tried before its long work starts.
+"""Places that a command will write to, tried before its long work starts.
 
-What can be told by trying is tried: a hidden folder or object is made where the results will lie, and taken
-away again. A place whose spelling is another system's (backslashes, %20, blanks or quotes around it) would be
-made under just that name, so it is refused unless it is there already.
+The check makes a hidden folder or object where the results will lie, and removes it. A place spelt as on
+another system (backslashes, %20, blanks or quotes around it) would be made under exactly that name, so it is
+refused unless it exists.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import PurePath
 
 from tlray import storage
 from tlray.errors import StorageError, spelling_hint
+from tlray.storage.files import staging_path
 
-_ASIDE = len(".") + len(".tmp-01234567")  # bytes that names of staging have more, see storage
-_LONGEST = 255 - _ASIDE
+_MOST_BYTES = 255 - len(os.path.basename(staging_path("/")))  # of a name, so that its staging has one, too
 
 
 def check_folder(uri: str, beside: bool = False) -> None:
     """Raise StorageError where no folder can be made or filled.
 
-    ``beside``: it is made beside the place and renamed (`storage.publish`), so the folder above is tried.
+    ``beside``: the folder is made beside the place and renamed (`storage.publish`), so its parent is tried.
     """
     path = _path(uri)
     if path is None:
@@ -48,7 +48,7 @@ def check_file(uri: str) -> None:
 
 
 def _path(uri: str) -> str | None:
-    """The local path, checked as far as its spelling goes; None: on s3, and tried there."""
+    """The local path, once its spelling is checked; None for a place on s3, where a write is tried."""
     try:
         uri.encode()
     except UnicodeEncodeError:
@@ -61,25 +61,25 @@ def _path(uri: str) -> str | None:
     if not storage.is_local(uri):
         probe = storage.join(uri, f".tried.tmp-{secrets.token_hex(4)}")
         storage.write_bytes(probe, b"")
-        with contextlib.suppress(StorageError):  # who may write may not always delete
+        with contextlib.suppress(StorageError):  # a user who may write is not always allowed to delete
             storage.delete(probe)
         return None
     for part in PurePath(path).parts:
-        if len(part.encode()) > _LONGEST:
+        if len(part.encode()) > _MOST_BYTES:
             raise StorageError(
-                f"{part[:40]}...: a name of {len(part.encode())} bytes; accepted: up to {_LONGEST} bytes "
+                f"{part[:40]}...: a name of {len(part.encode())} bytes; accepted: up to {_MOST_BYTES} bytes "
                 "between slashes"
             )
     return path
 
 
 def _try(uri: str, folder: str) -> None:
-    """Make a folder in ``folder``, or in the nearest one above that is there, and remove it."""
+    """Make a folder in ``folder``, or in the nearest one above that exists, and remove it."""
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
-    said = f"{uri}: " + (f"{folder} " if folder != uri.rstrip("/") else "")
+    prefix = f"{uri}: " + (f"{folder} " if folder != uri.rstrip("/") else "")
     if not os.path.isdir(folder):
-        raise StorageError(f"{said}{_is(folder)}; accepted: a place below a folder")
+        raise StorageError(f"{prefix}{_is(folder)}; accepted: a place below a folder")
     probe = f"{folder}/.tried.tmp-{secrets.token_hex(4)}"
     try:
         os.mkdir(probe)
@@ -87,12 +87,12 @@ def _try(uri: str, folder: str) -> None:
     except OSError as error:
         why = (error.strerror or type(error).__name__).lower()
         raise StorageError(
-            f"{said}cannot be written ({why}); accepted: a place that this user may write"
+            f"{prefix}cannot be written ({why}); accepted: a place that this user may write"
         ) from None
 
 
 def _is(path: str) -> str:
-    """What stands at a path that is not what is wanted."""
+    """What a path is that is not what was expected."""
     if not os.path.exists(path):
         return "is a link that leads nowhere"
     if os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Batches on the device, and where they come from."""
+"""Batches on the device, and the sources that give them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tlray.training.worker import Worker
 
 @dataclass
 class DeviceBatch:
-    """A batch as candidates take it, on the device: ``x_BCHW`` uint8 pixels (None where no candidate begins
-    there), features by boundary; targets by name, rows (B,) and geometries as in `loader.Batch`."""
+    """A batch on the device: ``x_BCHW`` uint8 pixels (None where no candidate trains from the pixels),
+    features by boundary, targets by name, and rows (B,) and geometries as in `loader.Batch`."""
 
     x_BCHW: torch.Tensor | None
     features: dict[Boundary, Features]
@@ -29,15 +29,15 @@ class DeviceBatch:
     geometries: list[Geometry]
 
     def input(self, boundary: Boundary | None) -> Any:
-        """What a candidate's module takes: features at its boundary, else pixels."""
+        """The input of a candidate that trains from a boundary on: features there, otherwise pixels."""
         return self.x_BCHW if boundary is None else self.features.get(boundary, self.x_BCHW)
 
 
 class BatchSource(Protocol):
-    """Where batches come from."""
+    """Gives the batches of a training loop."""
 
     def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
-        """This rank's batches of the steps [first, last); None where it has no row in a step."""
+        """This rank's batches of the steps [first, last); None for a step in which it has no row."""
         ...
 
     def one(self, epoch: int, row: Indices) -> DeviceBatch:
@@ -45,12 +45,12 @@ class BatchSource(Protocol):
         ...
 
     def validation(self, boundaries: Collection[Boundary | None]) -> Iterable[DeviceBatch]:
-        """This rank's part of the validation split, for candidates that begin at these boundaries."""
+        """This rank's part of the validation split, for candidates that need these boundaries."""
         ...
 
 
 class RenderedBatches:
-    """Every batch rendered for its step: what plain training eats."""
+    """Renders every batch for its step; validation pictures, which stay the same, once."""
 
     def __init__(self, source: loader.Source, order: Order, config: Config, worker: Worker) -> None:
         self.source, self.order, self.worker = source, order, worker
@@ -61,17 +61,16 @@ class RenderedBatches:
 
     def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
         for batch in loader.train_batches(self.source, self.order, self.worker.rank, first, last):
-            yield self.fed(batch) if batch else None
+            yield self._on_device(batch) if batch else None
 
     def one(self, epoch: int, row: Indices) -> DeviceBatch:
-        return self.fed(loader.make_batch(self.source, self._fingerprint, epoch, row))
+        return self._on_device(loader.make_batch(self.source, self._fingerprint, epoch, row))
 
     def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[DeviceBatch]:
         for batch in self._held:
             x_BCHW = batch.x_BCHW.to(self.worker.device, non_blocking=True)
             yield DeviceBatch(x_BCHW, {}, {}, batch.rows, batch.geometries)
 
-    def fed(self, batch: loader.Batch) -> DeviceBatch:
-        """A batch on the device."""
+    def _on_device(self, batch: loader.Batch) -> DeviceBatch:
         x_BCHW, targets = loader.to_device(batch, self.worker.device, self.channels_last)
         return DeviceBatch(x_BCHW, {}, targets, batch.rows, batch.geometries)

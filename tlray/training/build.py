@@ -1,4 +1,4 @@
-"""The model that a training starts with: pretrained backbone, frozen to its depth, under a new head."""
+"""The model that training starts with: the pretrained backbone, frozen to its depth, under a new head."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import nn
 
 from tlray import storage, tasks
@@ -31,9 +32,9 @@ def build_model(
     fingerprint: str,
     rows: TrainingRows | None = None,
 ) -> Model:
-    """Pretrained backbone, frozen to its depth, under a new head; preprocessing that fits its weights.
+    """The pretrained backbone, frozen to its depth, under a new head, with the preprocessing of its weights.
 
-    ``rows``: of the training split, for what the task chooses by them.
+    ``rows``: of the training split; the task chooses some of its settings by them (`Task.fitted`).
     """
     chosen = config.input
     backbone = Backbone(
@@ -59,8 +60,9 @@ def build_model(
     notes = [note]
     if config.model.head:
         notes.append(_start_with(module, task, labels, config.model.head))
-    told = tuple(filter(None, notes))
-    return Model(module, task, backbone.spec(), depth, preprocess, labels, fingerprint, told)
+    return Model(
+        module, task, backbone.spec(), depth, preprocess, labels, fingerprint, tuple(filter(None, notes))
+    )
 
 
 def initial_model(config: Config, data: Dataset) -> Model:
@@ -70,8 +72,31 @@ def initial_model(config: Config, data: Dataset) -> Model:
     return build_model(config, task, labels, counts, data.fingerprint, tasks.training_rows(data, split))
 
 
+class InitialModels:
+    """Initial models of candidates on one data set. Of many with the same `start_key` one is built; the
+    others are copies that share its frozen weights."""
+
+    def __init__(self, data: Dataset, device: torch.device, many: bool) -> None:
+        self._data, self._device, self._many = data, device, many
+        self._by_key: dict[str, Model] = {}
+
+    def build(self, config: Config) -> Model:
+        """The model that this candidate begins with. Raises TlrayError."""
+        key = start_key(config)
+        model = self._by_key.get(key)
+        if model is None:
+            torch.manual_seed(config.seed)
+            model = initial_model(config, self._data)
+            if not self._many:
+                return model
+            # Onto the device before copying: otherwise each copy moves shared statistics there for itself.
+            model.module.to(self._device)
+            self._by_key[key] = model
+        return copy_model(model, config)
+
+
 def start_key(config: Config) -> str:
-    """What an untrained model depends on but for what `copy_model` takes up: those of a kind are copies."""
+    """Equal for configurations whose initial models `copy_model` makes from each other."""
     settings = config.model_dump(mode="json", exclude={"name", "runs", "optim"})
     for group, key in (("model", "freeze"), ("model", "drop_rate"), ("train", "epochs")):
         del settings[group][key]
@@ -79,13 +104,13 @@ def start_key(config: Config) -> str:
 
 
 def copy_model(built: Model, config: Config) -> Model:
-    """A copy for other settings of the same `start_key`; of an untrained model, what `build_model` gives.
+    """A copy of an untrained model for another configuration with the same `start_key`.
 
-    The copy shares with ``built`` what is frozen in it, so that must not train there.
+    The copy shares the tensors that are frozen in it with ``built``, so nothing may train those in ``built``.
     Raises ConfigError for a depth that the backbone does not have.
     """
-    held = cast(Backbone, built.module.backbone).held(config.model.freeze)
-    module = copy.deepcopy(built.module, {id(tensor): tensor for tensor in held})
+    frozen = cast(Backbone, built.module.backbone).held(config.model.freeze)
+    module = copy.deepcopy(built.module, {id(tensor): tensor for tensor in frozen})
     backbone = cast(Backbone, module.backbone)
     depth = backbone.freeze(config.model.freeze)
     backbone.drop_rate = config.model.drop_rate
@@ -98,12 +123,12 @@ def is_head(name: str) -> bool:
 
 
 def _start_with(module: nn.Module, task: Task, labels: list[str], uri: str) -> str:
-    """Put the head of a bundle, or of a file, in place of the random one; what people are told of it.
+    """Replace the random head by that of a bundle or a .safetensors file; the note for the user.
 
-    Of a bundle of other labels the layers that are made for classes stay random. Raises ConfigError.
+    Where a bundle has other labels, the layers that depend on the classes stay random. Raises ConfigError.
     """
     random: tuple[str, ...] = ()
-    file, told = uri, ""
+    file, note = uri, ""
     if storage.exists(storage.join(uri, bundle.MANIFEST)):
         manifest, file = bundle.read_manifest(uri), storage.join(uri, bundle.WEIGHTS)
         random = () if manifest.labels == labels else tuple(getattr(module, "class_layers", ()))
@@ -112,18 +137,18 @@ def _start_with(module: nn.Module, task: Task, labels: list[str], uri: str) -> s
             what = "its labels are others" if manifest.task["name"] == task.name else what
             raise ConfigError(f"model.head = {uri!r}: {what}; accepted: a model of the same task and labels")
         kept = "all but the layer of the classes, since its labels are others" if random else "all of it"
-        told = f"model.head = {uri}: {kept} is where training starts"
-    found = {name: value for name, value in weights.read(file, "model.head").items() if is_head(name)}
-    found = {name: value for name, value in found.items() if not name.startswith(random)}
-    have = {name: value for name, value in module.state_dict().items() if is_head(name)}
-    # What only training needs (the centres of a margin loss) is not in a bundle.
-    wanted = {name for name in bundle.weights(module) if is_head(name) and not name.startswith(random)}
-    missing = wanted - found.keys()
-    other = {name for name, value in found.items() if name not in have or have[name].shape != value.shape}
-    if wrong := sorted(missing | other):
+        note = f"model.head = {uri}: {kept} is where training starts"
+    stored = {name: value for name, value in weights.read(file, "model.head").items() if is_head(name)}
+    stored = {name: value for name, value in stored.items() if not name.startswith(random)}
+    head = {name: value for name, value in module.state_dict().items() if is_head(name)}
+    # A bundle lacks what only training needs, as the centres of a margin loss.
+    needed = {name for name in bundle.weights(module) if is_head(name) and not name.startswith(random)}
+    missing = needed - stored.keys()
+    unfit = {name for name, value in stored.items() if name not in head or head[name].shape != value.shape}
+    if wrong := sorted(missing | unfit):
         raise ConfigError(
             f"model.head = {uri!r}: {wrong[0]} {'is missing' if wrong[0] in missing else 'does not fit'}; "
             "accepted: the head of a model of the same task, labels and backbone"
         )
-    module.load_state_dict(found, strict=False)
-    return told
+    module.load_state_dict(stored, strict=False)
+    return note

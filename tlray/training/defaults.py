@@ -1,7 +1,7 @@
 """What ``auto`` in a configuration stands for: values by task, family of backbone and number of pictures.
 
-`settle` decides them once, before anything begins. From there on a configuration holds numbers alone; a run's
-folder keeps those, and the same name is compared by them.
+`resolve_auto` chooses them once, before anything begins. Behind it a configuration holds numbers alone: they
+are stored in the run's folder, and a run that goes on is compared with them.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from tlray.config import Config
 from tlray.data.dataset import Dataset
 from tlray.models.backbone import traits
 
-# AdamW's rate of a head over a backbone: what is right falls with the width of the features, and networks of
-# layer norm (transformers, ConvNeXt) stand much less than those of batch norm. Of others it is a guess that
-# training has measured, see `is_guess`.
+# AdamW's learning rate of the head, times the width of the features: wider features need a lower rate, and
+# networks with layer norm (transformers, ConvNeXt) need a far lower one than networks with batch norm. For
+# other norms the number is a guess, and a range test measures the rate, see `is_guess`.
 RATE_BY_WIDTH = {"batch": 1.6, "layer": 0.15, "other": 0.15}
 MAX_RATE = 6e-3
 SGD_RATE = 0.05
 LAYER_DECAY = {"batch": 0.9, "layer": 0.75, "other": 0.75}
-STEPS = 600  # of a training, within these numbers of epochs
+STEPS = 600  # optimiser steps that a training gets, if that gives a number of epochs within EPOCHS
 EPOCHS = (10, 60)
-LEAST_BATCH = 32  # of few pictures, where the task's own is larger
-SPACE_RATES = (0.5, 1.0, 2.0)  # of the rate above, in a search without a space
+LEAST_BATCH = 32  # of a small data set, where the task's usual batch is larger
+SPACE_RATES = (0.5, 1.0, 2.0)  # factors of the chosen rate that a search without a space of its own tries
 SPACE_DEPTHS = (0, 0.6, "all")
 
 
-def settle(config: Config) -> Config:
-    """The configuration with a value for every ``auto``.
+def resolve_auto(config: Config) -> Config:
+    """The configuration with a value for every ``auto``; without data unchanged, since it cannot be trained.
 
-    Without data nothing is decided, since training is refused then. Raises TlrayError for an unknown task or
-    backbone and for data that cannot be opened.
+    Raises TlrayError for an unknown task or backbone, and for data that cannot be opened.
     """
     if not config.data.uri:
         return config
@@ -51,8 +50,8 @@ def settle(config: Config) -> Config:
     )
     epochs = math.ceil(STEPS * config.train.batch_size / max(1, rows))
     config = _filled(config, {"train.epochs": min(max(epochs, EPOCHS[0]), EPOCHS[1])})
-    given: tuple[Any, ...] = (config.optim.lr, config.optim.layer_decay)
-    if "auto" in given:
+    rate_and_decay: tuple[Any, ...] = (config.optim.lr, config.optim.layer_decay)
+    if "auto" in rate_and_decay:
         norm, width = traits(config.model.backbone)
         rate = min(MAX_RATE, RATE_BY_WIDTH[norm] / width) if config.optim.optimizer == "adamw" else SGD_RATE
         decay = 1.0 if config.model.weights == "none" else LAYER_DECAY[norm]
@@ -63,13 +62,13 @@ def settle(config: Config) -> Config:
 
 
 def is_guess(config: Config) -> bool:
-    """Whether the rate that `settle` will give is a guess: nothing is known of networks with such norms."""
-    given: Any = config.optim.lr
-    return bool(given == "auto") and traits(config.model.backbone).norm == "other"
+    """Whether the rate that `resolve_auto` will choose is a guess, since the norms are of an unknown kind."""
+    rate: Any = config.optim.lr
+    return bool(rate == "auto") and traits(config.model.backbone).norm == "other"
 
 
 def _filled(config: Config, values: dict[str, Any]) -> Config:
-    """Those of the values whose key is ``auto`` now."""
+    """The configuration with the values of those keys that are ``auto`` in it."""
     tree = config.model_dump(mode="json")
     chosen = {}
     for key, value in values.items():

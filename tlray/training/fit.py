@@ -26,7 +26,7 @@ from tlray.tasks.base import TIE, Task
 from tlray.training import defaults, range_test, resume
 from tlray.training.build import initial_model
 from tlray.training.loop import epochs
-from tlray.training.rundir import BEST, CONFIG, ERROR, METRICS, REFUSED
+from tlray.training.rundir import BEST, CONFIG, ERROR, METRICS, RANGE_TEST, RAY, REFUSED
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Member:
         return values
 
 
-def settled(config: Config, fresh: bool = False, emit: Emit | None = None) -> Config:
+def resolve_config(config: Config, fresh: bool = False, emit: Emit | None = None) -> Config:
     """The configuration as training takes it: places that all workers find, a value for every ``auto``.
 
     ``fresh``: whatever the run of this name began with. ``emit``: gets what is told of a range test, which is
@@ -63,11 +63,11 @@ def settled(config: Config, fresh: bool = False, emit: Emit | None = None) -> Co
     if head and config.model.weights == "builtin" and storage.exists(storage.join(head, bundle.MANIFEST)):
         # A bundle's head goes with its backbone.
         config = config.override({"model.weights": storage.join(head, bundle.WEIGHTS)})
-    done = defaults.settle(config)
+    done = defaults.resolve_auto(config)
     if emit is None or not config.data.uri or not defaults.is_guess(config):
         return done
     rate = _measured(done, emit)
-    return done if rate is None else defaults.settle(config.override({"optim.lr": rate}, "range test"))
+    return done if rate is None else defaults.resolve_auto(config.override({"optim.lr": rate}, "range test"))
 
 
 def _measured(config: Config, emit: Emit) -> float | None:
@@ -75,7 +75,7 @@ def _measured(config: Config, emit: Emit) -> float | None:
 
     What it found stays in the run's folder: another machine may come to another rate by a rounding error.
     """
-    place, run, name = storage.join(config.run_uri, range_test.FILE), config.run_uri, config.model.backbone
+    place, run, name = storage.join(config.run_uri, RANGE_TEST), config.run_uri, config.model.backbone
     asked = range_test.asked(config, Dataset.open(config.data.uri).fingerprint)
     try:
         known = storage.read_json(place) if storage.exists(place) else {}
@@ -119,7 +119,7 @@ def _too_large(config: Config) -> str:
 def check(config: Config) -> Model:
     """Everything that can be wrong before training starts, found on the driver; the model as it would begin.
 
-    Of a configuration that is `settled`. Raises TlrayError.
+    ``config``: as `resolve_config` gives it. Raises TlrayError.
     """
     if not config.data.uri:
         raise ConfigError(
@@ -169,14 +169,14 @@ def fit(
     up to ``scale.max_failures`` times and go on from the newest checkpoint.
     Raises TlrayError, RunError where the workers died for good.
     """
-    config = settled(config, fresh, emit or _silent)
+    config = resolve_config(config, fresh, emit or _silent)
     check(config)
     need = runtime.resources(config.scale)
     if fresh:
         resume.clear(config)
     storage.delete(storage.join(config.run_uri, REFUSED))
     storage.write_json(storage.join(config.run_uri, CONFIG), config.model_dump(mode="json"))
-    filesystem, path = storage.open_fs(storage.join(config.run_uri, "ray"))
+    filesystem, path = storage.open_fs(storage.join(config.run_uri, RAY))
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -203,7 +203,7 @@ def fit(
     except Exception as error:  # Ray wraps whatever happened in a worker
         raise _explain(config, error) from error
     finally:
-        storage.delete(storage.join(config.run_uri, "ray"))
+        storage.delete(storage.join(config.run_uri, RAY))
     refusal = storage.join(config.run_uri, REFUSED)
     if storage.exists(refusal):
         told = storage.read_json(refusal)

@@ -14,6 +14,7 @@ import torch
 
 from tlray.bundle.bundle import Model
 from tlray.config import Config
+from tlray.config.tree import flatten, within
 from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
@@ -28,7 +29,6 @@ SMOOTHING = 0.9  # of the loss: the share of what came before
 AROUND = 3  # steps on either side, between which a fall is measured
 FALLS = 0.99  # of the first loss: a lowest one above it is noise
 DIVERGED = 4.0  # times the lowest loss so far: from there on nothing is learnt
-FILE = "range_test.json"  # in a run's folder; a run begun anew has the same rate, so it stays there
 FREE = ("search", "train.epochs", "optim.lr")  # what may differ besides `resume.FREE`
 
 
@@ -41,10 +41,9 @@ class Point(NamedTuple):
 
 def asked(config: Config, fingerprint: str) -> dict[str, Any]:
     """All that the outcome depends on, the data's fingerprint among it."""
-    tree = resume.flat(config.model_dump(mode="json"))
+    settings = flatten(config.model_dump(mode="json"))
     free = (*resume.FREE, *FREE)
-    kept = {k: v for k, v in tree.items() if not any(k == f or k.startswith(f"{f}.") for f in free)}
-    return {**kept, "fingerprint": fingerprint}
+    return {**{k: v for k, v in settings.items() if not within(k, free)}, "fingerprint": fingerprint}
 
 
 def choose(points: Sequence[Point]) -> float | None:

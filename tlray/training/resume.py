@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tlray import storage, tasks
-from tlray.bundle.bundle import MANIFEST
+from tlray.bundle.files import MANIFEST
 from tlray.config import Config
+from tlray.config.tree import flatten, within
 from tlray.errors import ConfigError, StorageError
 from tlray.training import checkpoint, rundir
 
@@ -80,8 +81,8 @@ def compare(
     ``before``: its settings; ``seen`` and ``now``: fingerprints of its data and of today's. The note for the
     user, where it cannot all be compared; else "".
     """
-    known = flat(resolved(Config().model_dump(mode="json")))
-    old, new = flat(resolved(before)), flat(resolved(config.model_dump(mode="json")))
+    known = flatten(resolved(Config().model_dump(mode="json")))
+    old, new = flatten(resolved(before)), flatten(resolved(config.model_dump(mode="json")))
     free, changed = tuple(free), []
     if seen is not None and seen != now:
         changed.append(
@@ -89,7 +90,7 @@ def compare(
             f"({old.get('data.uri')!r}, fingerprint {seen[:8]}, now {now[:8]})"
         )
     for key in sorted(set(old) | set(new)):
-        if any(key == f or key.startswith(f"{f}.") for f in free):
+        if within(key, free):
             continue
         # A key that the earlier version did not have yet stood where its default stands now.
         was, is_ = old.get(key, known.get(key)), new.get(key)
@@ -141,17 +142,6 @@ def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         return dict(tree)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration as dotted keys and their values."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            out.update(flat(value, f"{prefix}{key}."))
-        else:
-            out[prefix + key] = value
-    return out
-
-
 def _way_out(config: Config) -> str:
     return f"accepted: the old value, a new name than {config.name!r}, or --fresh to begin anew"
 
@@ -161,7 +151,7 @@ def _trained(run_uri: str) -> tuple[dict[str, Any], str | None, int] | None:
 
     By the newest checkpoint; where there is none any more, by its best epoch.
     """
-    names = [f"checkpoints/{name}" for name in reversed(checkpoint.listing(run_uri))]
+    names = [f"{rundir.CHECKPOINTS}/{name}" for name in reversed(checkpoint.listing(run_uri))]
     for name in (*names, rundir.BEST):
         place = storage.join(run_uri, name)
         try:

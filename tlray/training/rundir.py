@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tlray import storage
+from tlray.bundle.files import BEST as BEST
+from tlray.bundle.files import MANIFEST
 
 CONFIG = "config.json"  # the configuration as training takes it, without an "auto"; by whoever begins the run
-BEST = "best"  # the bundle of the best epoch, or of a search's winner
+BEST_MANIFEST = f"{BEST}/{MANIFEST}"  # of the bundle of the best epoch, or of a search's winner
 CHECKPOINTS = "checkpoints"  # a folder for each checkpoint; checkpoint.py
 METRICS = "metrics.json"  # the epochs so far, and where the time went; run.py
 HEAD = "head.safetensors"  # of the best epoch, where a search trains deeper from it; run.py
@@ -15,11 +17,15 @@ TRIALS = "trials.json"  # all trials of a search; search/trial_log.py
 TRIAL_FOLDERS = "trials"  # a run's folder for each of them
 EVALUATION = "evaluation.json"  # the winner on the validation split; api.py
 REPORT = "report.html"  # report/
+TENSORBOARD = "tensorboard"  # a folder of event files; tracking.py
+MLFLOW = "mlflow.json"  # the id of the run's twin in MLflow, which a run that goes on continues; tracking.py
+RAY = "ray"  # Ray Train's own state, deleted when training ends; fit.py
+RANGE_TEST = "range_test.json"  # the measured rate, which a run begun anew uses again: never deleted; fit.py
 
-# All that a run leaves, in the order in which it is deleted: first what could be gone on with.
+# What a run leaves, in the order in which it is deleted: first all that a run could go on from.
 ALL = (
-    CHECKPOINTS, TRIALS, TRIAL_FOLDERS, BEST, METRICS, EVALUATION, REPORT, HEAD, "tensorboard", "mlflow.json",
-    REFUSED, ERROR, "ray", CONFIG,
+    CHECKPOINTS, TRIALS, TRIAL_FOLDERS, BEST, METRICS, EVALUATION, REPORT, HEAD, TENSORBOARD, MLFLOW,
+    REFUSED, ERROR, RAY, CONFIG,
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import tempfile
 import time
@@ -11,12 +10,13 @@ from typing import Any
 
 from tlray import storage
 from tlray.config import Config
+from tlray.config.tree import flatten
 from tlray.errors import ConfigError, TlrayError
+from tlray.storage.json_values import finite
+from tlray.training import rundir
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tensorboard"
-MLFLOW = "mlflow.json"  # in the run's folder: which MLflow run it is, so that going on goes on there too
 _MAX_PARAM = 500  # characters that MLflow keeps of a value
 
 
@@ -43,11 +43,7 @@ class Tracker:
 
     def log(self, record: dict[str, Any], step: int) -> None:
         """Add the numbers of a record at an optimiser step; whatever is no finite number is passed over."""
-        numbers = {
-            key: float(value)
-            for key, value in record.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        }
+        numbers = {key: number for key, value in record.items() if (number := finite(value)) is not None}
         if self._config.track.tensorboard:
             self._to_board(numbers, step)
         if self._mlflow is not None:
@@ -73,7 +69,7 @@ class Tracker:
         if self._board is None:
             from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
-            target = storage.join(self._run_uri, FOLDER)
+            target = storage.join(self._run_uri, rundir.TENSORBOARD)
             if storage.is_local(target):
                 folder = storage.open_fs(target)[1]
             else:
@@ -90,13 +86,13 @@ class Tracker:
         if self._stage is None:
             return
         try:
-            storage.upload(self._stage, storage.join(self._run_uri, FOLDER))
+            storage.upload(self._stage, storage.join(self._run_uri, rundir.TENSORBOARD))
         except TlrayError as error:
             log.warning("TensorBoard events were not stored: %s", error)
 
     def _start_mlflow(self, uri: str) -> None:
         client = _mlflow(uri).MlflowClient(tracking_uri=uri)
-        known = storage.join(self._run_uri, MLFLOW)
+        known = storage.join(self._run_uri, rundir.MLFLOW)
         try:
             if storage.exists(known):
                 self._mlflow_run = storage.read_json(known)["run_id"]
@@ -106,7 +102,7 @@ class Tracker:
                 number = found.experiment_id if found else client.create_experiment("tlray")
                 run = client.create_run(number, run_name=self._config.name)
                 self._mlflow_run = run.info.run_id
-                for key, value in _flat(self._config.model_dump(mode="json")):
+                for key, value in flatten(self._config.model_dump(mode="json")).items():
                     client.log_param(self._mlflow_run, key, str(value)[:_MAX_PARAM])
                 storage.write_json(known, {"run_id": self._mlflow_run})
         except TlrayError:
@@ -136,14 +132,3 @@ def _mlflow(uri: str) -> Any:
             "accepted: `pip install tlray[mlflow]`, or track.mlflow=null"
         ) from None
     return mlflow
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((prefix + key, value))
-    return found

@@ -226,7 +226,7 @@ def _trained(case: Case, data: Path, seed: int, lr: float) -> dict[str, Any]:
     torch.manual_seed(seed)
     recipe = str(RECIPES / f"{case.data}.yaml")
     settings = config.load(recipe, [f"data.uri={data}", f"train.epochs={case.epochs}", f"seed={seed}"])
-    settings, opened = defaults.settle(settings), Dataset.open(str(data))
+    settings, opened = defaults.resolve_auto(settings), Dataset.open(str(data))
     task: Any = tasks.load(settings.task)
     labels, batch, goal = tasks.labels_of(task, opened), settings.train.batch_size, task.goal
     people = 0
