@@ -19,7 +19,7 @@ POLICIES = ("none", "colour", "mild", "wide", "rand", "photometric")
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (40, 40)) -> Image.Image:
-    """Smooth colours, so that rounding differs by little."""
+    """A picture of smooth colours, for which different rounding makes little difference."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
@@ -43,7 +43,7 @@ def test_the_same_generator_gives_the_same_pixels(policy: str) -> None:
 
 
 def moved(name: str, value: float) -> dict[str, object]:
-    """What torchvision's TrivialAugment asks its affine function for."""
+    """The arguments of torchvision's TrivialAugment for its affine function."""
     degrees = float(np.degrees(np.arctan(value)))
     kind: dict[str, dict[str, object]] = {
         "rotate": {"angle": value, "translate": [0, 0], "shear": [0.0, 0.0]},

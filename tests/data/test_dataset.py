@@ -424,7 +424,7 @@ def test_fingerprint_of_saved_data(tmp_path: Path) -> None:
 def test_s3_reads_only_what_is_asked_for(
     tmp_path: Path, s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Labels of a split cost a small part of the file: no read-ahead, no pictures."""
+    """Reading labels transfers a small part of a file: no read-ahead, no pictures."""
     values = [
         {**row, "image": {"bytes": os.urandom(20_000), "path": "x"}}
         for row in own_table("train", 64).to_pylist()
@@ -453,7 +453,7 @@ def test_s3_reads_only_what_is_asked_for(
 
 
 def foreign(folder: Path, classes: bool = True, column: str = "label", **splits: Any) -> str:
-    """Parquet as others write it: a file a split, of these labels (a list, or an Arrow array)."""
+    """Parquet of another tool: one file for each split, with these labels (a list or an Arrow array)."""
     folder.mkdir()
     for split, values in splits.items():
         values = values if isinstance(values, pa.Array) else pa.array(values, pa.int64())
@@ -483,7 +483,7 @@ def test_a_row_without_a_label_is_named(tmp_path: Path, bad: Any, shown: str, st
 
 def test_labels_in_order_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Dataset.open(foreign(tmp_path / "d", train=[0, 1, 2] * 4))
-    monkeypatch.setattr(shards.Parquet, "group", None)  # the footer tells it all
+    monkeypatch.setattr(shards.Parquet, "group", None)  # the footer has all that is needed
     data.check_labels("train", "label", "class", 3)
     data.check_pictures("train")
 

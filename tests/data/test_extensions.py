@@ -1,4 +1,4 @@
-"""Reading runs no code. Each canary first sings where it is read the plain way, or its silence is nothing."""
+"""Reading runs no code. Each payload is first read without tlray and must run there, or the test is void."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ calls: list[str] = []
 
 
 class Eager(pa.ExtensionType):
-    """A type that does something as soon as a schema that names it is read."""
+    """A type that runs code as soon as a schema that names it is read."""
 
     def __init__(self, storage: pa.DataType) -> None:
         super().__init__(storage, "tests.eager")
@@ -59,12 +59,12 @@ def eager() -> Iterator[Eager]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """What a payload makes."""
+    """The file that a payload writes."""
     return tmp_path / "sang"
 
 
 def with_payload(uri: str, file: Path) -> list[Path]:
-    """Give every Parquet file of a data set one more column; those files."""
+    """Add a column to each Parquet file of a data set; returns the files."""
     files = sorted(Path(uri).rglob("*.parquet"))
     for path in files:
         table = pq.read_table(path)
@@ -73,7 +73,7 @@ def with_payload(uri: str, file: Path) -> list[Path]:
 
 
 def sings(table: pa.Table, file: Path) -> None:
-    """Reading the plain way runs the payload."""
+    """Assert that reading without tlray runs the payload."""
     table["extra"].to_pylist()
     assert file.exists()
     file.unlink()
@@ -163,7 +163,7 @@ def test_evaluate(tmp_path: Path, file: Path) -> None:
 
 
 def kinds(inner: pa.DataType) -> dict[str, pa.DataType]:
-    """An extension type at every place where a type can stand."""
+    """Types with an extension type at each place where a type can have one."""
     return {
         "x": inner,
         "struct.x": pa.struct([("a", pa.int32()), ("x", inner)]),
@@ -203,12 +203,12 @@ def test_a_type_that_acts_while_the_schema_is_read(
         def read() -> Any:
             return extensions.open_file(pa.BufferReader(sink.getvalue()), "place")
     else:
-        # Parquet has no types for some of these; what counts is the schema that the footer carries.
+        # Parquet lacks some of these types; the Arrow schema in the footer counts.
         target = tmp_path / "a.parquet"
         with pq.ParquetWriter(target, pa.schema([("x", pa.int64())]), store_schema=False) as writer:
             writer.write_table(pa.table({"x": [1]}))
             writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(schema.serialize()).decode()})
-        with contextlib.suppress(pa.ArrowException):  # this schema is not that of the columns
+        with contextlib.suppress(pa.ArrowException):  # the schema does not match the columns
             pq.read_schema(target)
 
         def read() -> Any:
@@ -223,7 +223,7 @@ def test_a_type_that_acts_while_the_schema_is_read(
 
 
 def test_the_one_of_two_schemas_that_counts(tmp_path: Path, eager: Eager) -> None:
-    """A footer may hold a key twice: what is checked is what pyarrow takes."""
+    """A footer may have a key twice: the value that pyarrow uses is checked."""
     path = tmp_path / "a.parquet"
     plain, acting = (
         base64.b64encode(pa.schema([("x", kind)]).serialize()).decode() for kind in (pa.int64(), eager)
@@ -253,7 +253,7 @@ def test_the_one_of_two_schemas_that_counts(tmp_path: Path, eager: Eager) -> Non
 def test_a_tensor_type_that_unpickles_in_the_schema(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's, where somebody has set RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA."""
+    """Ray's tensor type, with RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA set."""
     monkeypatch.setattr(ray_tensors, "_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", True)
     tensor = {
         "ARROW:extension:name": "ray.data.arrow_tensor_v2",
@@ -310,7 +310,7 @@ def test_vectors(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
     for read in (
         lambda: neighbors.similar(uri, "train00003", never),
         lambda: neighbors.nearest(uri, neighbors.read_manifest(uri), np.ones(12)),
-        lambda: batch._errors(str(part)),  # a job that goes on looks at the parts that are there
+        lambda: batch._errors(str(part)),  # a job that resumes reads the parts that exist
     ):
         message = canary.refusal(read, file)
         assert message.startswith(str(part)) and REFUSED.search(message)
@@ -320,7 +320,7 @@ def test_vectors(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_the_feature_cache(tmp_path: Path, file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What is kept there can be computed again: an entry with such a type is taken for absent."""
+    """Features can be computed again, so an entry with such a type counts as absent."""
     from tests.search.test_feature_cache import KEY, fill, found, outputs
     from tlray.search.feature_cache import FeatureCache
 
@@ -329,7 +329,7 @@ def test_the_feature_cache(tmp_path: Path, file: Path, caplog: pytest.LogCapture
     path = tmp_path / "cache" / KEY.digest / "part-00000.arrow"
     with ipc.open_file(path.read_bytes()) as reader:
         table = reader.read_all()
-    for name in ("extra", table.column_names[0]):  # one more, or in place of what is expected
+    for name in ("extra", table.column_names[0]):  # added, or in place of an expected column
         changed = table.drop_columns([name]) if name in table.column_names else table
         changed = changed.append_column(name, canary.column(file, table.num_rows))
         with ipc.new_file(path, changed.schema) as writer:

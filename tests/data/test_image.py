@@ -1,4 +1,4 @@
-"""Pixels and coordinates: what a geometry does to pixels it does to points, and undoes."""
+"""Pixels and coordinates: a geometry maps points as it maps pixels, in both directions."""
 
 import io
 import struct
@@ -50,7 +50,7 @@ def test_points_and_boxes_come_back(fit, width, height, seed, plain, out_w, out_
 @pytest.mark.parametrize(("hflip", "vflip"), [(False, False), (True, False), (False, True), (True, True)])
 def test_pixels_go_where_the_geometry_says(fit, hflip, vflip):
     array = np.zeros((60, 90, 3), np.uint8)
-    array[20:28, 50:58] = 255  # a white square; where it lands tells where pixels go
+    array[20:28, 50:58] = 255  # a white square, whose place in the input shows where pixels go
     chosen = pre((48, 48), fit)
     plain = chosen.geometry((90, 60))
     geometry = chosen.place((90, 60), plain.crop, hflip, vflip)
@@ -124,7 +124,7 @@ def test_modes_become_rgb():
     grey16 = encode(np.full((10, 10), 65535, np.uint16))
     assert np.asarray(decode(grey16)).min() == 255
     clear = encode(np.zeros((10, 10, 4), np.uint8))
-    assert np.asarray(decode(clear)).min() == 255  # transparent shows what is behind: white
+    assert np.asarray(decode(clear)).min() == 255  # transparency over white
     assert decode(encode(np.full((5, 5), 7, np.uint8))).mode == "RGB"
 
 
@@ -150,7 +150,7 @@ def test_shrink_bounds_the_side_and_leaves_small_pictures_alone():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_tiff_is_turned_once(orientation: int) -> None:
-    """Pillow turns TIFFs itself while it loads them."""
+    """Pillow turns a TIFF itself when it loads it."""
     upright = np.zeros((24, 40, 3), np.uint8)
     upright[:8, :8] = 255
     back = {6: 8, 8: 6}.get(orientation, orientation)
@@ -198,7 +198,7 @@ BYTE, ASCII, SHORT, RATIONAL, FLOAT = 1, 2, 3, 5, 11  # types of EXIF values
         (ASCII, b"6\0\0\0", False),
         (SHORT, b"\x06\0\0\0", True),
         (SHORT, b"\x2c\x01\0\0", False),  # 300
-        (RATIONAL, b"\xff\xff\xff\xff", False),  # lies beyond the end
+        (RATIONAL, b"\xff\xff\xff\xff", False),  # an offset beyond the end
         (FLOAT, struct.pack("<f", 6), True),
     ],
 )

@@ -1,4 +1,4 @@
-"""Labels are looked at many rows at a time; a loop over Python values says the same."""
+"""Checks of labels over many rows at a time agree with a loop over Python values."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_first_wrong_row_is_named(kind: Kind, type_: pa.DataType, bad: Any, 
     assert find_fault(kind, pa.array([sound] * 4, type_), 3) is None
     several = {"bbox": [[1, 1, 1, 1]] * 3, "category": [0, 1, 2]} if kind == "objects" else sound
     for rows in ([bad, sound], [several, sound, bad, sound, bad]):
-        # A piece of a longer array, as a reader may give it.
+        # A slice of a longer array, as readers may return it.
         fault = find_fault(kind, pa.array([sound, *rows], type_)[1:], 3)
         assert fault is not None and fault.row == rows.index(bad)
         assert (f"{fault.part}: " if fault.part else "") + fault.value == value
@@ -151,7 +151,7 @@ rows = st.one_of(
 
 
 def is_sound(row: Any) -> bool:
-    """The same of one row, in plain Python."""
+    """The same check of one row, in plain Python."""
     if row is None or row["bbox"] is None or row["category"] is None:
         return False
     return (

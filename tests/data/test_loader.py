@@ -1,4 +1,4 @@
-"""Batches: the rows that the order names, the same pixels whatever the number of workers."""
+"""Batches have the rows of the order, and the same pixels with any number of workers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Mask files and outlines: what their pixels are, and how they lie on their pictures."""
+"""Mask files and outlines: the ids of their pixels, and their place on the picture."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_transparency_is_no_value() -> None:
 
 
 def grey_png(ids_HW: np.ndarray, bits: int) -> bytes:
-    """A grey PNG of 1, 2, 4, 8 or 16 bits, which Pillow cannot write in full."""
+    """A grey PNG of 1, 2, 4, 8 or 16 bits; Pillow cannot write all of them."""
     import struct
     import zlib
 
@@ -109,7 +109,7 @@ def test_a_code_gives_values_and_colours_their_classes() -> None:
     code = MaskCode(colours={0x000000: 0, 0x800000: 1, 0x008000: 2}, by_colour=True)
     for picture in (palette(IDS, COLOURS), palette(IDS, COLOURS).convert("RGB")):
         assert masks.read([encoded(picture)], None, code, SIZE).tolist() == [[0, 1, 2, 255], [255, 2, 1, 0]]
-    black = encoded(Image.new("L", (2, 1)))  # of a set in colours, one that shows nothing
+    black = encoded(Image.new("L", (2, 1)))  # a mask without objects in a set of coloured masks
     assert masks.read([black], None, code, (2, 1)).tolist() == [[0, 0]]
 
 
@@ -208,7 +208,7 @@ def test_a_mask_is_turned_as_its_picture_is(orientation: int) -> None:
     picture = encoded(Image.fromarray(np.stack([ids_HW] * 3, axis=2)), "PNG", exif=exif)
     upright = image.decode(picture)
     assert masks.fitted(ids_HW, upright.size, orientation).tolist() == np.asarray(upright)[..., 0].tolist()
-    # Its own turn, whatever the format.
+    # The mask's own orientation counts, in any format.
     for kind in ("PNG", "TIFF"):
         own = encoded(Image.fromarray(ids_HW), kind, exif=exif)
         assert masks.raw(own).values_HW.tolist() == np.asarray(upright)[..., 0].tolist()

@@ -1,4 +1,4 @@
-"""Mixed pictures: a pure function of (seed, view, row), with targets that say what is seen."""
+"""Mixed pictures: a pure function of (seed, view, row), with targets that match the pixels."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ALL = {
 
 @pytest.mark.parametrize("task", tasks.names())
 def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_path: Path) -> None:
-    """Whatever else is in the batch, in whatever order; targets told without pixels are the same."""
+    """They do not depend on the rest of the batch or its order; `annotation` gives the same targets."""
     uri = scenes_dataset(tmp_path / "d", tasks.load({"name": task}).columns, train=20)
     split = source(uri, task, settled(policy="colour", hflip=0.5, scale=(0.5, 1.0), **ALL[task]))
     whole = batch(split, range(20), 1)
@@ -78,7 +78,7 @@ def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_pa
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_the_share_is_that_of_the_rows_own_pixels(kind: str, tmp_path: Path) -> None:
-    """White pictures of class 0 and black ones of class 1, in one row group."""
+    """With white pictures of class 0 and black ones of class 1, in one row group."""
     uri = coloured(tmp_path / "d", [(255,) * 3, (0,) * 3] * 10)
     mixed = batch(source(uri, "classification", settled(**{kind: 1.0})), range(20))
     white, pairs = mixed.x_BCHW.double().mean((1, 2, 3)) / 255, set()
@@ -149,13 +149,13 @@ OBJECT = {0: RED, 1: BLUE}
 
 
 def coloured(folder: Path, colours: list[Any], group_rows: int = 32) -> str:
-    """Pictures of one colour each, of class number % 2."""
+    """Pictures of one colour each; the class is number % 2."""
     pictures = [encoded(np.full((40, 50, 3), colour, np.uint8)) for colour in colours]
     return written(folder, pictures, "label", "class", [i % 2 for i in range(len(colours))], group_rows)
 
 
 def squares(folder: Path) -> str:
-    """16 pictures of 120 x 90 px with a square each, red or blue, on green."""
+    """16 green pictures of 120 x 90 px, each with a red or a blue square."""
     rng, pictures, objects = np.random.default_rng(0), [], []
     for number in range(16):
         side = int(rng.integers(24, 48))
@@ -210,13 +210,13 @@ def test_boxes_of_a_mosaic_lie_on_their_objects(fit: str, tmp_path: Path) -> Non
                 assert (away < 60).mean() > 0.99, (x0, y0, x1, y1)
             ys, xs = slice(max(0, round(y0) - 2), round(y1) + 2), slice(max(0, round(x0) - 2), round(x1) + 2)
             left[ys, xs] = 0
-        # What is left of objects outside of all boxes are parts of less than a fifth of a square.
+        # Outside of all boxes there are only parts of less than a fifth of a square.
         assert left.sum() < 4 * 0.2 * 48**2
     assert several >= 8
 
 
 def test_boxes_of_a_mosaic_keep_the_rule_of_crops(tmp_path: Path) -> None:
-    """No box without an object that shows at least a fifth of itself; crowds are no targets."""
+    """Each box shows at least a fifth of its object; crowds are no targets."""
     known = tasks.load({"name": "detection"})
     mix = mixing.draw(np.random.default_rng(1), settled(mosaic=1.0), (96, 96))
     assert mix is not None and sorted(mix.frames)[0][:2] == (0, 0)
@@ -258,7 +258,7 @@ def test_crops_hold_rare_classes_more_often() -> None:
 
 
 def test_a_mask_is_cut_and_pasted_with_its_pixels(tmp_path: Path) -> None:
-    """Scenes whose class can be told from the pixel: both go through CutMix alike."""
+    """In scenes with one colour for each class, CutMix changes pixels and mask alike."""
     ground, shapes = (90, 90, 90), {1: RED, 2: BLUE}
     pictures, masks = [], []
     for number in range(12):
@@ -276,7 +276,7 @@ def test_a_mask_is_cut_and_pasted_with_its_pixels(tmp_path: Path) -> None:
     x_BHWC = mixed.x_BCHW.permute(0, 2, 3, 1).numpy().astype(int)
     colours = np.array([ground, RED, BLUE])
     nearest = np.abs(x_BHWC[..., None, :] - colours).sum(-1).argmin(-1)
-    assert (nearest == mixed.targets["mask"].numpy()).mean() > 0.97  # but for blurred borders
+    assert (nearest == mixed.targets["mask"].numpy()).mean() > 0.97  # the rest are blurred borders
 
 
 # ---- what a task's labels cannot follow is refused

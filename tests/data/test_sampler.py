@@ -1,4 +1,4 @@
-"""Order: a pure function of (seed, epoch, index), the same for every number of workers."""
+"""The order of rows: a pure function of (seed, epoch, index), the same for any number of workers."""
 
 import numpy as np
 import pytest
@@ -55,12 +55,12 @@ def test_rows_of_one_label_come_together(rows, batch_size, people, number, epoch
         person: -(-count // number)
         for person, count in zip(*np.unique(labels, return_counts=True), strict=True)
     }
-    changes = 1 + int((np.diff(labels[line]) != 0).sum())  # neighbours of one person may join
+    changes = 1 + int((np.diff(labels[line]) != 0).sum())  # groups of one person may be neighbours
     assert changes <= sum(groups_of.values())
 
 
 def test_people_of_a_large_split_are_grouped_within_the_window():
-    """Else each batch would read as many row groups as it has rows."""
+    """Otherwise each batch would read as many row groups as it has rows."""
     rows, window = [128] * 200, 2048
     labels = np.arange(sum(rows)) // 20  # stored person by person
     plain, grouped = (Order(rows, 32, 0, window=window, together=t) for t in (None, Together(labels, 4)))

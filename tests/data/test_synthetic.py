@@ -1,4 +1,4 @@
-"""The drawn data set."""
+"""The synthetic data set."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_layout_and_same_bytes_again(tmp_path: Path) -> None:
     first = files(tmp_path / "a")
     assert len(first) == 60
     assert {Path(name).parts[:2] for name in first} == {(s, k) for s in counts for k in synthetic.KINDS}
-    assert len(set(first.values())) == 60  # no picture twice, above all not in two splits
+    assert len(set(first.values())) == 60  # no picture twice, so none in two splits
     assert progress[-1] == ("draw", 60, 60)
     synthetic.draw(str(tmp_path / "b"), 6, size=32, seed=1)
     assert files(tmp_path / "b") == first
-    synthetic.draw(str(tmp_path / "a"), 6, size=32, seed=2)  # replaces what it drew before
+    synthetic.draw(str(tmp_path / "a"), 6, size=32, seed=2)  # replaces the earlier one
     assert not set(files(tmp_path / "a").values()) & set(first.values())
 
 

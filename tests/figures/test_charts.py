@@ -1,4 +1,4 @@
-"""Plots: the figures they say, and SVG that is small, well formed, safe and the same every time."""
+"""Plots: the numbers that they show, and SVG that is small, well formed, safe and reproducible."""
 
 from __future__ import annotations
 

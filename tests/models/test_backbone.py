@@ -1,4 +1,4 @@
-"""What is particular to names, sizes, channels, weights and messages; the contract has its own file."""
+"""Names, sizes, channels, weights and messages; tests of all backbones are in tests/contract."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_mean_and_std_come_from_weights_settings_and_spec(nano):
 
 def test_making_a_backbone_leaves_zero_gates_at_zero():
     gates = [p for n, p in Backbone("resnet10t").named_parameters() if n.endswith("bn2.weight")]
-    assert gates and all(bool((p == 0).all()) for p in gates)  # the probe disturbs them and puts them back
+    assert gates and all(bool((p == 0).all()) for p in gates)  # the probe changes them and restores them
 
 
 def test_dropout_on_the_embedding_works_at_every_depth(x):
@@ -255,7 +255,7 @@ def test_other_values_of_weights_are_refused(name, value, message):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub that has what stands in the returned table: (repository, file) -> path."""
+    """A hub with the files of the returned table: (repository, file) -> path."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 

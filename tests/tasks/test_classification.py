@@ -1,4 +1,4 @@
-"""Single-label classification: figures as a known library has them, and the settings of the loss."""
+"""Single-label classification: metrics equal a library's, and the settings of the loss."""
 
 import math
 import warnings
@@ -62,7 +62,7 @@ def test_counts_are_those_of_scikit_learn_for_any_classes_that_occur(pairs: list
     counts = theirs.confusion_matrix(truth, predicted, labels=range(4))
     np.testing.assert_array_equal(metrics.confusion, counts)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of predicted classes that are not in the truth
+        warnings.simplefilter("ignore")  # a warning about predicted classes that never occur
         assert ours["balanced_accuracy"] == pytest.approx(theirs.balanced_accuracy_score(truth, predicted))
     assert ours["accuracy"] == pytest.approx(theirs.accuracy_score(truth, predicted))
     f1 = theirs.f1_score(truth, predicted, labels=sorted(set(truth)), average="macro")

@@ -1,4 +1,4 @@
-"""Object detection: boxes there and back, COCO's figures as its library has them, both kinds of heads."""
+"""Object detection: boxes to the input and back, metrics equal COCO's library, both kinds of heads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROW = {"path": "a.jpg", "objects": {"bbox": BOXES, "category": [2, 0, 1]}}
 
 
 def ideal(target, num_classes=3):
-    """Raw outputs that say just what a target says, with noise below the least score."""
+    """Raw outputs that equal a target, with noise below the minimum score."""
     boxes, labels = torch.from_numpy(target["boxes"]), torch.from_numpy(target["labels"])
     scores = torch.full((len(labels), num_classes), 0.0005)
     scores[torch.arange(len(labels)), labels] = torch.linspace(0.9, 0.8, len(labels))
@@ -92,7 +92,7 @@ def test_decoding_suppresses_ranks_and_stays_in_the_picture():
     scores = torch.tensor([[0.6, 0.0, 0.3], [0.8, 0, 0], [0, 0.7, 0], [0.9, 0, 0]])
     outputs = {"scores": scores[None], "boxes": boxes[None, :, None]}
     objects = TASK.decode(outputs, [geometry], LABELS)[0]["objects"]
-    # The first yields to the second in its class alone; the last lies in the padding.
+    # The second suppresses the first in its own class only; the last is in the padding.
     assert [(o["index"], round(o["score"], 3)) for o in objects] == [(0, 0.8), (1, 0.7), (2, 0.3)]
     assert objects[1]["box"][0] == 0 and objects[1]["box"][3] == 80
     few = tasks.load({"name": "detection", "max_objects": 2, "min_score": 0.65})
@@ -100,7 +100,7 @@ def test_decoding_suppresses_ranks_and_stays_in_the_picture():
 
 
 def some(seed, num_pictures=12):
-    """Rows, and predictions that are half right."""
+    """Rows, and predictions that are partly right."""
     rng = np.random.default_rng(seed)
     rows, predictions = [], []
     for n in range(num_pictures):
@@ -350,7 +350,7 @@ def test_ragged_targets_pass_the_rendering_tasks(ray_local, tmp_path):
 
 @torch.no_grad()
 def test_boxes_are_trained_by_the_loss_that_is_set():
-    """Against the matrix of generalised IoUs, and the deltas themselves."""
+    """Compared with torchvision's generalised IoU, and with the deltas."""
     toy = Toy("detection", 3, channels=32)
     module, losses = toy.module, {}
     targets = toy.targets()
@@ -377,7 +377,7 @@ def test_boxes_are_trained_by_the_loss_that_is_set():
     assert abs(gap) > 0.01 and losses["giou"] - losses["l1"] == pytest.approx(gap, rel=1e-3)
     with pytest.raises(ConfigError, match=r"box_loss = 'giou' .*accepted: l1 with detector faster_rcnn"):
         tasks.load({"name": "detection", "detector": "faster_rcnn", "box_loss": "giou"})
-    assert TASK.box_loss == "l1"  # bundles from before it was a setting
+    assert TASK.box_loss == "l1"  # bundles written before the setting existed
 
 
 def test_two_stages_learn():
@@ -451,14 +451,14 @@ def test_drawing_tells_truth_from_detections_without_colour():
     drawn = TASK.draw(ground, record, LABELS)
     missed = TASK.draw(ground, {"truth": [[0, 20, 20, 90, 90]], "objects": [], "threshold": 0.5}, LABELS)
     unsure = TASK.draw(ground, {"objects": [[0, 0.4, 20, 20, 90, 90]], "threshold": 0.5}, LABELS)
-    assert ImageChops.difference(unsure, ground).getbbox() is None  # and the picture itself stays as it was
+    assert ImageChops.difference(unsure, ground).getbbox() is None  # and the picture itself is unchanged
     side = [[picture.getpixel((90, y)) for y in range(30, 80)] for picture in (drawn, missed)]
     assert len(set(side[0])) == 1 < len(set(side[1]))  # full, dashed
     assert ImageChops.difference(missed, ground).getbbox()[3] > 92  # its name below, in the picture
 
 
 def training_rows(sides, size=(256, 256), seed=0):
-    """What `Task.adapted_to_data` reads: pictures of one box each, of these sides, anywhere."""
+    """The rows that `Task.adapted_to_data` reads: pictures with one box of these sides at a random place."""
     rng, rows = np.random.default_rng(seed), []
     for w, h in sides:
         x, y = rng.uniform(0, [size[0] - w, size[1] - h])

@@ -1,4 +1,4 @@
-"""Face recognition: figures by hand, heads that learn, people who stay out of the bundle, real faces."""
+"""Face recognition: metrics by hand, heads that learn, no people of training in a bundle, real faces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADS = ("arcface", "cosface", "adaface")
 
 
 def points(*degrees: float) -> list[dict[str, Any]]:
-    """Predictions on the unit circle, so that a similarity is the cosine of an angle."""
+    """Predictions on the unit circle: their similarity is the cosine of the angle between them."""
     return [{"embedding": [math.cos(math.radians(d)), math.sin(math.radians(d))]} for d in degrees]
 
 
@@ -33,8 +33,8 @@ def scored(degrees: list[float], people: list[int], **settings: Any) -> Any:
     return metrics
 
 
-# Two people of three pictures: pairs of one are 10, 10, 20 and 10, 30, 40 degrees apart; those of two
-# 80, 90, 120 / 70, 80, 110 / 60, 70, 100. Nothing overlaps: cos 40 = 0.766, cos 60 = 0.5.
+# Two people with three pictures each. Pairs of one person are 10, 10, 20 and 10, 30, 40 degrees apart, pairs
+# of two people 80, 90, 120 / 70, 80, 110 / 60, 70, 100. They do not overlap: cos 40 = 0.766, cos 60 = 0.5.
 APART = ([0, 10, 20, 80, 90, 120], [0, 0, 0, 1, 1, 1])
 
 
@@ -47,14 +47,14 @@ def test_people_who_are_told_apart_perfectly():
 
 
 def test_figures_of_people_who_overlap():
-    # One's: 0, 60; the other's: 50, 90. Genuine: cos 60 = 0.5, cos 40 = 0.766. Impostors: cos 50 = 0.643,
-    # cos 90 = 0, cos 10 = 0.985, cos 30 = 0.866.
+    # Degrees of one person: 0, 60; of the other: 50, 90. Genuine pairs: cos 60 = 0.5, cos 40 = 0.766.
+    # Impostors: cos 50 = 0.643, cos 90 = 0, cos 10 = 0.985, cos 30 = 0.866.
     degrees, people = [0, 60, 50, 90], [0, 0, 1, 1]
     metrics = scored(degrees, people).compute()
-    # Of the 2 x 4 (genuine, impostor) the genuine is the more similar one in (0.5 > 0), (0.766 > 0.643, 0).
+    # Of 2 x 4 combinations, the genuine pair is more similar in three: 0.5 > 0, 0.766 > 0.643, 0.766 > 0.
     assert metrics["roc_auc"] == pytest.approx(3 / 8, abs=1e-3)
     assert metrics["tar_at_far_0.01"] == 0
-    # Everything from above 0 on: both genuine, three of four impostors; best is (1 + 1 / 4) / 2.
+    # The best threshold is above 0: it accepts both genuine pairs and 3 of 4 impostors: (1 + 1 / 4) / 2.
     assert metrics["accuracy_at_threshold"] == pytest.approx(0.625) and 0 < metrics["threshold"] <= 0.5
     # Enrolled with 0 and 50 degrees; 60 is nearer to the wrong one, 90 to the right one.
     assert metrics["rank1"] == 0.5
@@ -144,13 +144,13 @@ def test_adaface_is_its_equation():
 @pytest.mark.parametrize("head", HEADS)
 def test_the_margin_grows_over_the_first_steps(head: str):
     toy = Toy("face_recognition", head=head, margin_warmup=0.2)
-    toy.module.eval()  # the same points each time
+    toy.module.eval()  # the same embeddings each time
     losses = []
     for share, margin in ((0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.9, 1.0)):
         toy.module.trained(share)
         assert toy.module.identities.margin == pytest.approx(margin * MARGINS[head])
         losses.append(float(toy.module(toy.x, toy.targets()).detach()))
-    assert losses[0] < losses[1] < losses[2] == pytest.approx(losses[3], rel=1e-2)  # adaface's means move
+    assert losses[0] < losses[1] < losses[2] == pytest.approx(losses[3], rel=1e-2)  # AdaFace's means change
     at_once = Toy("face_recognition", head=head, margin_warmup=0.0).module
     at_once.trained(0.0)
     assert at_once.identities.margin == pytest.approx(MARGINS[head])
@@ -163,7 +163,7 @@ def test_a_step_of_training_knows_its_margin():
     chosen = config.parse({"train": {"epochs": 2}, "optim": rates}, "test")
     candidate = Candidate(model, chosen, 4, torch.device("cpu"), 1)
     full = MARGINS["arcface"]
-    for step, share in ((0, 0.0), (2, 0.5), (4, 1.0), (1, 0.25)):  # whatever came before, as after a restart
+    for step, share in ((0, 0.0), (2, 0.5), (4, 1.0), (1, 0.25)):  # in any order, as after a restart
         candidate.step(toy.x, toy.targets(), step, 1.0)
         assert toy.module.identities.margin == pytest.approx(share * full)
 

@@ -1,4 +1,4 @@
-"""Which of two results is better: by the goal, of equal goals by the lower log loss."""
+"""Which of two results is better: by the goal, and on a tie by the lower log loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OLD = {"accuracy": 0.8, "log_loss": 0.5}
 @pytest.mark.parametrize(
     ("accuracy", "log_loss", "wins"),
     [
-        (0.81, 9.0, True),  # the goal comes first, whatever the log loss
+        (0.81, 9.0, True),  # a better goal wins with any log loss
         (0.79, 0.1, False),
         (0.8, 0.49, True),
         (0.8, 0.5, False),  # the earlier one stays

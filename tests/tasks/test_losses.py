@@ -18,14 +18,14 @@ def sample(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def iou_of_set(wrong: set[int], truth: list[bool]) -> float:
-    """1 - intersection over union of a class where exactly these pixels are wrong."""
+    """1 - IoU of a class if exactly these pixels are wrong."""
     inside = {i for i, there in enumerate(truth) if there}
     union = inside | wrong
     return len(wrong) / len(union) if union else 0.0
 
 
 def by_definition(chance: list[float], truth: list[bool]) -> float:
-    """The Lovász extension (equation 8 of the paper): errors from the largest down, each times its step."""
+    """The Lovász extension (equation 8 of the paper): sorted errors, each times the increase in loss."""
     errors = [abs(float(t) - p) for p, t in zip(chance, truth, strict=True)]
     order = sorted(range(len(errors)), key=lambda i: -errors[i])
     total, before = 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Multi-label classification: figures as a known library has them, thresholds, the road on real pictures."""
+"""Multi-label classification: metrics equal a library's, thresholds, a run on real pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tlray.tasks import multilabel
 
 
 def scored(num_rows: int = 200, **settings: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """Metrics of random predictions that have to do with the truth, the scores and the truth."""
+    """Metrics of random predictions that correlate with the truth; the scores; the truth."""
     generator = torch.Generator().manual_seed(4)
     truth = (torch.rand(num_rows, 3, generator=generator) < torch.tensor([0.5, 0.2, 0.1])).long()
     logits = torch.randn(num_rows, 3, generator=generator) + 1.5 * truth - 1
@@ -42,7 +42,7 @@ def test_metrics_are_those_of_the_library():
     assert ours["map"] == pytest.approx(float(multilabel_average_precision(p, truth, 3)), abs=1e-6)
     for average in ("macro", "micro"):
         theirs = float(multilabel_f1_score(p, truth, 3, threshold=0.5, average=average))
-        assert ours[f"{average}_f1"] == pytest.approx(theirs, abs=0.01)  # at exactly 0.5 the library says no
+        assert ours[f"{average}_f1"] == pytest.approx(theirs, abs=0.01)  # theirs excludes 0.5 itself
     none = tasks.load({"name": "multilabel"}).metrics(LABELS)
     assert all(np.isnan(v) for v in none.compute().values())
 
@@ -111,7 +111,7 @@ def test_the_first_predictions_are_how_often_a_class_occurs():
         probabilities = module(x).sigmoid().ravel().tolist()
         if weight == "none":
             assert probabilities == pytest.approx([0.3, 0.015, 0.9], abs=0.01)
-        else:  # the weighted loss has its least where positives and negatives weigh the same
+        else:  # the weighted loss is smallest where positives and negatives balance
             assert probabilities == pytest.approx([0.5, 0.6, 0.5], abs=0.02)
             assert module.pos_weight.tolist() == pytest.approx([70 / 30, 99, 10 / 90])
 
@@ -166,7 +166,7 @@ def test_figures_tell_what_was_missed():
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_the_road_on_real_pictures(ray_local: Any, realdata: Path, tmp_path: Path) -> None:
-    """The recipe, on a few of the quarters that it is for."""
+    """The recipe, on a small part of its data set."""
     from tests.bench import camvid_quarters
     from tlray import cli
 
@@ -183,4 +183,4 @@ def test_the_road_on_real_pictures(ray_local: Any, realdata: Path, tmp_path: Pat
     assert evaluation["metrics"]["map"] > chance + 0.25, (evaluation["metrics"], chance)
     manifest = json.loads((runs / "camvid-quarters" / "best" / "manifest.json").read_text())
     assert len(manifest["task"]["thresholds"]) == len(labels) == len(camvid_quarters.NAMES)
-    assert manifest["metrics"] == evaluation["metrics"]  # at the thresholds that ship, to the last digit
+    assert manifest["metrics"] == evaluation["metrics"]  # exactly, at the thresholds in the bundle

@@ -1,4 +1,4 @@
-"""Semantic segmentation: masks there and back, what is ignored, and the figures of a known library."""
+"""Semantic segmentation: masks to the input and back, ignored ids, metrics equal a library's."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def test_a_mask_comes_back_from_every_fit_and_flip(fit, hflip, vflip):
     shown = predicted_HW != UNKNOWN
     assert shown.mean() == pytest.approx(80 * 80 / (96 * 80) if fit == "crop" else 1.0)
     same = (predicted_HW == truth_HW)[shown].mean()
-    # Letterbox is at scale 1 here: exact. The others resample, which may move a border by a pixel.
+    # Letterbox has scale 1 here and is exact. The others resample, which may move a border by a pixel.
     assert same == 1.0 if fit == "letterbox" else same > 0.95
     assert decode_mask(task.image_of(prediction)).tolist() == predicted_HW.tolist()
 
@@ -115,7 +115,7 @@ def test_frozen_norms_keep_the_statistics_of_the_backbone(freeze):
     toy.module(toy.x, toy.targets())
     same = [torch.equal(value, before[name]) for name, value in toy.module.backbone.named_buffers()]
     assert all(same) is freeze
-    assert toy.module.refine.training  # the rest trains as ever
+    assert toy.module.refine.training  # the rest is in train mode
 
 
 def test_figures_are_those_of_the_library():

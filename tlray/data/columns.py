@@ -1,4 +1,4 @@
-"""Columns of a file of a data set: which name and which type they have here."""
+"""The columns of a file: their names and types in a data set of tlray."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from tlray.errors import DataError
 
 
 def names_of(file_schema: pa.Schema, place: str, own: bool) -> dict[str, str]:
-    """Name in the file -> name here: the only picture column is the image, the only class column the label.
+    """Name in the file -> name in the data set.
 
+    The only column of pictures is the image, the only column of classes the label.
     ``own``: the file was written by ingest. Raises DataError where no single column holds pictures.
     """
     names = {name: name for name in file_schema.names}

@@ -50,8 +50,10 @@ def draw(
     if seed < 0:
         raise ConfigError(f"seed = {seed}: accepted: 0 or more")
     targets.check_folder(target_dir, beside=True)
-    held = {name: max(1, round(num_per_class * share)) for name, share in SPLITS.items() if name != "train"}
-    counts = {"train": num_per_class - sum(held.values()), **held}
+    held_out = {
+        name: max(1, round(num_per_class * share)) for name, share in SPLITS.items() if name != "train"
+    }
+    counts = {"train": num_per_class - sum(held_out.values()), **held_out}
     jobs = [
         (split, number, n)
         for split, count in counts.items()

@@ -222,19 +222,19 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def features(self, x_BCHW: Tensor, boundaries: Iterable[Boundary]) -> dict[Boundary, Features]:
         """The features at several boundaries in one pass; all stages below them must be frozen."""
-        distinct, kept = set(boundaries), dict[int, Tensor]()
+        distinct, maps = set(boundaries), dict[int, Tensor]()
         last, x = max((b.depth for b in distinct), default=0), x_BCHW
         assert all(stage.frozen for stage in self._chain[:last]), "a stage below a boundary is not frozen"
         needed = {i for b in distinct for i in b.keeps(len(self.stages))}
         for i, stage in enumerate(self._chain[:last]):
             x = stage(x)
             if i in needed:
-                kept[i] = x
+                maps[i] = x
         features = {}
         for b in distinct:
             whole = b.reads is None and b.depth == len(self.stages)
             pooled = self.model.forward_head(x, pre_logits=True) if whole else None
-            features[b] = Features({i: kept[i] for i in b.keeps(len(self.stages))}, pooled, x_BCHW.shape)
+            features[b] = Features({i: maps[i] for i in b.keeps(len(self.stages))}, pooled, x_BCHW.shape)
         return features
 
     def prefix(self, depth: int | float | str) -> Chain:

@@ -197,16 +197,16 @@ def _disturb(model: nn.Module) -> Callable[[], None]:
     Returns a function that restores them.
     """
     generator = torch.Generator().manual_seed(0)
-    kept: list[tuple[nn.Parameter, Tensor]] = []
+    saved: list[tuple[nn.Parameter, Tensor]] = []
     with torch.no_grad():
         for p in model.parameters():
             if p.numel() and p.is_floating_point() and bool((p == p.flatten()[0]).all()):
-                kept.append((p, p.detach().clone()))
+                saved.append((p, p.detach().clone()))
                 p.add_(torch.randn(p.shape, generator=generator).mul_(0.1).to(p))
 
     def restore() -> None:
         with torch.no_grad():
-            for parameter, value in kept:
+            for parameter, value in saved:
                 parameter.copy_(value)
 
     return restore

@@ -23,7 +23,7 @@ _MAX_ROUNDS = 100  # of k-means
 
 
 class Anchors(nn.Module):
-    """torchvision's anchors at the true strides of the maps, which it would guess from rounded map sizes."""
+    """torchvision's anchors, at the exact strides of the maps also where they do not divide the input."""
 
     def __init__(self, strides: Sequence[int], scale: float, shapes: Sequence[Shape] | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Anchors(nn.Module):
         centre_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
         best_N = np.zeros(len(boxes_N4))
         for stride, cell_S4 in zip(self.strides, self.grid.cell_anchors, strict=True):
-            # Of the positions of a map the one nearest to a box's centre has the best IoU, for each shape.
+            # For each shape, the position nearest to the box's centre has the best IoU.
             last = np.ceil(np.array(size) / stride) - 1
             place_N2 = np.clip(np.round(centre_N2 / stride), 0, last) * stride
             anchors_NS4 = np.tile(place_N2, 2)[:, None] + cell_S4.numpy()[None]

@@ -151,7 +151,7 @@ class OneStage(Detector):
 class TwoStage(Detector):
     """Faster R-CNN (arXiv 1506.01497) with a feature pyramid: proposals, then a class and a box for each.
 
-    Its losses are means over a random sample of anchors and proposals, of the same number for each row.
+    Its losses are means over a random sample of anchors and proposals, of equal size for each row.
     """
 
     num_proposals = 200  # of a picture that reach the second stage

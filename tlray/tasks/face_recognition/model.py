@@ -102,7 +102,7 @@ def _by_row(output: Any) -> torch.Tensor:
 
 
 class AdaFace(nn.Module):
-    """A loss whose margin depends on the picture's quality, for which the length of its embedding stands.
+    """A loss whose margin depends on the picture's quality, measured by the length of its embedding.
 
     Kim, Jain, Liu: AdaFace, arXiv 2204.00964, equations 6, 11 and 12, with their h and momentum.
     """

@@ -15,7 +15,7 @@ from tlray.figures.charts import Column, Section, Shot, Table
 from tlray.figures.svg import BLUE, GRID, RED, SOFT, Plot, to_svg
 from tlray.tasks.base import Prediction
 
-MAX_PICTURES = 3000  # that are paired; of more, those of randomly chosen people
+MAX_PICTURES = 3000  # limit of pictures that are paired, see `paired_pictures`
 FOLDS = 10
 THRESHOLDS_T = np.linspace(-1, 1, 2001)  # of cosine similarity
 
@@ -94,21 +94,21 @@ def sections(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) ->
     return [
         Section(
             "Verification",
-            f"{int(pairs.same_P.sum())} pairs of one person, {int((~pairs.same_P).sum())} of two: the "
-            "share of the former that is accepted (TAR) against that of the latter (FAR), by threshold. "
+            f"{int(pairs.same_P.sum())} pairs of one person, {int((~pairs.same_P).sum())} of two. By "
+            "threshold: the share of pairs of one person that is accepted (TAR), and of pairs of two (FAR). "
             f"Area below {metrics['roc_auc']:.4f}; the dot is the threshold {metrics['threshold']:.3f}.",
             [_roc(far_T, tar_T, metrics["threshold"])],
             [Table([Column("figure"), Column("value", 4)], [[name, metrics[name]] for name in names])],
         ),
         Section(
             "Similarities",
-            "Cosine similarity of pairs of one person (blue) and of two (orange), each as shares of its "
-            "own; the line is the threshold.",
+            "Cosine similarities: the distributions of pairs of one person (blue) and of two (orange). The "
+            "line is the threshold.",
             [_histogram(pairs, metrics["threshold"])],
         ),
         Section(
             "Worst pairs",
-            "The least similar pairs of one person, the most similar of two. Sometimes it is the label.",
+            "The least similar pairs of one person, the most similar of two. Sometimes a label is wrong.",
             shots=_worst(pairs),
         ),
     ]
