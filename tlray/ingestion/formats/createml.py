@@ -1,7 +1,7 @@
 """Apple's CreateML: a JSON list of ``{"image": name, "annotations": [{"label", "coordinates"}]}``.
 
-Coordinates are the centre x and y, width and height in px. The file lies beside the pictures, in the root or
-in the folder of each split, as Roboflow's train/_annotations.createml.json.
+Coordinates are centre x, centre y, width and height in px. The file is beside the pictures, in the root or
+in the folder of each split, as train/_annotations.createml.json of Roboflow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = re.compile(rf'"(?:{"|".join(_IMAGE)})"\s*:')
 
 
 def look(listing: Listing) -> Look | None:
-    """JSON lists with CreateML's keys, and the pictures of the folders that they name."""
+    """JSON lists with CreateML's keys, and all pictures in the folders of those that they name."""
     chosen = _chosen(listing)
     if not chosen:
         return None
@@ -53,7 +53,7 @@ def _is_list(listing: Listing, file: str) -> bool:
         head = listing.head_text(file).lstrip()
     except StorageError:
         return False
-    # Label Studio has lists with "annotations", too, but no such coordinates.
+    # Label Studio writes lists with "annotations", too, but no such coordinates.
     has_annotations = (
         head.startswith("[") and bool(_NAME.search(head)) and bool(re.search(r'"annotations?"\s*:', head))
     )
@@ -65,7 +65,7 @@ def _is_list(listing: Listing, file: str) -> bool:
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, objects); boxes are (x, y, width, height) in px, x and y the left upper corner.
 
-    Raises DataError for JSON that cannot be read or lacks something, and for pictures that stand twice.
+    Raises DataError for JSON that is invalid or incomplete, and for pictures with two entries.
     """
     chosen = _chosen(listing)
     if not chosen:

@@ -1,4 +1,4 @@
-"""XML and JSON of label files: what their first bytes tell, and the tree of an XML."""
+"""XML and JSON of label files: keys and names in their first bytes, and parsing of XML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tlray.errors import DataError
 
 _BLANK = b" \t\r\n"
 _DECLARED = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.\-]+)[\"'][^>]*\?>")
-# Declared -> Python's name of the widest that holds it: writers say gb2312 for whatever GBK has.
+# Declared encoding -> Python's name of the widest that includes it: many declare gb2312 and write GBK.
 _EAST_ASIA = {
     **dict.fromkeys(("gb2312", "gbk", "cp936", "gb18030"), "gb18030"),
     **dict.fromkeys(("big5", "big5-hkscs"), "big5hkscs"),
@@ -22,7 +22,7 @@ _ELEMENT = re.compile(r"<([A-Za-z_][\w.\-]*)")
 
 
 def names_in_head(head: str, keys: str) -> list[str]:
-    """Texts that stand behind a key (a regular expression) in the beginning of a JSON file."""
+    """Texts that follow a key (a regular expression) in the beginning of a JSON file."""
     texts = re.findall(
         rf'"(?:{keys})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}})*")', head
     )
@@ -30,7 +30,7 @@ def names_in_head(head: str, keys: str) -> list[str]:
 
 
 def root_element(head: str) -> str:
-    """Name of a document's outermost element; "" where the text is no XML."""
+    """Name of the outermost element of a document; "" where the text is no XML."""
     text = head.lstrip()
     if not text.startswith("<"):
         return ""
@@ -39,7 +39,7 @@ def root_element(head: str) -> str:
 
 
 def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
-    """The tree of a file, names without namespaces.
+    """The tree of an XML file, with names without namespaces.
 
     Raises DataError, with line and column, for what is no XML or has a DOCTYPE.
     """
@@ -61,8 +61,10 @@ def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
 
 
 def _decoded(where: str, data: bytes, accepted: str) -> str | None:
-    """The text of a file that declares one of the encodings of East Asia, which the parser cannot read,
-    without its declaration; None for other files. Raises DataError where the bytes are none of it."""
+    """The text, without its declaration, of a file in an encoding of East Asia, which the parser cannot read.
+
+    None for other files. Raises DataError where the bytes do not have the declared encoding.
+    """
     declared = _DECLARED.match(data)
     encoding = declared[1].decode().lower() if declared else ""
     if declared is None or encoding not in _EAST_ASIA:

@@ -1,14 +1,14 @@
 """Pascal VOC: one .xml for each picture (``<annotation>`` with ``<object>`` and ``<bndbox>``).
 
-The .xml lie in ``Annotations`` beside ``JPEGImages``, in any folder beside ``images``, or beside the pictures
-(LabelImg, Roboflow). A picture is found by the name of its .xml, else by ``<filename>``. Splits come from
-``ImageSets/Main/{train,val,test}.txt``, else from such lists in another folder, else from the folders' names;
-where there are lists, what stands in none is left aside, and trainval.txt gives what neither train.txt nor
-val.txt has.
+The .xml files are in ``Annotations`` beside ``JPEGImages``, in any folder beside ``images``, or beside the
+pictures (LabelImg, Roboflow). A picture is found by the name of its .xml, else by ``<filename>``. Splits come
+from ``ImageSets/Main/{train,val,test}.txt``, else from such lists in another folder, else from names of
+folders. Where there are lists, pictures in none of them are left out, and trainval.txt serves in place of a
+missing train.txt or val.txt.
 
 Pixels are numbered from 1 and both corners belong to the box (VOC development kit), so a box from 1 to the
-width spans the whole picture. Tools that count from 0 (Roboflow, CVAT) are told by a corner below 1, or by
-fractions in most boxes: their corners are taken as edges, for all files alike.
+width covers the whole picture. Tools that count from 0 (Roboflow, CVAT) are recognized by a corner below 1,
+or by fractions in most boxes; then the corners of all files are taken as edges.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 GIVES: tuple[str, ...] = (OBJECTS,)
 _YES = ("1", "true")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_SAMPLE = 24  # files whose first bytes are read to know what the .xml are
+_SAMPLE = 24  # files whose first bytes are read to recognize the format
 _ACCEPTED = "a VOC annotation"
-_MISSING = 0.5  # of the names in lists: with more of them not there the lists belong to other files
+_MISSING = 0.5  # share of the names in lists: if more are missing, the lists belong to other files
 
 
 def look(listing: Listing) -> Look | None:
-    """The .xml of which a sample are annotations, and the pictures of their names."""
+    """The .xml files, where some of a sample are annotations, and the pictures of their names."""
     files = listing.labels(".xml")
     sample = files[:: max(1, len(files) // _SAMPLE)]
     other_files = {file for file in sample if not _is_annotation(listing, file)}
@@ -47,7 +47,7 @@ def look(listing: Listing) -> Look | None:
         return None
     labels = [file for file in files if file not in other_files]
     pictures = {pair.pictures[0] for pair in pairs.paired(listing, labels).values() if pair.pictures}
-    if len(pictures) < len(labels) / 2:  # found by <filename>, perhaps
+    if len(pictures) < len(labels) / 2:  # perhaps they can be found by <filename>
         pictures |= set(
             in_same_folders(listing, (_stated_name(listing, f) for f in sample if f not in other_files))
         )
@@ -61,7 +61,7 @@ def _is_annotation(listing: Listing, file: str) -> bool:
         head = listing.head_text(file)
     except StorageError:
         return False
-    # An empty or broken file among annotations is one of them: `index` says what is wrong with it.
+    # An empty or broken file among annotations counts as one of them; `index` names the mistake.
     return markup.root_element(head) == "annotation"
 
 
@@ -72,7 +72,7 @@ def _stated_name(listing: Listing, file: str) -> str:
 
 @dataclass
 class _Notes:
-    """What is odd in the files read so far, with examples."""
+    """Oddities in the files read so far, as examples for findings."""
 
     swapped: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
@@ -103,9 +103,11 @@ class _Notes:
 
 @dataclass(frozen=True)
 class _File:
-    """One .xml: corners as stated; ``edges`` of an object: they are edges whatever the numbering."""
+    """The content of one .xml."""
 
-    objects: list[tuple[str, list[float], bool]]
+    objects: list[
+        tuple[str, list[float], bool]
+    ]  # class, corners as stated, whether these are edges in any case
     difficult: list[bool]
     filename: str
     size: tuple[int | None, int | None]
@@ -114,8 +116,8 @@ class _File:
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, objects) and stated sizes; boxes are (x, y, width, height) in px.
 
-    Raises DataError for .xml that cannot be read or lacks something, two for one picture, lists that name
-    a picture in two splits, and where most pictures are not there.
+    Raises DataError for .xml that is invalid or incomplete, two files of one picture, lists that name
+    a picture in two splits, and where most pictures are missing.
     """
     files = listing.labels(".xml")
     if not files:
@@ -153,7 +155,7 @@ def index(listing: Listing, column: str) -> Index:
         rows.append({"path": picture, "split": split,
                      OBJECTS: objects(boxes, difficult=contents[file].difficult),
                      "stated_width": width, "stated_height": height})  # fmt: skip
-    # What lists leave aside is there on purpose.
+    # Pictures that lists leave out are left out on purpose.
     unread = pairs.paired(listing, sorted(set(files) - set(contents)))
     left_aside = {picture for pair in unread.values() for picture in pair.pictures}
     no_file, masks = pairs.unlabelled(listing, {*pictures.values(), *left_aside}, ".xml")
@@ -166,7 +168,7 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _splits(listing: Listing, files: Sequence[str]) -> tuple[dict[str, str], list[str], list[Finding]]:
-    """Label file -> split by lists, the folders below which lists decide, and what is odd about the lists."""
+    """(label file -> split, by lists; folders below which lists decide; findings about the lists)."""
     if listing.named:
         return {}, [], []
     by_base: dict[str, list[str]] = defaultdict(list)
@@ -193,8 +195,10 @@ def _splits(listing: Listing, files: Sequence[str]) -> tuple[dict[str, str], lis
 def _outside(
     listing: Listing, folders: dict[str, list[str]], files: Sequence[str]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Lists that lie in no ImageSets (train.txt and val.txt at the root, in splits/, beside the .xml) and
-    whose first lines name .xml: those of the folder nearest to the root, with the folder that they are of."""
+    """Lists outside of ImageSets: train.txt and val.txt at the root, in splits/ or beside the .xml.
+
+    Those in the folder nearest to the root whose first lines name .xml files, with the folder of these files.
+    """
     for folder, paths in sorted(folders.items(), key=lambda item: (item[0].count("/"), item[0])):
         base = folder
         while base and not any(_is_below(file, [base]) for file in files):
@@ -218,8 +222,11 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
 
 
 def _chosen(paths: Sequence[str], plainly: bool = True) -> list[tuple[str, str]]:
-    """(list, split or "trainval") of those that give splits: the plain ones, else those of single classes;
-    not ``plainly``: for splits without a plain one whatever has the word in its name (train_list.txt)."""
+    """(list, split or "trainval"), for lists of splits: train.txt, else those of single classes
+    (cat_train.txt).
+
+    Not ``plainly``: for splits without such a list, any with the word in its name (train_list.txt).
+    """
     plain: list[tuple[str, str]] = []
     of_classes: list[tuple[str, str]] = []
     for path in paths:
@@ -237,8 +244,8 @@ def _chosen(paths: Sequence[str], plainly: bool = True) -> list[tuple[str, str]]
 
 
 def _by_ends(base: str, files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Label files below a folder by every end of their paths, as written and in lower case: lists name
-    frames/0001 below Annotations."""
+    """Label files below a folder by every tail of their paths, as written and in lower case, since lists may
+    name frames/0001 in Annotations."""
     by_end: dict[str, str] = {}
     for file in files:
         if _is_below(file, [base]):
@@ -275,7 +282,7 @@ def _read_lists(
                 repeated.append(f"{place}: {line.strip()!r}")
             elif label_file in split_and_place and split_and_place[label_file][0] != split:
                 if kind == "trainval":
-                    continue  # it holds train and val both: the rest of it is the list that is not there
+                    continue  # trainval lists train and val; the other names in it are the missing list
                 raise DataError(
                     f"{place}: {line.strip()!r} stands in {split_and_place[label_file][1]}, too; accepted: "
                     "one split"
@@ -295,7 +302,7 @@ def _read_lists(
 
 
 def _listed_file(line: str, by_end: dict[str, str], by_end_lower: dict[str, str]) -> str | None:
-    """The label file that a line of a list means: a name with blanks, with a second column, with ending."""
+    """The label file that a line of a list means; the line may have a second column and endings."""
     text = line.strip().lstrip("./").replace("\\", "/")
     first_column, _, last_column = text.rpartition(" ") if " " in text else text.rpartition("\t")
     names = [text]
@@ -313,7 +320,7 @@ def _listed_file(line: str, by_end: dict[str, str], by_end_lower: dict[str, str]
 
 
 def _items(tree: Element, notes: _Notes) -> list[tuple[int, Element]]:
-    """The objects that count, with their numbers in the file."""
+    """The objects that are not deleted, with their numbers in the file."""
     items = list(enumerate(tree.findall("object"), 1))
     not_deleted = [(n, item) for n, item in items if (item.findtext("deleted") or "").strip() != "1"]
     notes.ignored["deleted objects"] += len(items) - len(not_deleted)  # of the old LabelMe
@@ -323,7 +330,7 @@ def _items(tree: Element, notes: _Notes) -> list[tuple[int, Element]]:
 def _objects(
     file: str, items: Sequence[tuple[int, Element]], notes: _Notes
 ) -> Iterable[tuple[str, list[float], bool]]:
-    """(class, corners, whether these are edges) of each object."""
+    """(class, corners, whether these are edges in any case) of each object."""
     for number, item in items:
         name = (item.findtext("name") or "").strip()
         where = f"{file}: object {number}" + (f" ({name})" if name else "")
@@ -353,7 +360,8 @@ def _corners(where: str, box: Element, notes: _Notes) -> list[float]:
 
 
 def _outline(where: str, item: Element, notes: _Notes) -> list[float] | None:
-    """The outline of an object without <bndbox>: Roboflow's and LabelMe's polygons, roLabelImg's boxes."""
+    """The outline of an object without <bndbox>: a polygon of Roboflow or LabelMe, a turned box of
+    roLabelImg."""
     rotated = item.find("robndbox")
     if rotated is not None:
         accepted = "a <robndbox> of cx, cy, w, h, angle"
@@ -391,7 +399,7 @@ def _box(sides: list[float], edges: bool) -> list[float]:
 
 
 def _side(tree: Element, *tags: str) -> int | None:
-    """A stated side of the picture, px; None where it is no number, or 0 (not known)."""
+    """A stated side of the picture, px; None where it is no number or 0, which means not known."""
     for tag in tags:
         try:
             value = float(tree.findtext(tag) or "")
