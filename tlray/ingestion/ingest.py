@@ -262,12 +262,12 @@ def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, report_pro
 
 
 def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any) -> Iterator[pa.Table]:
-    """Results of ``work`` on each block by Ray Data, in the order in which they are ready."""
+    """Results of ``work`` on each block, by Ray Data, in whatever order they come."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     bars = context.enable_progress_bars
-    context.enable_progress_bars = False  # `progress` counts pictures
+    context.enable_progress_bars = False  # ours counts pictures
     noise = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}  # "bars disabled"
     before = {name: logging.getLogger(name).level for name in noise}
     for name, level in noise.items():
