@@ -102,6 +102,13 @@ def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> pa.Table:
     return index_table.sort_by("path")
 
 
+def stated_side(value: Any) -> int | None:
+    """A side of a picture as a label file states it, px; None where it is no number or 0, which means not
+    known."""
+    is_side = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
+    return round(value) if is_side else None
+
+
 def objects(boxes: Boxes, **flags: Sequence[bool]) -> dict[str, Any]:
     """Boxes of one picture as a value of the column ``objects``, with those of `schema.FLAGS` that any box
     has."""

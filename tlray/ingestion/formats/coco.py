@@ -18,7 +18,7 @@ from typing import Any
 from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.formats import coco_file, outlines
-from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.base import Index, Look, objects, stated_side, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
@@ -135,7 +135,7 @@ def index(listing: Listing, column: str) -> Index:
             if path in homes:
                 raise DataError(f"{place}: {path!r} stands in {homes[path]}, too; accepted: once")
             homes[path] = f"{file}: images[{number}]"
-            width, height = coco_file.side(item.get("width")), coco_file.side(item.get("height"))
+            width, height = stated_side(item.get("width")), stated_side(item.get("height"))
             annotations = by_image[coco_file.plain_id(item["id"])]
             value = _mask(annotations, ids, notes) if column == MASK else _objects(annotations, notes)
             rows.append({"path": path, "split": split or folder_split(path), column: value,
@@ -147,7 +147,7 @@ def index(listing: Listing, column: str) -> Index:
         )
     no_entry, num_masks = unlabelled(listing, homes, "entry in a COCO file")
     findings = [*notes.findings(), *picture_paths.findings(), *no_entry]
-    ignored = {kind: number for kind, number in (notes.ignored + Counter(num_masks)).items() if number}
+    ignored = dict(notes.ignored + Counter(num_masks))
     class_names = {MASK: names} if column == MASK else {}
     return Index(table(rows, column), names=class_names, ignored=ignored, findings=findings)
 

@@ -3,7 +3,6 @@ checked."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, Severity, finding
+from tlray.ingestion.formats import markup
 
 ACCEPTED = "COCO's instances"
 _LISTS = ("images", "annotations", "categories")
@@ -82,11 +82,7 @@ class Notes:
 
 
 def read(where: str, data: bytes) -> Tree:
-    try:
-        tree = json.loads(data)
-    except ValueError as error:
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where}: {place}no valid JSON; accepted: {ACCEPTED}") from None
+    tree = markup.parse_json(where, data, ACCEPTED)
     for name in _LISTS:
         part = tree.get(name) if isinstance(tree, dict) else None
         if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
@@ -124,13 +120,6 @@ def file_name(where: str, number: int, item: Mapping[str, Any]) -> str:
     value = item.get("file_name")
     problem = f"file_name = {value!r}" if "file_name" in item else "no 'file_name'"
     raise DataError(f"{where}: images[{number}]: {problem}; accepted: the path of a picture")
-
-
-def side(value: Any) -> int | None:
-    """A stated side of a picture, px; None where it is no number or 0, which means not known."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
-        return None
-    return round(value)
 
 
 def classes_of(where: str, tree: Tree) -> dict[int | str, str]:

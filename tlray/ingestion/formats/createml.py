@@ -6,7 +6,6 @@ in the folder of each split, as train/_annotations.createml.json of Roboflow.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Mapping
@@ -14,10 +13,10 @@ from typing import Any
 
 from tlray.data.schema import OBJECTS
 from tlray.errors import DataError, StorageError
+from tlray.ingestion.formats import markup
 from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
-from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
 from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
@@ -35,7 +34,9 @@ def look(listing: Listing) -> Look | None:
     chosen = _chosen(listing)
     if not chosen:
         return None
-    names = [name for file in chosen for name in names_in_head(listing.head_text(file), "|".join(_IMAGE))]
+    names = [
+        name for file in chosen for name in markup.names_in_head(listing.head_text(file), "|".join(_IMAGE))
+    ]
     pictures = in_same_folders(listing, names)
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of CreateML", pictures, chosen, lacks)
@@ -94,11 +95,7 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _read(where: str, data: bytes) -> list[dict[str, Any]]:
-    try:
-        items = json.loads(data)
-    except ValueError as error:
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where}: {place}no valid JSON; accepted: {_ACCEPTED}") from None
+    items = markup.parse_json(where, data, _ACCEPTED)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise DataError(f"{where}: no list of objects; accepted: {_ACCEPTED}")
     return items

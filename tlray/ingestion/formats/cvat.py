@@ -22,7 +22,7 @@ from tlray.data.schema import MASK, OBJECTS, SPLITS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import finding
 from tlray.ingestion.formats import markup, outlines
-from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.base import Index, Look, objects, stated_side, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
@@ -87,7 +87,7 @@ def index(listing: Listing, column: str) -> Index:
         raise DataError(f"{listing.root}: no XML with <annotations>; accepted: {_ACCEPTED}")
     notes, picture_paths = _Notes(), PicturePaths(listing)
     trees = {
-        file: markup.parse(listing.where(file), data, _ACCEPTED)
+        file: markup.parse_xml(listing.where(file), data, _ACCEPTED)
         for file, data in zip(chosen, listing.read_all(chosen), strict=True)
     }
     classes: dict[str, None] = {}
@@ -125,7 +125,7 @@ def index(listing: Listing, column: str) -> Index:
         homes[path] = place
         subset = SPLITS.get((item.get("subset") or "").strip().lower())
         value = _mask(shapes, ids, notes) if column == MASK else _objects(shapes)
-        width, height = _side(item.get("width")), _side(item.get("height"))
+        width, height = _size(item)
         rows.append({"path": path, "split": subset or folder_split(path), column: value,
                      "stated_width": width, "stated_height": height})  # fmt: skip
     picture_paths.check(len(rows))
@@ -163,19 +163,16 @@ def _text(text: str | None) -> str:
     return unicodedata.normalize("NFC", text or "").strip()
 
 
-def _side(text: str | None) -> int | None:
-    """A stated side of the picture, px; None where it is no number or 0, which means not known."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return round(value) if 0 < value < 2**31 else None
+def _size(image: Element) -> _Size:
+    """The stated (width, height) of an image, px."""
+    width, height = (stated_side(markup.number(image.get(name))) for name in ("width", "height"))
+    return width, height
 
 
 def _shapes(
     image_place: str, image: Element, stated_labels: Sequence[str], notes: _Notes
 ) -> Iterator[_Shape]:
-    size = (_side(image.get("width")), _side(image.get("height")))
+    size = _size(image)
     items = [item for item in image if item.tag in _READERS or item.tag in _LEFT_OUT]
     # Higher shapes are painted later; the sort is stable.
     for item in sorted(items, key=lambda item: int(item.get("z_order") or 0) if _is_int(item) else 0):

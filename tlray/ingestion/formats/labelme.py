@@ -9,7 +9,6 @@ _background_ the background.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import posixpath
 import re
@@ -22,8 +21,8 @@ from tlray.data import image
 from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, PictureError, StorageError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats import outlines, pairs
-from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats import markup, outlines, pairs
+from tlray.ingestion.formats.base import Index, Look, objects, stated_side, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, stem
 from tlray.ingestion.formats.picture_paths import PicturePaths
@@ -114,7 +113,7 @@ def index(listing: Listing, column: str) -> Index:
     findings: list[Finding] = [*of_names, *picture_paths.findings(), *no_file]
     lines = [f"{kind}: {number}" for kind, number in notes.ignored.items() if kind.startswith("shapes")]
     findings += finding("warning", "shapes_left_out", lines, "{n} kinds of shapes have no area (left out)")
-    ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
+    ignored = dict(notes.ignored + Counter(masks))
     return Index(
         table(rows, column), names={MASK: names} if column == MASK else {}, ignored=ignored, findings=findings
     )
@@ -132,11 +131,7 @@ def _read_all(listing: Listing, files: Sequence[str], notes: _Notes) -> Iterator
 
 
 def _read(where: str, data: bytes, notes: _Notes) -> _File | None:
-    try:
-        tree = json.loads(data)
-    except ValueError as error:
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where}: {place}no valid JSON; accepted: {_ACCEPTED}") from None
+    tree = markup.parse_json(where, data, _ACCEPTED)
     if not isinstance(tree, dict) or "shapes" not in tree:
         notes.ignored[".json of another kind"] += 1
         return None
@@ -144,14 +139,8 @@ def _read(where: str, data: bytes, notes: _Notes) -> _File | None:
         raise DataError(f"{where}: shapes is no list; accepted: {_ACCEPTED}")
     name = tree.get("imagePath")
     shapes = [_shape(f"{where}: shapes[{n}]", item, notes) for n, item in enumerate(tree["shapes"])]
-    size = (_side(tree.get("imageWidth")), _side(tree.get("imageHeight")))
+    size = (stated_side(tree.get("imageWidth")), stated_side(tree.get("imageHeight")))
     return _File(name if isinstance(name, str) else "", size, [shape for shape in shapes if shape])
-
-
-def _side(value: Any) -> int | None:
-    """A stated side of the picture, px; None where it is no number or 0, which means not known."""
-    is_size = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
-    return round(value) if is_size else None
 
 
 def _shape(place: str, item: Any, notes: _Notes) -> _Shape | None:

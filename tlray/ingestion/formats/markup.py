@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 from tlray.errors import DataError
@@ -38,7 +40,24 @@ def root_element(head: str) -> str:
     return element[1] if element else ""
 
 
-def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
+def parse_json(where: str, data: bytes, accepted: str) -> Any:
+    """The content of a JSON file. Raises DataError, with the line, for what is no JSON."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{where}: {place}no valid JSON; accepted: {accepted}") from None
+
+
+def number(text: str | None) -> float:
+    """The number in a text, nan where there is none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return math.nan
+
+
+def parse_xml(where: str, data: bytes, accepted: str) -> ElementTree.Element:
     """The tree of an XML file, with names without namespaces.
 
     Raises DataError, with line and column, for what is no XML or has a DOCTYPE.

@@ -25,7 +25,7 @@ from tlray.data.schema import OBJECTS, SPLITS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import Finding, Severity, finding
 from tlray.ingestion.formats import markup, outlines, pairs
-from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.base import Index, Look, objects, stated_side, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, is_picture, lines_of, split_in, stem
 from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
@@ -128,7 +128,7 @@ def index(listing: Listing, column: str) -> Index:
     notes.ignored["in no list of a split"] = len(files) - len(listed)
     contents: dict[str, _File] = {}
     for file, data in zip(listed, listing.read_all(listed), strict=True):
-        tree = markup.parse(listing.where(file), data, _ACCEPTED)
+        tree = markup.parse_xml(listing.where(file), data, _ACCEPTED)
         if tree.tag == "annotation":
             items = _items(tree, notes)
             contents[file] = _File(
@@ -160,7 +160,7 @@ def index(listing: Listing, column: str) -> Index:
     left_aside = {picture for pair in unread.values() for picture in pair.pictures}
     no_file, masks = pairs.unlabelled(listing, {*pictures.values(), *left_aside}, ".xml")
     findings = [*of_lists, *of_names, *notes.findings(from_zero), *picture_paths.findings(), *no_file]
-    ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
+    ignored = dict(notes.ignored + Counter(masks))
     return Index(table(rows, OBJECTS), ignored=ignored, findings=findings)
 
 
@@ -399,12 +399,6 @@ def _box(sides: list[float], edges: bool) -> list[float]:
 
 
 def _side(tree: Element, *tags: str) -> int | None:
-    """A stated side of the picture, px; None where it is no number or 0, which means not known."""
-    for tag in tags:
-        try:
-            value = float(tree.findtext(tag) or "")
-        except ValueError:
-            continue
-        if 0 < value < 2**31:
-            return round(value)
-    return None
+    """A stated side of the picture, px, from the first of these tags that has one."""
+    sides = (stated_side(markup.number(tree.findtext(tag))) for tag in tags)
+    return next((side for side in sides if side is not None), None)
