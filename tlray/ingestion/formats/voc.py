@@ -104,9 +104,7 @@ class _Notes:
 class _File:
     """The content of one .xml."""
 
-    objects: list[
-        tuple[str, list[float], bool]
-    ]  # class, corners as stated, whether these are edges in any case
+    objects: list[tuple[str, list[float], bool]]  # class, corners as stated, whether these are edges
     difficult: list[bool]
     filename: str
     size: tuple[int | None, int | None]
