@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlray.ingestion import duplicates
@@ -37,6 +37,7 @@ def test_all_alike_is_no_quadratic_work() -> None:
     assert set(duplicates.near_groups(hashes, pixels).tolist()) == {0}
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=40))
 def test_groups_are_joined(number: int, pairs: list[tuple[int, int]]) -> None:
     a, b = (np.arange(number) for _ in range(2))

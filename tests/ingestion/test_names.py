@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlray.errors import DataError
@@ -45,6 +45,7 @@ def test_names_are_composed_and_trimmed(raw: str, name: str) -> None:
     assert clean(raw) == name
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_cleaning_twice_changes_nothing(raw: str) -> None:
     name = clean(raw)
@@ -179,6 +180,7 @@ def test_a_class_without_a_name_is_refused(raw: str) -> None:
 NAMES = st.sampled_from(["cat", "Cat", "cat ", "dog", "1", "1.0", "01", CAFE, CAFE_DECOMPOSED, "\uff43at"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(NAMES, max_size=4, unique=True), max_size=8), st.booleans(), st.randoms())
 def test_merging_is_the_same_in_any_order(values: list[list[str]], merge: bool, random: Any) -> None:
     made, _, _ = unify(table("labels", values, pa.list_(pa.string())), {"labels": "classes"}, {}, merge)

@@ -1,8 +1,8 @@
-"""What goes odd in the files that people keep, and the folder that is written with such habits.
+"""Oddities of real data sets ("habits"), and the folder that is written with them.
 
-A habit whose right outcome is not simply the truth says so when it is written: `Out.unlabelled` (the picture
-may stay without labels, or be left out, but the report has to speak of it), `Out.refuse` (it has to be
-refused), `Out.must_report` (the report has to speak of it).
+Where the right outcome of a habit is not simply the truth, its writer says so: `Out.unlabelled` (the picture
+may stay without labels or be left out, but the report has to mention it), `Out.refuse` (the set has to be
+refused), `Out.must_report` (the report has to mention it).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Habits:
     bom: bool = False  # label files begin with a byte order mark
     utf16: bool = False  # csv and txt files are UTF-16, as PowerShell writes them
     crlf: bool = False
-    empty_lines: bool = False  # at the end, and between lines where position says nothing
+    empty_lines: bool = False  # at the end, and between lines where their numbers mean nothing
     trailing_blanks: bool = False
     quotes: bool = False  # every cell of a csv is quoted
     upper_endings: bool = False  # P0.JPG, P0.TXT
@@ -61,16 +61,16 @@ class Habits:
     missing: bool = False  # the last picture has no label file
     gaps: bool = False  # numbers of classes and pictures have gaps, or a class never occurs
     shuffled: bool = False  # rows and ids are in reverse order
-    stray: bool = False  # a picture lies beside the others that no label speaks of
+    stray: bool = False  # beside the others is a picture without any label
     same_stems: bool = False  # pictures of different splits share names
-    fault: str = ""  # something that has to be refused or reported; what, is for the layout to say
+    fault: str = ""  # a mistake, one of the layout's ``faults``, that has to be refused or reported
 
     def __str__(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in asdict(self).items() if v and v != "plain") or "none"
 
 
 def habits(names: Collection[str], faults: Sequence[str] = ()) -> st.SearchStrategy[Habits]:
-    """Each of these habits in one set of six; a fault in one of ten."""
+    """Each of these habits in one of six sets, a fault in one of ten."""
     rare = st.sampled_from([False] * 5 + [True])
     drawn: dict[str, st.SearchStrategy[Any]] = {n: rare for n in NAMES if n in names}
     if "junk" in names:
@@ -85,13 +85,13 @@ def habits(names: Collection[str], faults: Sequence[str] = ()) -> st.SearchStrat
 
 @dataclass
 class Out:
-    """The folder that a writer fills, and what it says about the right outcome."""
+    """The folder that a writer fills, and what the right outcome is."""
 
     root: Path
     habits: Habits
     truth: Truth
-    words: dict[str, str]  # split -> how this set calls it
-    source: str = ""  # below the root: what is given to ingest
+    words: dict[str, str]  # split -> its name in this set
+    source: str = ""  # path below the root that ingest gets
     refuse: str = ""  # why it has to be refused
     may_lack: set[str] = field(default_factory=set)  # sha256 of pictures that may be left out
     unlabelled: set[str] = field(default_factory=set)  # sha256 of pictures without labels, to be reported
@@ -113,14 +113,14 @@ class Out:
         return self.folder(self.words[picture.split]) if picture.split else ""
 
     def stem(self, picture: Picture) -> str:
-        """A picture's name without ending; by habit each split counts anew."""
+        """A picture's name without ending; by habit the names begin anew in each split."""
         if not self.habits.same_stems or not picture.split:
             return picture.stem
-        same = [p for p in self.truth.pictures if p.split == picture.split]
-        return self.truth.pictures[same.index(picture)].stem
+        of_split = [p for p in self.truth.pictures if p.split == picture.split]
+        return self.truth.pictures[of_split.index(picture)].stem
 
     def spelt(self, name: str, split: str | None = "validation") -> str:
-        """A class name as label files spell it: decomposed outside train, by habit."""
+        """A class name as label files spell it; by habit decomposed, except in train."""
         return unicodedata.normalize("NFD", name) if self.habits.nfd and split != "train" else name
 
     def written_path(self, path: str) -> str:
@@ -191,13 +191,13 @@ class Out:
         return self.write(path, picture.encoded())
 
     def junk(self) -> None:
-        """Files that say nothing."""
+        """Write files that are neither pictures nor labels."""
         for name in self.habits.junk:
             if not (self.root / name).exists():
                 self.write(name, JUNK[name])
 
     def lacks_label(self, picture: Picture) -> bool:
-        """Whether this picture's label file is missing, by habit; it has to be reported then."""
+        """Whether by habit the label file of this picture is missing, which has to be reported."""
         if not self.habits.missing or picture is not self.truth.pictures[-1]:
             return False
         self.unlabelled.add(picture.sha256)
@@ -205,7 +205,7 @@ class Out:
         return True
 
     def stray(self, folder: str) -> None:
-        """By habit, a picture in this folder that no label speaks of; it has to be reported."""
+        """By habit write a picture without any label into this folder, which has to be reported."""
         if not self.habits.stray:
             return
         picture = Picture(90_000, "overview", ".jpg", 40, 40, 1, None)

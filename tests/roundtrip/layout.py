@@ -1,4 +1,4 @@
-"""What one layout's writer is: the kind of truth that it can hold, and the habits that it may have."""
+"""A layout with its writer, the kind of labels that it can hold, and the habits that it may have."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout and its writer; ``habits``, ``faults``: what may go odd in it."""
+    """A layout and its writer, with the ``habits`` and ``faults`` that its sets may have."""
 
     name: str
-    kind: str  # of its truth: label, labels, objects, mask or identity
+    kind: str  # of labels: label, labels, objects, mask or identity
     write: Callable[[Out], None]
     habits: frozenset[str] = h.COMMON
     faults: Sequence[str] = ()
     names: str = "any"  # of classes: any, plain, folder, person, lfw, numbers, free (see `truth.class_names`)
     splits: str = "both"  # both, given or none
-    tasks: Sequence[str] = ("auto",)  # what --task may say
+    tasks: Sequence[str] = ("auto",)  # values of --task
     turns: bool = True
     diamonds: bool = False
     stems: Sequence[str] = tuple(STEMS)
-    words: Sequence[str] = ()  # of validation, where this layout has its own
-    same_stems: bool = False  # a folder a split, so that names may repeat
-    is_clear: Callable[[Truth], bool] = lambda truth: True  # other truths may be refused without a habit
+    words: Sequence[str] = ()  # names of the validation split, where this layout has names of its own
+    same_stems: bool = False  # each split has a folder of its own, so that names may repeat
+    is_clear: Callable[[Truth], bool] = lambda truth: True  # other truths may be refused even without habits
 
     def sets(self) -> st.SearchStrategy[tuple[Truth, Habits, dict[str, str], str]]:
         """Truth, habits, words of the splits, and the task that is asked for."""
@@ -51,7 +51,7 @@ class Layout:
         )
 
     def plain(self) -> st.SearchStrategy[tuple[Truth, Habits, dict[str, str], str]]:
-        """The same without habits, plain names throughout."""
+        """The same without habits and with plain names."""
         names = {"any": "plain", "folder": "plain", "person": "lfw"}.get(self.names, self.names)
         stems = [stem for stem in ("p{}", "{:06d}") if stem in self.stems] or self.stems
         plain = replace(

@@ -1,4 +1,4 @@
-"""One round trip: a truth is written, ingested in this process, read back and compared."""
+"""One round trip: a set is written, ingested in this process, read back, and compared with the truth."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ COLUMNS = {
     "objects": schema.OBJECTS,
     "mask": schema.MASK,
 }
-BOX_PX = 1.1  # VOC counts from 1, csv files round: a corner may be off by that
+BOX_PX = 1.1  # a corner may be off by this much, since VOC counts from 1 and csv files round
 
 
 def map_here(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any) -> Iterator[pa.Table]:
-    """Do in this process what Ray's tasks do, and return it in the worst order."""
+    """Do in this process what Ray's tasks do, and return the results in reverse order."""
     yield from [work(block, **settings) for block in blocks][::-1]
 
 
 @dataclass
 class Outcome:
-    """How one round trip ended: right, refused, wrong or unexpected; ``why`` in a line or more."""
+    """How one round trip ended (right, refused, wrong or unexpected), and why."""
 
     kind: str
     why: str = ""
@@ -79,7 +79,7 @@ class Tally:
 
 
 def reason(line: str) -> str:
-    """A refusal without what is particular to its set."""
+    """A refusal without the paths, names and numbers of its set."""
     line = re.sub(r"/\S*/(in|out)\b\S*", "PATH", line)
     line = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", line)
     return re.sub(r"\d+", "N", line)[:160]
@@ -100,35 +100,37 @@ def trip(layout: Layout, truth: Truth, habits: Habits, words: dict[str, str], ta
             line = str(error)
             left = sorted(p.name for p in target.iterdir()) if target.exists() else []
             if "\n" in line or set(left) - {"preflight.json", "preflight.txt"}:
-                return Outcome("wrong", _told(layout, out, task, [f"refused with {line!r}, but left {left}"]))
+                return Outcome(
+                    "wrong", _failure(layout, out, task, [f"refused with {line!r}, but left {left}"])
+                )
             return Outcome("refused", line)
         except Exception:
-            return Outcome("unexpected", _told(layout, out, task, [traceback.format_exc(limit=-6)]))
+            return Outcome("unexpected", _failure(layout, out, task, [traceback.format_exc(limit=-6)]))
         if out.refuse:
             wrong = [f"read, though it has to be refused: {out.refuse}"]
         if wrong:
-            return Outcome("wrong", _told(layout, out, task, [*wrong, result.report.to_text()]))
+            return Outcome("wrong", _failure(layout, out, task, [*wrong, result.report.to_text()]))
         return Outcome("right")
 
 
-def _told(layout: Layout, out: Out, task: str, lines: list[str]) -> str:
+def _failure(layout: Layout, out: Out, task: str, lines: list[str]) -> str:
     """Everything that helps to understand a failure."""
     files = sorted(str(p.relative_to(out.root)) for p in out.root.rglob("*") if p.is_file())
-    shown = [
+    details = [
         f"{layout.name}, --task {task}, source {out.source or '.'}", f"habits: {out.habits}",
         f"words: {out.words}", f"classes: {out.truth.classes}", *lines[:-1][:8],
         *(f"  {p.split} {p.stem}{p.ending} {p.width}x{p.height} turn {p.turn}: "
           f"{p.label or p.labels or [(t.name, t.box) for t in p.things]}" for p in out.truth.pictures),
         "files: " + ", ".join(files), lines[-1],
     ]  # fmt: skip
-    return "\n".join(shown)
+    return "\n".join(details)
 
 
 # ---- comparison
 
 
 def compare(layout: Layout, out: Out, result: ingest.IngestResult, data: Dataset) -> list[str]:
-    """What is not as the truth has it."""
+    """Lines about all differences from the truth."""
     truth, column = out.truth, COLUMNS[layout.kind]
     known = {picture.sha256: picture for picture in truth.pictures}
     names = [plain(name) for name in data.labels(column)]
@@ -166,17 +168,18 @@ def compare(layout: Layout, out: Out, result: ingest.IngestResult, data: Dataset
 
 
 def image_key(row: dict[str, Any]) -> str:
-    """A picture is known by its bytes."""
+    """SHA-256 of a picture, by which it is recognized."""
     return hashlib.sha256(row["image"]["bytes"]).hexdigest()
 
 
 def plain(name: str) -> str:
-    """A class name as names are compared."""
+    """A class name in the form in which names are compared."""
     return unicodedata.normalize("NFC", name).strip()
 
 
 def _split(truth: Truth, picture: Picture, split: str, where: str) -> list[str]:
-    """A split that is given stays; validation may be cut from train where there is none."""
+    """Differences in the split: a stated split stays, validation may be cut from train where none is
+    stated."""
     if not truth.splits or split == picture.split:
         return []
     if picture.split == "train" and split == "validation" and "validation" not in truth.splits:
@@ -187,7 +190,7 @@ def _split(truth: Truth, picture: Picture, split: str, where: str) -> list[str]:
 def _row(
     layout: Layout, truth: Truth, picture: Picture, row: dict[str, Any], names: list[str], unlabelled: bool
 ) -> list[str]:
-    """What is wrong with one picture's labels and size."""
+    """Differences in the labels and the size of one picture."""
     wrong = []
     if (row["width"], row["height"]) != (picture.width, picture.height):
         wrong.append(f"size {row['width']} x {row['height']}, not {picture.width} x {picture.height}")
@@ -212,18 +215,18 @@ def _row(
 
 
 def _same_boxes(read: list[tuple[str, Any]], right: list[tuple[str, Any]]) -> bool:
-    """Whether each box has its own partner of the same class, each edge within `BOX_PX`."""
-    left = list(right)
+    """Whether the boxes can be paired with equal ones: of the same class, each edge within `BOX_PX`."""
+    unpaired = list(right)
     for name, (x, y, w, h) in read:
-        for other in left:
-            x2, y2, w2, h2 = other[1]
+        for candidate in unpaired:
+            x2, y2, w2, h2 = candidate[1]
             edges = (x - x2, y - y2, x + w - x2 - w2, y + h - y2 - h2)
-            if name == other[0] and max(map(abs, edges)) <= BOX_PX:
-                left.remove(other)
+            if name == candidate[0] and max(map(abs, edges)) <= BOX_PX:
+                unpaired.remove(candidate)
                 break
         else:
             return False
-    return not left
+    return not unpaired
 
 
 def _pixels(
@@ -234,20 +237,22 @@ def _pixels(
         return [f"mask of {read.shape}, not {right.shape}"]
     if unlabelled:
         return [] if (read == 255).all() else ["a mask, though it has none"]
-    sure = np.ones(right.shape, bool)
-    drawn = layout.name == "coco_masks"  # from outlines: edges may be off by one, and 0 has a name of its own
-    if drawn:
-        around = np.pad(right, 1, mode="edge")
+    certain = np.ones(right.shape, bool)
+    from_outlines = (
+        layout.name == "coco_masks"
+    )  # from outlines: edges may be off by one, and 0 has a name of its own
+    if from_outlines:
+        padded = np.pad(right, 1, mode="edge")
         h, w = right.shape
-        sure = np.all([around[y : y + h, x : x + w] == right for y in range(3) for x in range(3)], axis=0)
-    wanted = [plain(name) for name in truth.classes]
-    pairs = {(int(a), int(b)) for a, b in zip(read[sure], right[sure], strict=True)}
-    bad = [
-        f"pixels of {wanted[b]!r} are {names[a] if a < len(names) else a!r}"
+        certain = np.all([padded[y : y + h, x : x + w] == right for y in range(3) for x in range(3)], axis=0)
+    class_names = [plain(name) for name in truth.classes]
+    pairs = {(int(a), int(b)) for a, b in zip(read[certain], right[certain], strict=True)}
+    differences = [
+        f"pixels of {class_names[b]!r} are {names[a] if a < len(names) else a!r}"
         for a, b in sorted(pairs)
-        if not (a < len(names) and names[a] == wanted[b]) and not (drawn and a == b == 0)
+        if not (a < len(names) and names[a] == class_names[b]) and not (from_outlines and a == b == 0)
     ]
-    return bad[:3]
+    return differences[:3]
 
 
 def _free_names(
@@ -257,7 +262,8 @@ def _free_names(
     rows: dict[str, tuple[str, dict[str, Any]]],
     names: list[str],
 ) -> list[str]:
-    """Where the layout names no classes: each class of the truth is one class of the data set."""
+    """Differences where the layout has no class names: each class of the truth must be one of the data
+    set."""
     if layout.names != "free":
         return []
     pairs: set[tuple[int, int]] = set()
@@ -276,15 +282,15 @@ def _free_names(
 def _classes_in_train(
     layout: Layout, truth: Truth, rows: dict[str, tuple[str, dict[str, Any]]], names: list[str]
 ) -> list[str]:
-    """Splits that are made keep every class in train."""
+    """Classes of the truth that are not in train."""
     if layout.kind in ("identity", "mask"):
         return []
-    there: set[str] = set()
+    in_train: set[str] = set()
     for split, row in rows.values():
         if split == "train":
             value = row[COLUMNS[layout.kind]]
             value = value["category"] if layout.kind == "objects" else value
-            there |= {names[n] for n in (value if isinstance(value, list) else [value])}
-    shown = {plain(t.name) for p in truth.pictures for t in p.things} or set(map(plain, truth.classes))
-    lost = sorted(shown - there)
-    return [f"not in train: {lost}"] if lost else []
+            in_train |= {names[n] for n in (value if isinstance(value, list) else [value])}
+    class_names = {plain(t.name) for p in truth.pictures for t in p.things} or set(map(plain, truth.classes))
+    missing = sorted(class_names - in_train)
+    return [f"not in train: {missing}"] if missing else []

@@ -1,5 +1,5 @@
-"""Whatever a set of pictures says, in whichever layout and with whichever habits it was kept: it is read as
-it was meant, or refused in one line. Never a data set that means something else, never an unexpected error.
+"""Random data sets in every layout, with many habits: each is read as it was meant, or refused in one line.
+There must never be a data set that means something else, and never an unexpected error.
 
 `make test` tries 30 sets of each layout, always the same; `make test-long` 300, others each time. With
 TLRAY_ROUNDTRIP_SURVEY=1 a layout's sets are all tried before its first fault is shown.
@@ -23,7 +23,7 @@ from tlray.ingestion import ingest
 LONG = "TLRAY_ROUNDTRIP_SETS" in os.environ
 SETS = int(os.environ.get("TLRAY_ROUNDTRIP_SETS", "30"))
 SURVEY = bool(os.environ.get("TLRAY_ROUNDTRIP_SURVEY"))
-FEWEST_RIGHT = 0.4  # of a layout's sets: habits may be refused, but a layout that is read is mostly read
+FEWEST_RIGHT = 0.4  # share of the sets of a layout that must be read, since some habits have to be refused
 CHECKED = settings(
     max_examples=SETS,
     derandomize=not LONG,
@@ -47,11 +47,11 @@ def here() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tallies() -> Iterator[list[Tally]]:
     """One of each layout; at the end the table goes to $TLRAY_ROUNDTRIP_REPORT, as JSON."""
-    made: list[Tally] = []
-    yield made
+    all_tallies: list[Tally] = []
+    yield all_tallies
     file = os.environ.get("TLRAY_ROUNDTRIP_REPORT")
     if file:
-        Path(file).write_text(json.dumps([tally.to_dict() for tally in made], indent=1) + "\n")
+        Path(file).write_text(json.dumps([tally.to_dict() for tally in all_tallies], indent=1) + "\n")
 
 
 @BY_NAME

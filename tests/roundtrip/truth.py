@@ -1,7 +1,7 @@
-"""What a set of labelled pictures says, apart from any layout, and how hypothesis draws one.
+"""The truth: labelled pictures independent of any layout, as hypothesis draws them.
 
-Boxes are (x, y, width, height) in px of the upright picture. Pictures are blocks of random colours, so that
-no two look alike; half of the JPEGs may be stored turned, with the EXIF tag that turns them back.
+Boxes are (x, y, width, height) in px of the upright picture. Pictures are blocks of random colours, so
+no two look alike. Half of the JPEGs may be stored turned, with the EXIF tag that turns them back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STORED = {
     6: Image.Transpose.ROTATE_90,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
-}  # EXIF orientation -> how the upright picture lies in the file
+}  # EXIF orientation -> how the upright picture is stored in the file
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, with whichever labels the kind of its truth has."""
+    """One picture with its labels, of the kind that its truth has."""
 
     number: int
     stem: str
@@ -80,7 +80,7 @@ class Picture:
         return (self.height, self.width) if self.turn >= 5 else (self.width, self.height)
 
     def stored_point(self, point: Point) -> Point:
-        """Where a point of the upright picture lies in the file."""
+        """A point of the upright picture as a point of the stored one."""
         x, y = point
         w, h = self.width, self.height
         return {3: (w - x, h - y), 5: (y, x), 6: (y, w - x), 7: (h - y, w - x), 8: (h - y, x)}.get(
@@ -96,7 +96,7 @@ class Picture:
         return hashlib.sha256(self.encoded()).hexdigest()
 
     def mask_HW(self, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-        """Positions of classes; the first is what no thing covers."""
+        """Class ids; the first class is the background."""
         mask = np.zeros((self.height, self.width), np.uint8)
         for thing in self.things:
             x, y, w, h = thing.box
@@ -130,7 +130,7 @@ class Truth:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Splits that are given, none for a set that has none."""
+        """The splits that the set states, if any."""
         order = ("train", "validation", "test")
         return tuple(s for s in order if s in {picture.split for picture in self.pictures})
 

@@ -95,14 +95,11 @@ def align(labelled: Labelled) -> Alignment:
     as_stored_N &= ~from_header_N
     turn_N = decided_N & as_stored_N
     doubtful_N = comparable_N & (labelled.orientation_N > 1) & as_upright_N & as_stored_N
-    if (
-        turn_N.any() and not (decided_N & as_upright_N).any()
-    ):  # the tool ignored EXIF, so it did so everywhere
+    any_upright = (decided_N & as_upright_N).any()
+    if turn_N.any() and not any_upright:  # the tool ignored EXIF, so it did so everywhere
         turn_N |= doubtful_N
         doubtful_N[:] = False
-    elif (
-        decided_N & as_upright_N
-    ).any() and not turn_N.any():  # the tool followed EXIF, so it did so everywhere
+    elif any_upright and not turn_N.any():  # the tool followed EXIF, so it did so everywhere
         doubtful_N[:] = False
     turn_N |= _turn_unstated(labelled, sized_N & ~stated_N & swaps_N)
 

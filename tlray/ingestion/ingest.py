@@ -1,10 +1,13 @@
-"""Labelled pictures on storage -> a data set of Parquet shards, and the pre-flight report beside it.
+"""Makes a data set of Parquet shards, and its pre-flight report, of labelled pictures on storage.
 
-Two passes over the pictures, both in Ray Data tasks wherever the cluster has room; bytes never travel
-through the driver. The first looks at each picture (decode, hashes, sizes) and returns a small row. From
-those rows alone the driver decides what is left out, the splits and the order. In the second each task
-reads the pictures of one shard and writes it. What lands in which shard is decided from the rows and the
-seed, never from timing, so the same input and settings give the same bytes.
+Two passes over the pictures, both in tasks of Ray Data; pictures never pass through the driver. The first
+inspects each picture (decode, hashes, sizes) and returns a small row. From these rows the driver decides what
+is left out, the splits and the order. In the second pass each task reads the pictures of one shard again and
+writes it. A picture's shard depends on the rows and the seed alone, never on timing, so the same input and
+settings give the same bytes.
+
+The second read has a price, one request a picture on object storage, and no cheaper way: a shard is a random
+sample of its split, and which pictures it holds is known only after all of them were inspected.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,7 @@ from tlray.ingestion.formats.base import STATED
 from tlray.ingestion.report import Report, examine
 from tlray.ingestion.survey import survey
 from tlray.storage import targets
+from tlray.storage.in_place import publish_in_place
 
 PREVIEW = "preview.html"  # in the data set's folder
 
@@ -50,14 +53,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What was made: ``splits`` is split -> rows, ``seconds`` stage -> time."""
+    """The data set that was made."""
 
     uri: str
-    splits: dict[str, int]
+    splits: dict[str, int]  # split -> number of rows
     labels: dict[str, list[str]]
     fingerprint: str
     report: Report
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # stage -> time that it took
 
     @property
     def preview(self) -> str:
@@ -66,13 +69,13 @@ class IngestResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without the whole report."""
-        found = Counter(f.severity for f in self.report.findings)
+        num_findings = Counter(f.severity for f in self.report.findings)
         return {
             "uri": self.uri,
             "splits": self.splits,
             "labels": self.labels,
             "fingerprint": self.fingerprint,
-            "findings": dict(found),
+            "findings": dict(num_findings),
             "left_out": len(self.report.quarantined),
             "preview": self.preview,
             "seconds": self.seconds,
@@ -95,17 +98,18 @@ def ingest(
     one_class: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
-    """Make the data set at ``target``; one that stands there already is replaced.
+    """Make the data set at ``target``, in place of an older one.
 
-    ``task``: which kind of labels to take, "auto" for the plainest that the source has. ``max_side`` (px)
-    shrinks larger pictures, boxes and masks too. Without splits in the source, shares ``validation`` and
-    ``test`` of each class are cut off by ``seed``, duplicates on one side; where the source has train but
-    no validation, validation is cut from train. ``merge_classes`` makes one class of names that differ in
-    case, width, separators or the form of a number alone. ``one_class``: a single class is meant, which
-    otherwise is taken for a layout that was not understood. Raises DataError for an unusable source, more
-    than ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
+    ``task``: which kind of labels to take; "auto" takes the usual one of the format. ``max_side`` (px)
+    shrinks larger pictures with their boxes and masks. Where the source states no splits, shares
+    ``validation`` and ``test`` of each class are cut from train by ``seed``, with duplicates in one split;
+    where it states train but no validation, only validation is cut. ``merge_classes`` makes one class of
+    names that differ only in case, width, separators or the form of a number. ``one_class`` allows a single
+    class, which otherwise means that the layout was not understood. Raises DataError for an unusable source,
+    for more than ``max_bad_share`` unusable pictures, and under ``strict`` for any error or warning of the
+    report.
     """
-    tell = progress or (lambda stage, done, total: None)
+    report_progress = progress or (lambda stage, done, total: None)
     _check(source, target, max_side, validation, test, seed, max_bad_share)
     started, seconds = time.monotonic(), {}
 
@@ -114,64 +118,69 @@ def ingest(
         seconds[stage] = round(time.monotonic() - started, 2)
         started = time.monotonic()
 
-    found = survey(source, format, task, merge_classes, one_class)
-    index, root, kinds, given_names = found.table, found.root, found.kinds, found.names
-    tell("list", index.num_rows, index.num_rows)
+    surveyed = survey(source, format, task, merge_classes, one_class)
+    index, root, kinds, stated_names = surveyed.table, surveyed.root, surveyed.kinds, surveyed.names
+    report_progress("list", index.num_rows, index.num_rows)
     lap("list")
-    seen = _inspect(root, index, found.index.mask_code, tell)
-    remarks, code = list(found.findings), masks.AS_STORED
+    inspected = _inspect(root, index, surveyed.index.mask_code, report_progress)
+    findings, code = list(surveyed.findings), masks.AS_STORED
     if schema.MASK in kinds:
-        decided = mask_codes.decide(source, seen, given_names.get(schema.MASK), found.index.mask_code)
-        seen, code, given_names[schema.MASK] = decided.rows, decided.code, decided.names
-        remarks += decided.findings
-    seen, compared = boxes.compare(source, seen, found.index.relative)
-    remarks += compared
-    seen, placed = alignment.align_masks(seen)
-    remarks += placed
-    seen, of_task = found.task.preflight(seen, given_names)
-    remarks += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in of_task]
+        decision = mask_codes.decide(
+            source, inspected, stated_names.get(schema.MASK), surveyed.index.mask_code
+        )
+        inspected, code, stated_names[schema.MASK] = decision.rows, decision.code, decision.names
+        findings += decision.findings
+    inspected, of_boxes = boxes.compare(source, inspected, surveyed.index.relative)
+    findings += of_boxes
+    inspected, of_masks = alignment.align_masks(inspected)
+    findings += of_masks
+    inspected, of_task = surveyed.task.preflight(inspected, stated_names)
+    findings += [Finding(r.severity, r.kind, len(r.examples), r.message, r.examples[:SHOWN]) for r in of_task]
     lap("inspect")
-    good, bad = plan.part(source, seen, max_bad_share)
-    plan.check_classes(source, good, kinds, "those of its pictures that can be used", one_class)
-    exact = duplicates.exact_groups(good["sha256"].to_pylist())
-    near = duplicates.near_groups(good["phash"].to_numpy(), good["thumb"].to_pylist())
-    cut = plan.shares(found.splits, validation, test)
-    good, thin = plan.assign(source, good, kinds, duplicates.merged(exact, near), cut, seed)
-    good, bad, kept = plan.known_classes(good, bad, kinds)
-    remarks += source_splits.check_usable(source, found.splits, good, bad)
-    exact, near = duplicates.renumbered(exact[kept]), duplicates.renumbered(near[kept])
+    usable, unusable = plan.part(source, inspected, max_bad_share)
+    plan.check_classes(source, usable, kinds, "those of its pictures that can be used", one_class)
+    exact = duplicates.exact_groups(usable["sha256"].to_pylist())
+    near = duplicates.near_groups(usable["phash"].to_numpy(), usable["thumb"].to_pylist())
+    cut = plan.shares(surveyed.splits, validation, test)
+    usable, of_splits = plan.assign(source, usable, kinds, duplicates.merged(exact, near), cut, seed)
+    usable, unusable, rows_in_train = plan.known_classes(usable, unusable, kinds)
+    findings += source_splits.check_usable(source, surveyed.splits, usable, unusable)
+    exact, near = duplicates.renumbered(exact[rows_in_train]), duplicates.renumbered(near[rows_in_train])
     report = examine(
-        source, good, bad, exact, near, found.index.ignored, plan.classes(good, kinds), [*remarks, *thin],
+        source, usable, unusable, exact, near, surveyed.index.ignored, plan.classes(usable, kinds),
+        [*findings, *of_splits],
         open_set="identity" in kinds.values(), cut=cut,
-        pixels=plan.pixel_classes(good, given_names[schema.MASK]) if schema.MASK in kinds else None,
+        pixels=plan.pixel_classes(usable, stated_names[schema.MASK]) if schema.MASK in kinds else None,
     )  # fmt: skip
-    _fatal(report, strict, target)
-    names = plan.label_names(good, kinds, given_names)
+    _check_report(report, strict, target)
+    names = plan.label_names(usable, kinds, stated_names)
     columns = {}
     for name, kind in kinds.items():
-        stored = plan.stored(kind, good.schema.field(name).type)
-        flags = schema.flags_of(stored) if kind == "objects" else []
-        columns[name] = (stored, schema.feature(kind, names[name], flags))
+        label_type = plan.stored(kind, usable.schema.field(name).type)
+        flags = schema.flags_of(label_type) if kind == "objects" else []
+        columns[name] = (label_type, schema.feature(kind, names[name], flags))
     lap("check")
 
-    planned = plan.shards(plan.encoded(good, kinds, names), seed)
-    with _staged(target) as stage:
-        files = _write(root, stage, planned, columns, max_side, code, tell)
+    planned = plan.shards(plan.encoded(usable, kinds, names), seed)
+    if storage.exists(target) and not storage.exists(storage.join(target, MANIFEST)):
+        storage.delete(target)  # `_check` has seen that it holds a report at most, or an unfinished data set
+    with publish_in_place(target, MANIFEST) as stage:
+        files = _write(root, stage, planned, columns, max_side, code, report_progress)
         written = {
             split: sum(s["num_rows"] for s in planned if s["split"] == split) for split in report.counts
         }
         fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         storage.write_json(storage.join(stage, "preflight.json"), report.to_dict())
         storage.write_bytes(storage.join(stage, "preflight.txt"), report.to_text().encode())
-        first = {shard["split"]: storage.join(stage, shard["name"]) for shard in reversed(planned)}
-        page = preview.render(
-            {split: first[split] for split in report.taken if split in first},
-            found.task, kinds, names, report, found.about,
+        first_shards = {shard["split"]: storage.join(stage, shard["name"]) for shard in reversed(planned)}
+        preview_page = preview.render(
+            {split: first_shards[split] for split in report.taken if split in first_shards},
+            surveyed.task, kinds, names, report, surveyed.about,
         )  # fmt: skip
-        storage.write_bytes(storage.join(stage, PREVIEW), page)
+        storage.write_bytes(storage.join(stage, PREVIEW), preview_page)
         manifest = {
             "format": 1,
-            "task": found.task.name,
+            "task": surveyed.task.name,
             "splits": written,
             "labels": names,
             "fingerprint": fingerprint,
@@ -195,7 +204,8 @@ def _check(
     seed: int,
     max_bad_share: float,
 ) -> None:
-    """Settings and places, before anything starts."""
+    """Checks settings, source and target before any work starts. Raises ConfigError, DataError,
+    StorageError."""
     if max_side is not None and max_side < 16:
         raise ConfigError(f"max_side = {max_side}: accepted: 16 px or more")
     if seed < 0:
@@ -207,10 +217,14 @@ def _check(
         raise ConfigError(
             f"validation + test = {validation + test:g}: accepted: less than 1, the rest is train"
         )
-    here, there = (storage.open_fs(uri)[1].rstrip("/") for uri in (source, target))
-    if storage.is_local(source) == storage.is_local(target) and f"{there}/".startswith(f"{here}/"):
+    source_path, target_path = (storage.open_fs(uri)[1].rstrip("/") for uri in (source, target))
+    if storage.is_local(source) == storage.is_local(target) and f"{target_path}/".startswith(
+        f"{source_path}/"
+    ):
         raise DataError(f"{target}: lies in the source {source}; accepted: a place outside it")
-    if storage.is_local(source) == storage.is_local(target) and f"{here}/".startswith(f"{there}/"):
+    if storage.is_local(source) == storage.is_local(target) and f"{source_path}/".startswith(
+        f"{target_path}/"
+    ):
         raise DataError(
             f"{target}: holds the source {source}, and would be replaced; accepted: a place outside it"
         )
@@ -219,31 +233,31 @@ def _check(
         and not storage.exists(storage.join(target, MANIFEST))
         and not storage.unfinished(target)
     ):
-        others = set(storage.listdir(target)) if storage.is_dir(target) else {""}
-        if others - {"preflight.json", "preflight.txt", PREVIEW}:
+        names = set(storage.listdir(target)) if storage.is_dir(target) else {""}
+        if names - {"preflight.json", "preflight.txt", PREVIEW}:
             raise DataError(
                 f"{target}: is there and no data set; accepted: a new place, or a data set to replace"
             )
     targets.check_folder(target, beside=True)
 
 
-def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, tell: Progress) -> pa.Table:
-    """First pass: index + `preflight.INSPECTED`, in the index's order."""
+def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, report_progress: Progress) -> pa.Table:
+    """First pass: the index with `preflight.INSPECTED` for each picture, in the order of the index."""
     total = index.num_rows
-    read = [name for name in ("path", "source", schema.MASK, *dict(STATED)) if name in index.column_names]
-    numbered = index.select(read).append_column("row", pa.array(np.arange(total)))
+    columns = [name for name in ("path", "source", schema.MASK, *dict(STATED)) if name in index.column_names]
+    numbered = index.select(columns).append_column("row", pa.array(np.arange(total)))
     size = min(256, max(16, total // 64))
     blocks = [numbered.slice(n, size).combine_chunks() for n in range(0, total, size)]
-    parts, done = [], 0
-    tell("inspect", 0, total)
+    blocks_done, done = [], 0
+    report_progress("inspect", 0, total)
     for part in _map(blocks, _inspect_block, root=root, code=code or masks.AS_STORED):
-        parts.append(part)
+        blocks_done.append(part)
         done += part.num_rows
-        tell("inspect", done, total)
-    seen = pa.concat_tables(parts).sort_by("row").drop_columns(["row"]).combine_chunks()
+        report_progress("inspect", done, total)
+    inspected = pa.concat_tables(blocks_done).sort_by("row").drop_columns(["row"]).combine_chunks()
     for name in index.column_names:
-        seen = seen.append_column(name, index[name])
-    return seen
+        inspected = inspected.append_column(name, index[name])
+    return inspected
 
 
 def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any) -> Iterator[pa.Table]:
@@ -258,14 +272,15 @@ def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any)
 
 
 def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table:
-    """Rows of (path, row; source, mask) -> rows of `preflight.INSPECTED`, perhaps `INSPECTED_MASK`, + row."""
+    """`preflight.INSPECTED`, for masks `INSPECTED_MASK` too, and the column ``row`` for each picture of a
+    block."""
     rows = []
     sources = block["source"].to_pylist() if "source" in block.column_names else None
-    for data in writer.read(root, block["path"].to_pylist(), sources):
-        if isinstance(data, StorageError):
-            rows.append(preflight.unusable("unreadable", str(data)))
+    for picture in writer.read(root, block["path"].to_pylist(), sources):
+        if isinstance(picture, StorageError):
+            rows.append(preflight.unusable("unreadable", str(picture)))
         else:
-            rows.append(preflight.inspect(data))
+            rows.append(preflight.inspect(picture))
     kinds = preflight.INSPECTED
     if schema.MASK in block.column_names:
         kinds = pa.schema([*kinds, *preflight.INSPECTED_MASK])
@@ -282,43 +297,16 @@ def _inspect_block(block: pa.Table, root: str, code: masks.MaskCode) -> pa.Table
     return pa.Table.from_pylist(rows, schema=kinds).append_column("row", block["row"])
 
 
-def _fatal(report: Report, strict: bool, target: str) -> None:
-    """Raise where findings are fatal; the whole report is left where the data set would have been."""
+def _check_report(report: Report, strict: bool, target: str) -> None:
+    """Raises DataError where findings are fatal, and leaves the report at the target for the user to read."""
     try:
         report.check(strict)
     except DataError as error:
         if storage.exists(storage.join(target, MANIFEST)):
-            raise  # an older data set stands there, with its own report
+            raise  # an older data set with its own report is there
         storage.write_json(storage.join(target, "preflight.json"), report.to_dict())
         storage.write_bytes(storage.join(target, "preflight.txt"), report.to_text().encode())
         raise DataError(f"{error}; all of them: {storage.join(target, 'preflight.txt')}") from None
-
-
-@contextmanager
-def _staged(target: str) -> Iterator[str]:
-    """URI to write to. Local: a staged sibling that is renamed at the end.
-
-    Object storage cannot rename, and many gigabytes must not pass through the driver: workers write in
-    place, the marker goes last, and an older data set is taken away first. On an exception nothing of
-    the new one is left.
-    """
-    if storage.is_local(target):
-        if storage.exists(target) and not storage.exists(storage.join(target, MANIFEST)):
-            storage.delete(target)  # `_check` has seen that it holds a report at most
-        with storage.publish(target, MANIFEST) as folder:
-            yield str(folder)
-        return
-    unfinished = storage.join(target, storage.UNFINISHED)  # readers refuse what has it
-    storage.delete(storage.join(target, MANIFEST))
-    storage.write_bytes(unfinished, b"")
-    try:
-        for file in storage.walk(target):
-            storage.delete(storage.join(target, file.path))
-        yield target
-        storage.delete(unfinished)
-    except BaseException:
-        storage.delete(target)
-        raise
 
 
 def _write(
@@ -328,26 +316,26 @@ def _write(
     columns: dict[str, tuple[pa.DataType, Any]],
     max_side: int | None,
     code: masks.MaskCode,
-    tell: Progress,
+    report_progress: Progress,
 ) -> dict[str, str]:
-    """Second pass: write all shards; returns sha256 by file, below the data set."""
-    kinds = schema.dataset_schema(columns)
+    """Second pass: write all shards; returns the SHA-256 of each file."""
+    file_schema = schema.dataset_schema(columns)
     total = sum(shard["num_rows"] for shard in planned)
-    # One block a shard, its rows as one list: Ray Data may bundle blocks, and cannot tear a row apart.
+    # One row for each shard, with all its pictures as a list, since Ray Data may cut blocks but no rows.
     blocks = []
     for shard in planned:
         rows = pa.concat_arrays(shard["rows"].combine_chunks().to_struct_array().chunks)
-        whole = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)
-        blocks.append(pa.table({"name": [shard["name"]], "rows": whole}))
+        as_list = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)
+        blocks.append(pa.table({"name": [shard["name"]], "rows": as_list}))
     files: dict[str, str] = {}
     done = 0
-    tell("write", 0, total)
-    settings = {"root": root, "stage": stage, "kinds": kinds, "max_side": max_side, "code": code}
-    for part in _map(blocks, writer.write_block, **settings):
-        for row in part.to_pylist():
+    report_progress("write", 0, total)
+    settings = {"root": root, "stage": stage, "kinds": file_schema, "max_side": max_side, "code": code}
+    for result in _map(blocks, writer.write_block, **settings):
+        for row in result.to_pylist():
             if row["error"] is not None:
                 raise StorageError(row["error"])
             files[row["name"]] = row["sha256"]
             done += row["num_rows"]
-            tell("write", done, total)
+            report_progress("write", done, total)
     return dict(sorted(files.items()))

@@ -43,8 +43,8 @@ def render(
     page = b""
     for side, quality in _SIZES:
         pages = {
-            split: [_shot(row, task, kinds, names, side, quality) for row in there]
-            for split, there in rows.items()
+            split: [_shot(row, task, kinds, names, side, quality) for row in rows_of_split]
+            for split, rows_of_split in rows.items()
         }
         page = template.render(
             source=report.source,

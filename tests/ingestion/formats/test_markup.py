@@ -28,17 +28,17 @@ def test_root_elements(head: bytes, name: str) -> None:
 def test_entities_are_refused(encoding: str) -> None:
     text = "<!DOCTYPE a [<!ENTITY b 'bbbb'><!ENTITY c '&b;&b;'>]><a>&c;</a>"
     with pytest.raises(DataError, match=r"^x: has a DOCTYPE; accepted: XML, without one$"):
-        markup.parse("x", text.encode(encoding), "XML")
+        markup.parse_xml("x", text.encode(encoding), "XML")
 
 
 def test_mistakes_name_line_and_column() -> None:
     with pytest.raises(DataError, match=r"^x line 3, column 4: no valid XML; accepted: y$"):
-        markup.parse("x", b"\n\n<a>&</a>", "y")
-    assert markup.parse("x", b"\n <a>1</a>", "y").text == "1"
+        markup.parse_xml("x", b"\n\n<a>&</a>", "y")
+    assert markup.parse_xml("x", b"\n <a>1</a>", "y").text == "1"
 
 
 def test_namespaces_are_left_out() -> None:
-    tree = markup.parse("x", b"<a xmlns='u' xmlns:v='w'><v:b>1</v:b></a>", "y")
+    tree = markup.parse_xml("x", b"<a xmlns='u' xmlns:v='w'><v:b>1</v:b></a>", "y")
     assert (tree.tag, tree.findtext("b")) == ("a", "1")
 
 
@@ -46,8 +46,8 @@ def test_namespaces_are_left_out() -> None:
 def test_encodings_of_east_asia(encoding: str) -> None:
     name = {"big5": "\u8c93", "euc-kr": "\uace0\uc591\uc774"}.get(encoding, "\u732b")
     data = f'\n<?xml version="1.0" encoding="{encoding}"?>\n<a>{name}</a>'.encode(encoding)
-    assert markup.parse("x", data, "y").text == name
+    assert markup.parse_xml("x", data, "y").text == name
     with pytest.raises(DataError, match="has a DOCTYPE"):
-        markup.parse("x", data.replace(b"<a>", b"<!DOCTYPE a><a>"), "y")
+        markup.parse_xml("x", data.replace(b"<a>", b"<!DOCTYPE a><a>"), "y")
     with pytest.raises(DataError, match=f"^x: no text in {encoding.lower()}, which it declares"):
-        markup.parse("x", data.replace(b"</a>", b"\x81</a>"), "y")
+        markup.parse_xml("x", data.replace(b"</a>", b"\x81</a>"), "y")

@@ -366,9 +366,9 @@ def test_many_files_are_quick() -> None:
     listing = Listing(
         "nowhere", [*names, *(n.replace("images", "masks").replace(".jpg", ".png") for n in names)]
     )
-    started = time.monotonic()
+    started = time.process_time()
     assert len(pairs.find(listing).masks_of) == 50_000
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_validation_split_without_masks_is_refused(tmp_path: Path) -> None:

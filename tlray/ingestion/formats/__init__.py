@@ -1,8 +1,7 @@
-"""Layouts of labelled pictures, one file each; found by the file's name, so a new layout is a new file.
+"""Layouts of labelled pictures, one module each, found by its name: a new layout is a new file.
 
-`find` chooses by evidence: every format says which pictures of a listing its label files speak of, and
-the one that explains most of them is read. Nothing is read by default: class folders are taken only where
-no label file and no name speaks against them (`tlray.ingestion.formats.folder`).
+`find` chooses the format whose label files name most pictures of a source. No format is a default: class
+folders are taken only where no label file and no name speaks against them (`tlray.ingestion.formats.folder`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from tlray.ingestion.formats.base import Format, Look
 from tlray.ingestion.formats.listing import ARCHIVES, Listing, counts_by_ending
 
 _ALIASES = {"csv": "table"}
-_CLOSE = 0.9  # of the pictures that the best format explains: who explains as many may be meant as well
+_CLOSE = 0.9  # a format that explains this share of what the best one explains may be meant as well
 
 
 def names() -> list[str]:
-    """Formats that exist: the modules here that say which labels they give."""
+    """The formats: modules of this package with ``GIVES``."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if hasattr(_module(m.name), "GIVES"))
 
 
@@ -40,10 +39,10 @@ def load(name: str) -> Format:
 
 
 def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
-    """Name of the format that explains most of a listing, and what it explains.
+    """(name of the format that explains most pictures of a listing, what it explains).
 
-    ``columns``: label columns one of which is wanted; none = any. Raises DataError, which says what was
-    seen and the nearest layout, where no format explains it or two do.
+    ``columns``: label columns of which one is wanted; none = any. Raises DataError with what is there and the
+    nearest layout, where no format explains it or two do.
     """
     suitable = [n for n in names() if not columns or set(load(n).GIVES) & set(columns)]
     looks = {name: look for name in suitable if (look := load(name).look(listing)) is not None}
@@ -53,16 +52,17 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
         if not look.lacks and (not columns or not look.gives or set(look.gives) & set(columns))
     }
     if any(look.labels for look in looks.values()):
-        # Folders alone are no evidence where there are label files, be it of a form that cannot be read.
+        # Folders alone prove nothing where there are label files, even label files that cannot be read.
         ready = {name: look for name, look in ready.items() if look.labels}
     if not ready:
         raise DataError(_refusal(listing, looks, columns))
     ready = _without_masks_as_pictures(ready)
     most_pictures = max(len(look.pictures) for look in ready.values())
     best = [name for name, look in ready.items() if len(look.pictures) >= _CLOSE * most_pictures]
-    # Folders prove nothing: whatever else explains as much is meant (lfw/Aaron_Eckhart_0001.jpg).
+    # Any other format that explains as much is preferred to class folders (lfw/Aaron_Eckhart_0001.jpg).
     best = [name for name in best if name != "folder"] or best
-    # Of two that read the same label files one is a special case of the other: more files, more evidence.
+    # A format that reads all label files of the others and more is meant: theirs are a special case of its
+    # own.
     most_labels = max(len(ready[name].labels) for name in best)
     widest_reading = [n for n in best if all(set(ready[m].labels) <= set(ready[n].labels) for m in best)]
     if len(widest_reading) == 1 and (len(best) == 1 or most_labels > 0):
@@ -72,7 +72,7 @@ def find(listing: Listing, columns: Collection[str] = ()) -> tuple[str, Look]:
 
 
 def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
-    """Looks without label files that take many of another's for pictures are wrong: those are masks."""
+    """The looks without those that take the masks of another look for pictures."""
     labels = set().union(*(look.labels for look in ready.values()))
     return {
         name: look
@@ -82,7 +82,7 @@ def _without_masks_as_pictures(ready: dict[str, Look]) -> dict[str, Look]:
 
 
 def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str]) -> str:
-    """One line: what was seen, the nearest layout and what it lacks, and how to say a layout by force."""
+    """The message where no format fits: what is there, the nearest layout and what it lacks, and --format."""
     endings = counts_by_ending(listing.files)
     force = f"--format {'|'.join(name for name in names() if name != 'unsupported')}"
     if not listing.files:
@@ -105,7 +105,7 @@ def _refusal(listing: Listing, looks: dict[str, Look], columns: Collection[str])
 
 
 def _way_out(listing: Listing) -> str:
-    """What to do about a source in which nothing is a label."""
+    """What to do about a source without any labels."""
     archive = next((path for path in listing.files if path.lower().endswith(ARCHIVES)), None)
     if archive is not None and not listing.pictures:
         return f"the folder that {archive} unpacks to"

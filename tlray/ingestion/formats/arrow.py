@@ -1,8 +1,8 @@
 """Data sets of Hugging Face with the pictures inside: a ``save_to_disk`` folder, or Parquet files.
 
-`tlray.data.dataset` opens them; here their label columns become an index. A class of type ClassLabel is
-given by its name; -1 and null are no label, and a split of nothing else is left out. Pictures are read again
-by their rows: see `tlray.ingestion.writer.read`.
+`tlray.data.dataset` opens them; here their label columns become an index. Numbers of type ClassLabel become
+class names; -1 and null mean no label, and a split without any label is left out.
+`tlray.ingestion.writer.read` reads the pictures by their rows.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def source(split: str, number: int, path: str = "") -> str:
-    """Where a picture's bytes are: a row of the data set at ``path`` below the root."""
+    """Where the bytes of a picture are: a row of the data set at ``path`` below the root."""
     return f"row:{split}:{number}:{path}"
 
 
 def _known_splits(data: Dataset, notes: list[Finding]) -> list[str]:
-    """The splits that have a meaning here; a single one may be called anything."""
+    """The splits to read: train, validation and test, or a single split of any name."""
     known_splits = [split for split in data.splits if split in SPLITS.values()]
     other_splits = [
         f"{split}: {data.num_rows(split)} rows" for split in data.splits if split not in known_splits
@@ -126,7 +126,7 @@ def _known_splits(data: Dataset, notes: list[Finding]) -> list[str]:
 def _columns(
     data: Dataset, splits: Sequence[str]
 ) -> tuple[dict[str, list[Any]], list[labels.Place], dict[str, list[str]]]:
-    """The columns that may hold labels, their classes as text; where each row is; class names by column."""
+    """(columns that may hold labels, with class names; place of each row; class names by column)."""
     features = schema.features(data.schema)
     plain = [
         field.name
@@ -153,7 +153,7 @@ def _columns(
 
 
 def _class_names(feature: Any) -> list[str]:
-    """Names of the classes that a column, or the lists in it, hold; empty where it has none."""
+    """Class names of a column, or of the lists in it; empty where it has none."""
     if isinstance(feature, list):
         return _class_names(feature[0]) if feature else []
     if not isinstance(feature, Mapping):
@@ -166,7 +166,7 @@ def _class_names(feature: Any) -> list[str]:
 
 
 def _named(value: Any, names: Sequence[str], where: str) -> Any:
-    """A value with class names for numbers, at any depth; nothing for -1."""
+    """A value with class names in place of numbers, at any depth; None for -1."""
     if isinstance(value, list):
         return [_named(part, names, where) for part in value]
     if isinstance(value, dict):

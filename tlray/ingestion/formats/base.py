@@ -1,4 +1,4 @@
-"""What a layout of labelled pictures is: the Protocol of a format, and the few types that cross it."""
+"""The Protocol of a format, a layout of labelled pictures, and the types that it uses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tlray.ingestion.findings import Finding
 from tlray.ingestion.formats.listing import Listing
 
 OBJECTS_TYPE = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))])
-"""Boxes of a picture in an index: x, y, width, height each, and the names of their classes; lists for
-`schema.FLAGS` beside them where the index has any."""
+"""Boxes of a picture in an index: x, y, width, height and class name of each; with lists for those
+`schema.FLAGS` that the index has."""
 
 MASK_TYPE = pa.struct([("paths", pa.list_(pa.string())), ("shapes", pa.string())])
-"""A mask in an index: its files (mostly one), or outlines as JSON; see `tlray.data.masks`."""
+"""A mask in an index: its files (usually one), or outlines as JSON; see `tlray.data.masks`."""
 
 TYPES: dict[str, pa.DataType] = {
     schema.LABEL: pa.string(),
@@ -25,32 +25,32 @@ TYPES: dict[str, pa.DataType] = {
     schema.OBJECTS: OBJECTS_TYPE,
     schema.MASK: MASK_TYPE,
 }
-"""Label columns of an index. Classes are names here; numbers are given when the data set is written."""
+"""Label columns of an index. Classes are names; the data set that is written has their numbers."""
 
 STATED = (("stated_width", pa.int32()), ("stated_height", pa.int32()))
-"""Size of the picture as its label file states it, px; null where it does not."""
+"""Size of the picture that its label file states, px; null where it states none."""
 
 Boxes = Sequence[tuple[str, Sequence[float]]]  # class, (x, y, width, height)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a format explains of a listing, known from names and from the first bytes of label files.
+    """Which pictures of a listing a format explains, known from names and the first bytes of label files.
 
-    A listing is read by the format that explains most of its pictures. ``lacks`` says what keeps this
-    format from being read ("" = nothing does): such a look is never read, but it names the reason.
+    A listing is read by the format that explains most of its pictures. ``lacks`` is why this format cannot be
+    read, for the message ("" = it can be read).
     """
 
-    summary: str  # what was seen, as in "12 .xml of Pascal VOC"
-    pictures: Collection[str]  # pictures that the label files speak of
-    labels: Collection[str]  # label files: of whichever look explains more, the others' count as left over
+    summary: str  # what is there, as in "12 .xml of Pascal VOC"
+    pictures: Collection[str]  # pictures that the label files are about
+    labels: Collection[str]  # label files
     lacks: str = ""
-    gives: tuple[str, ...] = ()  # label columns that this source really has, the usual one first; (): GIVES
+    gives: tuple[str, ...] = ()  # label columns that this source has, the usual one first; (): all of GIVES
 
 
 @dataclass(frozen=True)
 class Index:
-    """Pictures with their labels as a layout states them; nothing is compared with the pictures yet.
+    """Pictures with their labels as a layout states them, not yet compared with the pictures.
 
     ``table`` has the columns path (relative to the listing's root), split (null where the layout has
     none), the label columns (types as in `TYPES`), and where the layout states them `STATED` and ``source``
@@ -58,31 +58,31 @@ class Index:
     """
 
     table: pa.Table
-    names: Mapping[str, list[str]] = field(default_factory=dict)  # class names by column, if it numbers them
+    names: Mapping[str, list[str]] = field(default_factory=dict)  # class names by column, where numbered
     kinds: Mapping[str, schema.Kind] = field(default_factory=dict)  # by column, where not the usual one
     relative: bool = False  # boxes are in shares of the picture's sides, not in px
-    mask_code: Any = None  # `tlray.data.masks.MaskCode`: how pixels of mask files become ids; None: as stored
-    ignored: Mapping[str, int] = field(default_factory=dict)  # files and boxes passed over, by kind
+    mask_code: Any = None  # `tlray.data.masks.MaskCode`, from pixels of mask files to ids; None: as stored
+    ignored: Mapping[str, int] = field(default_factory=dict)  # numbers of files and boxes left out, by kind
     findings: Sequence[Finding] = ()
-    lists: Sequence[str] = ()  # files that say the splits, beside the label files of the look
+    lists: Sequence[str] = ()  # files that state splits, in addition to the label files of the look
 
 
 class Format(Protocol):
-    """What a module in this package offers."""
+    """What a module of this package has to offer."""
 
     GIVES: ClassVar[tuple[str, ...]]
     """Label columns that this layout can hold, the usual one first."""
 
     def look(self, listing: Listing) -> Look | None:
-        """What of the listing this layout explains; None where it sees nothing of its own.
+        """Which pictures of the listing this layout explains; None where it has no label files there.
 
-        Reads names, and the first bytes of label files; opens no picture beyond a few headers. Never
-        raises DataError: what is wrong with its files is for `index` to say.
+        Reads names, the first bytes of label files, and the headers of a few pictures at most. Never raises
+        DataError: mistakes in the files are found by `index`.
         """
         ...
 
     def index(self, listing: Listing, column: str) -> Index:
-        """The pictures and their labels; ``column`` (one of GIVES) is the label column that is wanted.
+        """The pictures and their labels in the label column that is wanted, one of GIVES.
 
         Raises DataError, one line with file and row, for labels that cannot be read.
         """
@@ -90,8 +90,8 @@ class Format(Protocol):
 
 
 def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> pa.Table:
-    """The table of an index: rows of path, split and these label columns (more keys of `STATED` and source
-    where a row has them), sorted by path."""
+    """The table of an index, sorted by path, of rows with path, split and these label columns, and perhaps
+    keys of `STATED` and ``source``."""
     kinds = [("path", pa.string()), ("split", pa.string()), *((name, TYPES[name]) for name in columns)]
     if schema.OBJECTS in columns:
         flags = [flag for flag in schema.FLAGS if any(flag in row[schema.OBJECTS] for row in rows)]
@@ -102,7 +102,15 @@ def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> pa.Table:
     return index_table.sort_by("path")
 
 
+def stated_side(value: Any) -> int | None:
+    """A side of a picture as a label file states it, px; None where it is no number or 0, which means not
+    known."""
+    is_side = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
+    return round(value) if is_side else None
+
+
 def objects(boxes: Boxes, **flags: Sequence[bool]) -> dict[str, Any]:
-    """Boxes of one picture as a value of the column ``objects``, with those `schema.FLAGS` that any has."""
+    """Boxes of one picture as a value of the column ``objects``, with those of `schema.FLAGS` that any box
+    has."""
     plain = {"bbox": [list(box) for _, box in boxes], "category": [name for name, _ in boxes]}
     return plain | {name: list(values) for name, values in flags.items() if any(values)}

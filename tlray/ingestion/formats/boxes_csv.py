@@ -1,9 +1,9 @@
 """Tables of boxes, one a row: TensorFlow's tools, Roboflow, VoTT, RetinaNet, AutoML, Open Images, Kaggle.
 
-A header names the picture, the class and the sides of the box (see `tabular.boxes`: case, blanks and
-underscores do not count), or one column ``bbox`` with "[x, y, w, h]". Without a header there are
-RetinaNet's ``path,x1,y1,x2,y2,class``, TensorFlow's and AutoML's. A row whose box is empty: the picture
-shows no object. Numbers are px, or shares of the sides where none is above 1. One table may be one split.
+A header names the columns of the picture, the class and the numbers of the box (see `tabular.boxes`; case,
+blanks and underscores do not count), or one column ``bbox`` with "[x, y, w, h]". Tables without a header are
+RetinaNet's ``path,x1,y1,x2,y2,class``, TensorFlow's and AutoML's. An empty box means that the picture shows
+no object. Numbers are px, or shares of the sides where none is above 1. A table may be that of one split.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _EMPTY = ("", "nan", "null", "none", "na", "n/a")
 
 @dataclass
 class _Table:
-    """A table's shape, and what its rows say."""
+    """The shape of a table, and the content of its rows."""
 
     shape: Shape
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)  # x, y, w, h
-    owners: list[int] = field(default_factory=list)  # number of each box's picture
+    owners: list[int] = field(default_factory=list)  # for each box the number of its picture
     classes: list[str] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     pictures: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class _Table:
 
 
 def look(listing: Listing) -> Look | None:
-    """Tables with the columns of boxes; by their first rows they name pictures that are there."""
+    """Tables with columns of boxes whose first rows name pictures that exist."""
     tables, lacking = _tables(listing)
     files = [t.file for t in tables] or [shape.file for shape in lacking]
     summary = f"{', '.join(files[:3])}{', ...' if len(files) > 3 else ''} of boxes"
@@ -83,8 +83,8 @@ def look(listing: Listing) -> Look | None:
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, objects), with sizes where the tables state them.
 
-    Raises DataError for cells that are no numbers, boxes half empty, pictures in two tables or splits, and
-    where most of the pictures named are not there.
+    Raises DataError for cells that are no numbers, incomplete boxes, pictures in two tables or splits, and
+    where most of the pictures are missing.
     """
     tables, lacking = _tables(listing)
     if not tables and lacking:
@@ -102,7 +102,7 @@ def index(listing: Listing, column: str) -> Index:
     picture_paths = PicturePaths(listing)
     for t in tables:
         num_double = _read(listing, t, picture_paths)
-        # A split that is given would be made anew else.
+        # Otherwise a new split would be cut in place of this one.
         if not t.pictures and t.shape.split and len(tables) > 1:
             raise DataError(
                 f"{listing.where(t.file)}: no row below the header, so no picture of {t.shape.split}; "
@@ -141,7 +141,7 @@ def index(listing: Listing, column: str) -> Index:
 def _table_rows(
     listing: Listing, t: _Table, names: dict[str, str], homes: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of an index of one table's pictures."""
+    """Rows of the index for the pictures of one table."""
     boxes: list[list[tuple[str, Sequence[float]]]] = [[] for _ in t.pictures]
     for owner, name, box in zip(t.owners, t.classes, t.boxes, strict=True):
         boxes[owner].append((names.get(name, name), box))
@@ -159,7 +159,7 @@ def _table_rows(
 
 
 def _unused(t: _Table) -> list[Finding]:
-    """Columns that are not read; and that a table without classes has one."""
+    """Findings about columns that are not read and about tables without classes."""
     unused = t.shape.unused
     findings = finding(
         "info", "unused_column", [f"{t.file}: {n}" for n in unused], "{n} columns of the table are not used"
@@ -171,8 +171,7 @@ def _unused(t: _Table) -> list[Finding]:
 
 
 def _tables(listing: Listing) -> tuple[list[_Table], list[Shape]]:
-    """Tables of boxes, and those that lack a column; of copies in folders above and below those nearest to
-    the pictures are all read."""
+    """(tables of boxes, shapes of those that lack a column)."""
     files = listing.labels(*ENDINGS)[:_LOOKED_INTO]
     shapes = [shape for file in files if (shape := shape_of(file, listing.head(file))) is not None]
     return [_Table(shape) for shape in shapes if not shape.lacks], [shape for shape in shapes if shape.lacks]
@@ -186,7 +185,7 @@ def _lookup(listing: Listing, picture_paths: PicturePaths, shape: Shape, names: 
 
 
 def _read(listing: Listing, t: _Table, picture_paths: PicturePaths) -> int:
-    """Fill a table; returns how many rows are there twice."""
+    """Read the rows of a table into it; returns the number of repeated rows."""
     where, shape = listing.where(t.file), t.shape
     try:
         rows = list(shape.rows(io.StringIO(listing.text(t.file), newline="")))
@@ -195,7 +194,7 @@ def _read(listing: Listing, t: _Table, picture_paths: PicturePaths) -> int:
             f"{where}: no valid table ({error}); accepted: cells between {shape.delimiter!r}"
         ) from None
     lookup = _lookup(listing, picture_paths, shape, [shape.cell(row, "path") for _, row in rows])
-    picture_of: dict[str, str] = {}  # a picture stands in as many rows as it has boxes
+    picture_of: dict[str, str] = {}  # each path is looked up once, since it is in a row for every box
     known_boxes: set[tuple[Any, ...]] = set()
     num_double = 0
     decimal_comma = shape.delimiter != ","
@@ -277,8 +276,8 @@ def _box(
 
 
 def _is_relative(listing: Listing, t: _Table) -> bool:
-    """Whether numbers are shares. Raises DataError where they are neither, or corners or centres taken for
-    corner and size."""
+    """Whether boxes are in shares of the sides. Raises DataError where some are and some are not, and where
+    they are written in another form than the columns say."""
     where = listing.where(t.file)
     _check_not_centred(where, t)
     is_share = [max(x, y, x + w, y + h, w, h) <= 1.01 for x, y, w, h in t.boxes]
@@ -302,7 +301,8 @@ def _is_relative(listing: Listing, t: _Table) -> bool:
 
 
 def _check_not_centred(where: str, t: _Table) -> None:
-    """Centres in columns x, y: shares that lead out of the pictures, and would not as centres."""
+    """Raises DataError where columns x, y seem to hold centres: read as corners, boxes lead out of the
+    pictures."""
     if t.shape.box not in (SIZED, LISTED) or any(max(box) > 1.01 for box in t.boxes):
         return
     num_outside = sum(x + w > 1.01 or y + h > 1.01 for x, y, w, h in t.boxes)
@@ -318,7 +318,8 @@ def _check_not_centred(where: str, t: _Table) -> None:
 
 
 def _check_sized(where: str, t: _Table) -> None:
-    """Corners in columns of sizes: the boxes lead out of their pictures, and would not as corners."""
+    """Raises DataError where columns of sizes seem to hold corners: read as sizes, boxes lead out of the
+    pictures."""
     paths = list(t.pictures)
     num_outside = num_as_corners = 0
     for owner, (x, y, w, h) in zip(t.owners, t.boxes, strict=True):
@@ -341,8 +342,8 @@ def _listed(box: Sequence[float]) -> str:
 
 
 def _class_table(listing: Listing) -> dict[str, str]:
-    """Class -> name, from RetinaNet's classes.csv (name, number) or Open Images' class-descriptions (code,
-    name)."""
+    """Class in the tables -> class name, from classes.csv of RetinaNet (name, number) or class-descriptions
+    of Open Images (code, name)."""
     names: dict[str, str] = {}
     for file in [
         f for f in listing.files if f.lower().endswith(".csv") and "class" in posixpath.basename(f).lower()
@@ -359,5 +360,5 @@ def _class_table(listing: Listing) -> dict[str, str]:
 
 
 def _is_numbering(names: dict[str, str], rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether a class table holds all classes that occur."""
+    """Whether the class table names all classes of the rows."""
     return {name for row in rows for name in row[OBJECTS]["category"]} <= set(names.values())

@@ -1,10 +1,10 @@
 """COCO: JSON of ``images``, ``annotations`` and ``categories``, as annotations/instances_train2017.json or
 Roboflow's train/_annotations.coco.json.
 
-The split stands in the file's name, else in its folder's, else in the picture's folder. Where there are
-instances_*.json other JSON files are passed over. Boxes of crowds keep their ``iscrowd``; an object without
-``bbox`` has the box around its ``segmentation``. For masks outlines are painted in the file's order, those
-of crowds and boxes without an outline as unknown pixels.
+The split is in the name of the file, of its folder, or of the picture's folder. Where there are
+instances_*.json, other JSON files are not read. Boxes of crowds keep their ``iscrowd``; an object without
+``bbox`` gets the box around its ``segmentation``. In masks, outlines are painted in the order of the file;
+crowds, and boxes without an outline, become unknown pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.formats import coco_file, outlines
-from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.base import Index, Look, objects, stated_side, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
 from tlray.ingestion.formats.markup import names_in_head
@@ -28,11 +28,11 @@ from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
 _KEYS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
 _SIGNS = ('"file_name"', '"image_id"', '"category_id"', '"supercategory"', '"coco_url"', '"bbox"')
-_LOOKED_INTO = 50  # JSON files whose first bytes are read, those with COCO's names first
+_LOOKED_INTO = 50  # JSON files whose first bytes are read, those with usual names of COCO first
 
 
 def look(listing: Listing) -> Look | None:
-    """JSON files with COCO's keys, and the pictures of the folders that they name."""
+    """JSON files with COCO's keys, and all pictures in the folders of those that they name."""
     chosen, other_kinds = _chosen(listing)
     if not chosen:
         if not other_kinds:
@@ -41,14 +41,14 @@ def look(listing: Listing) -> Look | None:
         lacks = f"{file} is {kind}; accepted: {coco_file.ACCEPTED}"
         return Look(f"{len(other_kinds)} .json of COCO", [], [file for file, _ in other_kinds], lacks)
     names = [name for file in chosen for name in names_in_head(listing.head_text(file), "file_name")]
-    # The first bytes of a file may be annotations or licences.
+    # The first bytes of a file may hold annotations or licences only.
     pictures = in_same_folders(listing, names) if names else listing.pictures
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of COCO", pictures, chosen, lacks)
 
 
 def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
-    """(files to read, files of COCO's other kinds with what they are)."""
+    """(files to read, (file, kind) of COCO's other kinds)."""
     files = listing.labels(".json")
 
     def rank(file: str) -> tuple[bool, int, str]:
@@ -59,7 +59,7 @@ def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
     candidates = instances or sorted(files, key=rank)[:_LOOKED_INTO]
     kinds = {file: _kind(listing, file) for file in candidates}
     instance_files = [file for file in candidates if kinds[file] == ""]
-    # Keypoints beside instances are of the same pictures; alone they have boxes, too.
+    # Files of keypoints repeat the boxes of the instances, so they are read only where those are missing.
     without_keypoints = [
         file for file in instance_files if "keypoints" not in posixpath.basename(file).lower()
     ]
@@ -68,7 +68,7 @@ def _chosen(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _kind(listing: Listing, file: str) -> str | None:
-    """ "" for instances, what it is for COCO's other kinds, None for JSON of something else."""
+    """ "" for instances, a description for COCO's other kinds, None for any other JSON."""
     try:
         head = listing.head_text(file).lstrip()
     except StorageError:
@@ -93,8 +93,8 @@ def _kind(listing: Listing, file: str) -> str | None:
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, objects or mask) and stated sizes; boxes are (x, y, width, height) in px.
 
-    Raises DataError for JSON that cannot be read or lacks something, ids that stand for two pictures or two
-    categories, unknown categories, pictures that stand in two places, and files of no split among others.
+    Raises DataError for JSON that is invalid or incomplete, ids of two pictures or of two categories, unknown
+    categories, pictures with two entries, and files of no split beside files of splits.
     """
     chosen, other_kinds = _chosen(listing)
     if not chosen:
@@ -123,7 +123,7 @@ def index(listing: Listing, column: str) -> Index:
     ]
     names, ids = outlines.numbered(listing.root, classes) if column == MASK else ([], {})
     rows: list[dict[str, Any]] = []
-    homes: dict[str, str] = {}  # picture -> where it is named
+    homes: dict[str, str] = {}  # picture -> its entry
     for (file, tree), split in zip(trees.items(), splits, strict=True):
         where = listing.where(file)
         file_names = [coco_file.file_name(where, number, item) for number, item in enumerate(tree["images"])]
@@ -135,7 +135,7 @@ def index(listing: Listing, column: str) -> Index:
             if path in homes:
                 raise DataError(f"{place}: {path!r} stands in {homes[path]}, too; accepted: once")
             homes[path] = f"{file}: images[{number}]"
-            width, height = coco_file.side(item.get("width")), coco_file.side(item.get("height"))
+            width, height = stated_side(item.get("width")), stated_side(item.get("height"))
             annotations = by_image[coco_file.plain_id(item["id"])]
             value = _mask(annotations, ids, notes) if column == MASK else _objects(annotations, notes)
             rows.append({"path": path, "split": split or folder_split(path), column: value,
@@ -147,7 +147,7 @@ def index(listing: Listing, column: str) -> Index:
         )
     no_entry, num_masks = unlabelled(listing, homes, "entry in a COCO file")
     findings = [*notes.findings(), *picture_paths.findings(), *no_entry]
-    ignored = {kind: number for kind, number in (notes.ignored + Counter(num_masks)).items() if number}
+    ignored = dict(notes.ignored + Counter(num_masks))
     class_names = {MASK: names} if column == MASK else {}
     return Index(table(rows, column), names=class_names, ignored=ignored, findings=findings)
 

@@ -1,8 +1,8 @@
-"""What one COCO file holds: its pictures, classes and objects, every id looked up and every value checked."""
+"""The content of one COCO file: its pictures, classes and objects, with all ids resolved and all values
+checked."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,18 @@ from typing import Any
 
 from tlray.errors import DataError
 from tlray.ingestion.findings import Finding, Severity, finding
+from tlray.ingestion.formats import markup
 
 ACCEPTED = "COCO's instances"
 _LISTS = ("images", "annotations", "categories")
-_UNKNOWN_IMAGES = 0.2  # of the annotations: with more of unknown pictures the file has lost its pictures
+_UNKNOWN_IMAGES = 0.2  # share of annotations that may be of pictures that the file does not list
 
 Tree = dict[str, list[dict[str, Any]]]
 
 
 @dataclass
 class Notes:
-    """What is odd in the files read so far, with examples."""
+    """Oddities in the files read so far, as examples for findings."""
 
     id_types: list[str] = field(default_factory=list)
     double_ids: list[str] = field(default_factory=list)
@@ -81,11 +82,7 @@ class Notes:
 
 
 def read(where: str, data: bytes) -> Tree:
-    try:
-        tree = json.loads(data)
-    except ValueError as error:
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where}: {place}no valid JSON; accepted: {ACCEPTED}") from None
+    tree = markup.parse_json(where, data, ACCEPTED)
     for name in _LISTS:
         part = tree.get(name) if isinstance(tree, dict) else None
         if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
@@ -109,14 +106,14 @@ def plain_id(id_: Any) -> int | str | None:
 
 
 def _known(id_: Any) -> int | str:
-    """An id that `read` has seen to be one."""
+    """An id that `read` has checked."""
     plain = plain_id(id_)
     assert plain is not None
     return plain
 
 
 def file_name(where: str, number: int, item: Mapping[str, Any]) -> str:
-    """How an image is called; by its address where it has no file name."""
+    """The file name of an image, or its URL where it has none."""
     for key in ("file_name", "coco_url", "flickr_url"):
         if isinstance(value := item.get(key), str) and value.strip():
             return value
@@ -125,15 +122,8 @@ def file_name(where: str, number: int, item: Mapping[str, Any]) -> str:
     raise DataError(f"{where}: images[{number}]: {problem}; accepted: the path of a picture")
 
 
-def side(value: Any) -> int | None:
-    """A stated side of a picture, px; None where it is no number, or 0 (not known)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
-        return None
-    return round(value)
-
-
 def classes_of(where: str, tree: Tree) -> dict[int | str, str]:
-    """Class names by id, in the file's order."""
+    """Class names by id, in the order of the file."""
     classes: dict[int | str, str] = {}
     for number, item in enumerate(tree["categories"]):
         name, place = item["name"], f"{where}: categories[{number}]"
@@ -149,7 +139,7 @@ def classes_of(where: str, tree: Tree) -> dict[int | str, str]:
 
 
 class _Ids:
-    """Ids of a file, found across types where that is clear: 1 and "1"."""
+    """The ids of a file; 1 finds "1" and the other way round, where only one of them is there."""
 
     def __init__(self, ids: Sequence[int | str], notes: Notes, where: str) -> None:
         self._ids, self._notes, self._where = set(ids), notes, where
@@ -158,7 +148,7 @@ class _Ids:
         self._others: set[str] = set()
 
     def find(self, id_: Any) -> int | str | None:
-        """The id that is meant; None for an unknown one."""
+        """The id of the file that is meant; None for an unknown one."""
         plain = plain_id(id_)
         if plain is None or plain in self._ids:
             return plain
@@ -171,7 +161,7 @@ class _Ids:
 
 @dataclass(frozen=True)
 class Object:
-    """One annotation; ``box`` is None where there is none, ``outline`` polygons, an RLE, or None."""
+    """One annotation; ``outline`` is polygons or an RLE."""
 
     here: str
     name: str
@@ -259,7 +249,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _outline(place: str, value: Any) -> list[list[float]] | dict[str, Any] | None:
-    """Polygons of three points or more, or an RLE; None where there are neither."""
+    """Polygons of three points or more, or an RLE; None where there is neither."""
     if value is None or value == [] or value == {}:
         return None
     if isinstance(value, dict):
@@ -269,7 +259,7 @@ def _outline(place: str, value: Any) -> list[list[float]] | dict[str, Any] | Non
             raise DataError(f"{place}: segmentation without size and counts; accepted: RLE or polygons")
         return value
     if isinstance(value, list) and all(map(_is_number, value)):
-        value = [value]  # a polygon that lacks the list around it
+        value = [value]  # a single polygon, not in a list
     polygons: list[Any] = value if isinstance(value, list) else [value]
     for number, polygon in enumerate(polygons):
         if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(_is_number, polygon)):

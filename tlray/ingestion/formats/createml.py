@@ -1,12 +1,11 @@
 """Apple's CreateML: a JSON list of ``{"image": name, "annotations": [{"label", "coordinates"}]}``.
 
-Coordinates are the centre x and y, width and height in px. The file lies beside the pictures, in the root or
-in the folder of each split, as Roboflow's train/_annotations.createml.json.
+Coordinates are centre x, centre y, width and height in px. The file is beside the pictures, in the root or
+in the folder of each split, as train/_annotations.createml.json of Roboflow.
 """
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Mapping
@@ -14,10 +13,10 @@ from typing import Any
 
 from tlray.data.schema import OBJECTS
 from tlray.errors import DataError, StorageError
+from tlray.ingestion.formats import markup
 from tlray.ingestion.formats.base import Index, Look, objects, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, split_in
-from tlray.ingestion.formats.markup import names_in_head
 from tlray.ingestion.formats.pairs import unlabelled
 from tlray.ingestion.formats.picture_paths import PicturePaths, in_same_folders
 
@@ -31,11 +30,13 @@ _NAME = re.compile(rf'"(?:{"|".join(_IMAGE)})"\s*:')
 
 
 def look(listing: Listing) -> Look | None:
-    """JSON lists with CreateML's keys, and the pictures of the folders that they name."""
+    """JSON lists with CreateML's keys, and all pictures in the folders of those that they name."""
     chosen = _chosen(listing)
     if not chosen:
         return None
-    names = [name for file in chosen for name in names_in_head(listing.head_text(file), "|".join(_IMAGE))]
+    names = [
+        name for file in chosen for name in markup.names_in_head(listing.head_text(file), "|".join(_IMAGE))
+    ]
     pictures = in_same_folders(listing, names)
     lacks = "" if pictures else f"no picture is there of the names in {chosen[0]}, as {names[0]}"
     return Look(f"{len(chosen)} .json of CreateML", pictures, chosen, lacks)
@@ -53,7 +54,7 @@ def _is_list(listing: Listing, file: str) -> bool:
         head = listing.head_text(file).lstrip()
     except StorageError:
         return False
-    # Label Studio has lists with "annotations", too, but no such coordinates.
+    # Label Studio writes lists with "annotations", too, but no such coordinates.
     has_annotations = (
         head.startswith("[") and bool(_NAME.search(head)) and bool(re.search(r'"annotations?"\s*:', head))
     )
@@ -65,7 +66,7 @@ def _is_list(listing: Listing, file: str) -> bool:
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, objects); boxes are (x, y, width, height) in px, x and y the left upper corner.
 
-    Raises DataError for JSON that cannot be read or lacks something, and for pictures that stand twice.
+    Raises DataError for JSON that is invalid or incomplete, and for pictures with two entries.
     """
     chosen = _chosen(listing)
     if not chosen:
@@ -94,11 +95,7 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _read(where: str, data: bytes) -> list[dict[str, Any]]:
-    try:
-        items = json.loads(data)
-    except ValueError as error:
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where}: {place}no valid JSON; accepted: {_ACCEPTED}") from None
+    items = markup.parse_json(where, data, _ACCEPTED)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise DataError(f"{where}: no list of objects; accepted: {_ACCEPTED}")
     return items

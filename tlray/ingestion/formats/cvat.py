@@ -1,8 +1,8 @@
 """CVAT for images 1.1: an XML of ``<annotations>`` with an ``<image>`` for each picture.
 
-Pictures lie in ``images`` beside it or anywhere below. The split is the ``subset`` of an image, else its
-folder's name. Boxes are those of ``<box>`` (turned ones: the box around), ``<polygon>``, ``<ellipse>`` and
-``<mask>``; points, lines, cuboids, skeletons and tags are passed over. Masks are painted in the order of
+Pictures are in ``images`` beside it or anywhere below. The split is the ``subset`` of an image, else the name
+of its folder. Boxes are those of ``<box>`` and those around turned boxes, ``<polygon>``, ``<ellipse>`` and
+``<mask>``; points, lines, cuboids, skeletons and tags are not read. Masks are painted in the order of
 ``z_order``, boxes as unknown pixels.
 """
 
@@ -22,7 +22,7 @@ from tlray.data.schema import MASK, OBJECTS, SPLITS
 from tlray.errors import DataError, StorageError
 from tlray.ingestion.findings import finding
 from tlray.ingestion.formats import markup, outlines
-from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats.base import Index, Look, objects, stated_side, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing
 from tlray.ingestion.formats.pairs import unlabelled
@@ -37,7 +37,7 @@ _LEFT_OUT = ("points", "polyline", "cuboid", "skeleton", "tag")
 
 
 def look(listing: Listing) -> Look | None:
-    """XML with CVAT's root; all pictures, for they are named beyond its first bytes."""
+    """XML with CVAT's root element, and all pictures, since their names may be beyond the first bytes."""
     chosen = _chosen(listing)
     if not chosen:
         return None
@@ -79,15 +79,15 @@ class _Notes:
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, objects or mask) and stated sizes; boxes are (x, y, width, height) in px.
 
-    Raises DataError for XML that cannot be read or lacks something, tracks of a video, unknown labels, and
-    pictures that stand twice.
+    Raises DataError for XML that is invalid or incomplete, tracks of a video, unknown labels, and
+    pictures with two entries.
     """
     chosen = _chosen(listing)
     if not chosen:
         raise DataError(f"{listing.root}: no XML with <annotations>; accepted: {_ACCEPTED}")
     notes, picture_paths = _Notes(), PicturePaths(listing)
     trees = {
-        file: markup.parse(listing.where(file), data, _ACCEPTED)
+        file: markup.parse_xml(listing.where(file), data, _ACCEPTED)
         for file, data in zip(chosen, listing.read_all(chosen), strict=True)
     }
     classes: dict[str, None] = {}
@@ -125,7 +125,7 @@ def index(listing: Listing, column: str) -> Index:
         homes[path] = place
         subset = SPLITS.get((item.get("subset") or "").strip().lower())
         value = _mask(shapes, ids, notes) if column == MASK else _objects(shapes)
-        width, height = _side(item.get("width")), _side(item.get("height"))
+        width, height = _size(item)
         rows.append({"path": path, "split": subset or folder_split(path), column: value,
                      "stated_width": width, "stated_height": height})  # fmt: skip
     picture_paths.check(len(rows))
@@ -151,32 +151,30 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _in_subset(item: Element, listing: Listing) -> str | None:
-    """The picture of an image in the folder of its subset, as projects are exported; None elsewhere."""
+    """The picture of an image in the folder of its subset, as in exports of projects; None where it is not
+    there."""
     name, subset = item.get("name") or "", item.get("subset") or ""
     paths = [posixpath.join(folder, subset, name) for folder in ("images", "") if subset]
     return next((path for p in paths if (path := listing.match(p)) is not None), None)
 
 
 def _text(text: str | None) -> str:
-    """A label in one spelling: the list of labels and the shapes may have been written by two systems."""
+    """A label in one spelling, since two systems may have written the list of labels and the shapes."""
     return unicodedata.normalize("NFC", text or "").strip()
 
 
-def _side(text: str | None) -> int | None:
-    """A stated side of the picture, px; None where it is no number, or 0 (not known)."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return round(value) if 0 < value < 2**31 else None
+def _size(image: Element) -> _Size:
+    """The stated (width, height) of an image, px."""
+    width, height = (stated_side(markup.number(image.get(name))) for name in ("width", "height"))
+    return width, height
 
 
 def _shapes(
     image_place: str, image: Element, stated_labels: Sequence[str], notes: _Notes
 ) -> Iterator[_Shape]:
-    size = (_side(image.get("width")), _side(image.get("height")))
+    size = _size(image)
     items = [item for item in image if item.tag in _READERS or item.tag in _LEFT_OUT]
-    # Stable: what lies higher is painted later.
+    # Higher shapes are painted later; the sort is stable.
     for item in sorted(items, key=lambda item: int(item.get("z_order") or 0) if _is_int(item) else 0):
         label = _text(item.get("label"))
         if item.tag in _LEFT_OUT:
@@ -246,7 +244,7 @@ def _painted(place: str, item: Element, label: str, notes: _Notes, size: _Size) 
         raise DataError(f"{place}: rle of {sum(runs)} pixels; accepted: {width} x {height}")
     if size[0] is None or size[1] is None:
         raise DataError(f"{place}: a mask, but no width and height of the image; accepted: both, in px")
-    # CVAT's runs go along the rows of a part of the picture.
+    # CVAT's runs go along the rows, in a part of the picture.
     part_HW = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
     rle = outlines.runs_of(part_HW, left, top, size[0], size[1])
     return _Shape(label, outlines.rectangle(left, top, width, height), "mask", rle)

@@ -1,11 +1,10 @@
 """Class folders: ``<class>/**/picture`` or ``<split>/<class>/**/picture``; for faces a folder is a person.
 
-Folders below a class folder belong to the class. Folders that only wrap the others, as archives leave them
-when they are unpacked (``chest_xray/train``, ``images/cat``, ``seg_train/seg_train/sea``), have no meaning;
-``<class>/<split>/picture`` is read, too, and lists of the splits (folder_lists.py). This reading has no label
-files that prove it, so it is taken only where nothing speaks against it: label files, words of layouts or
-splits as classes, folders of pictures beside folders of masks, a single class, a class for nearly every
-picture.
+Folders below a class folder belong to the class. Folders that only wrap the others, as in unpacked archives
+(``chest_xray/train``, ``images/cat``, ``seg_train/seg_train/sea``), mean nothing. ``<class>/<split>/picture``
+is read, too, and so are lists of the splits (folder_lists.py). No label files prove that folders are classes,
+so this format is chosen only where nothing speaks against it: label files, words of layouts or splits as
+class names, folders of masks, a single class, or a class for nearly every picture.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from tlray.ingestion.formats.listing import HEAD, Listing, counts_by_ending, lin
 
 GIVES: tuple[str, ...] = (LABEL,)
 _NO_CLASS = "in no class folder"
-_MANY = 0.8  # classes per picture above which folders are rather records than classes
-_FEW = 12  # pictures below which that means nothing
-_LOOSE = 0.5  # share of the pictures that may be in no class folder: more is another layout
+_MANY = 0.8  # with more classes per picture, a folder seems to be one record rather than a class
+_FEW = 12  # with fewer pictures than this that proves nothing
+_LOOSE = 0.5  # share of the pictures that may be in no class folder; more mean another layout
 
 Parts = tuple[str, ...]
 
@@ -50,23 +49,23 @@ class _Row:
     parts: Parts
     split: str | None
     label: str
-    depth: int  # folders above the picture that have a meaning
+    depth: int  # number of folders down to that of the class (and of the split below it)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Pictures by what the folders above them mean."""
+    """Pictures and the meaning of the folders above them."""
 
     rows: list[_Row]
     loose: list[Parts]  # in no class folder
     beside: list[str]  # folders beside those of the splits
-    splits: Mapping[str, str]  # folder of a split -> its split; none where splits are in the classes' folders
-    classes_in: Collection[Parts]  # folders whose folders are the classes
-    depth: int  # of the folder below which all this is
+    splits: Mapping[str, str]  # folder of a split -> split; empty where splits are below the class folders
+    classes_in: Collection[Parts]  # folders that contain the class folders
+    depth: int  # number of folders above the splits or classes
 
     @property
     def has_splits(self) -> bool:
-        """Whether folders say the splits."""
+        """Whether folders state splits."""
         return any(row.split for row in self.rows)
 
 
@@ -98,10 +97,10 @@ def _read(files: list[Parts]) -> _Read:
 
 
 def _below_wrappers(files: list[Parts]) -> Parts:
-    """The folder that holds all others: below a chain of folders that hold one folder each.
+    """The last of the folders that only wrap others: a chain of folders that contain a single folder each.
 
-    Such folders wrap splits or several classes, or are called by a word of layouts: any other single folder
-    is a class.
+    They contain splits or several classes, or their names are words of layouts. Any other single folder is a
+    class.
     """
     deep = [parts for parts in files if len(parts) > 1]
     chain: Parts = ()
@@ -120,9 +119,9 @@ def _below_wrappers(files: list[Parts]) -> Parts:
 
 
 def _split_folders(files: list[Parts], depth: int) -> dict[str, str]:
-    """Folder at a depth -> split's name; empty where those folders are the classes."""
+    """Name of a folder at that depth -> split; empty where the folders there are classes."""
     tops = {parts[depth] for parts in files if len(parts) > depth + 1}
-    # A class may well be called "train": a split holds class folders, not pictures.
+    # A class may be called "train", too; but a split contains class folders and no pictures.
     deep = {parts[depth] for parts in files if len(parts) > depth + 2}
     split_of = heuristics.splits_among(tops)
     if {split_of[top] for top in deep if top in split_of} & {"train"}:
@@ -131,8 +130,8 @@ def _split_folders(files: list[Parts], depth: int) -> dict[str, str]:
 
 
 def _start(top: str, files: list[Parts], depth: int) -> Parts:
-    """The folder whose folders are the classes of a split: below folders that only repeat its name, or are
-    called by a word of layouts."""
+    """The folder that contains the class folders of a split: below folders that only repeat its name or whose
+    names are words of layouts."""
     start = files[0][:depth]
     while len({parts[: len(start) + 1] for parts in files if len(parts) > len(start) + 1}) == 1:
         name = next(parts[len(start)] for parts in files if len(parts) > len(start) + 1)
@@ -145,7 +144,7 @@ def _start(top: str, files: list[Parts], depth: int) -> Parts:
 
 
 def _with_splits_below(rows: list[_Row]) -> list[_Row]:
-    """Splits of ``<class>/<split>/picture``, where all pictures are so."""
+    """The rows with splits of ``<class>/<split>/picture``, where all pictures have such paths."""
     below = {row.parts[row.depth] if len(row.parts) > row.depth + 1 else "" for row in rows}
     splits = heuristics.splits_among(below)
     if set(splits) != below or "train" not in splits.values() or len(set(splits.values())) < 2:
@@ -154,12 +153,12 @@ def _with_splits_below(rows: list[_Row]) -> list[_Row]:
 
 
 def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
-    """What speaks against folders being classes, "" where nothing does."""
+    """Why the folders seem not to be classes; "" where nothing says so."""
     layout_words = [name for name in classes if heuristics.is_layout_word(name)]
     if layout_words:
         return f"{_listed(layout_words)} {_is(layout_words)} a name of layouts, not of a class"
     split_words = sorted(heuristics.splits_among(classes))
-    # A train is a vehicle, too; a test among other classes may be one. Two of them are splits.
+    # One of these names may be a class (a train is a vehicle, too); two of them are splits.
     if split_words and (len(split_words) == len(classes) or len(split_words) > 1):
         return f"{_listed(split_words)} {_is(split_words)} a name of splits, not of a class"
     lists = {} if read.has_splits else folder_lists.lists(listing)
@@ -186,7 +185,7 @@ def _against(listing: Listing, read: _Read, classes: Counter[str]) -> str:
 
 
 def _lists_classes(listing: Listing, path: str, classes: Counter[str]) -> bool:
-    """Whether a text file only lists the classes, as classes.txt beside class folders may."""
+    """Whether a text file is only a list of the classes, as classes.txt beside class folders may be."""
     if not path.lower().endswith((".txt", ".names", ".json", ".csv")) or len(listing.head(path)) >= HEAD:
         return False
     text = listing.head_text(path)
@@ -214,7 +213,9 @@ def index(listing: Listing, column: str) -> Index:
             f"{listing.root}: no pictures in class folders; accepted: <class>/*.jpg or <split>/<class>/*.jpg"
         )
     rows = {"/".join(row.parts): row for row in read.rows}
-    listed_splits = folder_lists.Given({}, [], []) if read.has_splits else folder_lists.read(listing, rows)
+    listed_splits = (
+        folder_lists.ListedSplits({}, [], []) if read.has_splits else folder_lists.read(listing, rows)
+    )
     rows_of_index = [
         {"path": path, "split": listed_splits.splits.get(path, row.split), LABEL: row.label}
         for path, row in rows.items()
@@ -262,7 +263,7 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _candidates(listing: Listing) -> list[Parts]:
-    """Files that are pictures by their ending, or may be since they have none; as parts of the path."""
+    """Files with the ending of a picture or without any ending, as parts of their paths."""
     bare = [path for path in listing.files if not posixpath.splitext(path)[1] and "/" in path]
     return [tuple(path.split("/")) for path in sorted({*listing.pictures, *bare})]
 

@@ -1,7 +1,7 @@
-"""Text files that say which pictures of class folders are of which split.
+"""Text files that list the pictures of each split, beside class folders.
 
 As ``meta/train.txt`` and ``meta/test.txt`` with a line for each picture, ``pie/1011328`` or
-``pie/1011328.jpg``: the name of the file says the split.
+``pie/1011328.jpg``. The name of the file is that of the split.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tlray.ingestion.findings import Finding, finding
 from tlray.ingestion.formats.listing import HEAD, Listing, lines_of, split_in, stem
 from tlray.ingestion.formats.picture_paths import PicturePaths, plain
 
-_LOOKED_AT = 20  # lines by which a list is known
+_LOOKED_AT = 20  # lines that are read to recognize a list
 
 
-class Given(NamedTuple):
-    """What lists say: the split of each picture, the lists, and what is to be said of them."""
+class ListedSplits(NamedTuple):
+    """The split of each picture that is in a list, the files of the lists, and findings about them."""
 
     splits: dict[str, str]
     files: list[str]
@@ -27,7 +27,7 @@ class Given(NamedTuple):
 
 
 def lists(listing: Listing) -> dict[str, str]:
-    """Text files that are lists of a split, and the split of each; told by the first lines."""
+    """Text file -> split, for files that list pictures of a split, recognized by their first lines."""
     split_of_list = {}
     for path in listing.labels(".txt"):
         split = split_in(stem(path).rpartition("/")[2])
@@ -39,7 +39,7 @@ def lists(listing: Listing) -> dict[str, str]:
             continue
         lines = lines_of(head) if len(listing.head(path)) < HEAD else lines_of(head)[:-1]
         names = [line for line in lines if line.strip()][:_LOOKED_AT]
-        # The last folder is the class: without it a number might be anything.
+        # Without the class folder in the path, a number could be anything.
         if not names or not all("/" in plain(name).strip("/") for name in names):
             continue
         lookup = PicturePaths(listing).lookup(path, posixpath.dirname(path), names)
@@ -48,9 +48,9 @@ def lists(listing: Listing) -> dict[str, str]:
     return split_of_list
 
 
-def read(listing: Listing, pictures: Collection[str]) -> Given:
-    """The splits of pictures by the lists. Raises DataError for a line that names no picture, or several, and
-    for a picture in lists of two splits."""
+def read(listing: Listing, pictures: Collection[str]) -> ListedSplits:
+    """The splits of pictures by lists. Raises DataError for a line that names no picture or several, and for
+    a picture in the lists of two splits."""
     split_of_list, splits, picture_paths, list_of = (
         lists(listing),
         dict[str, str](),
@@ -74,12 +74,12 @@ def read(listing: Listing, pictures: Collection[str]) -> Given:
     missing = [where if not name else f"{where}: {name}" for where, name in picture_paths.missing]
     notes = finding("warning", "missing_picture", missing, "{n} pictures that lists name are not there")
     if not split_of_list:
-        return Given({}, [], [])
+        return ListedSplits({}, [], [])
     if "train" not in split_of_list.values():
         splits = {picture: splits.get(picture, "train") for picture in pictures}
     outside = sorted(set(pictures) - splits.keys())
     notes += finding("warning", "in_no_list", outside, "{n} pictures are in no list of a split (left out)")
-    return Given(
+    return ListedSplits(
         {p: splits[p] for p in pictures if p in splits},
         list(split_of_list),
         [*picture_paths.findings(), *notes],

@@ -1,4 +1,4 @@
-"""What speaks for and against a reading of files by their names: words of layouts, label files, pairs."""
+"""What the names of files and folders suggest: words of layouts and splits, label files, folders of masks."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ LABEL_WORDS = frozenset({
 })  # fmt: skip
 _FILLERS = IMAGE_WORDS | LABEL_WORDS | {"obj", "set", "dataset", "split", "yolo", "coco"}
 _WORDS_ALONE = IMAGE_WORDS | LABEL_WORDS
-_LOOKED_INTO = 50  # label files of one ending: on object storage each costs a request
+_LOOKED_INTO = 50  # files of each ending that are read: on object storage each costs a request
 _SAMPLE = 6  # pictures whose headers are read to tell a mask from a photograph
 
 
 def is_layout_word(name: str) -> bool:
-    """Whether a folder's name is a word of layouts (images, masks, JPEGImages), not of a class."""
+    """Whether the name of a folder is a word of layouts (images, masks, JPEGImages) and not a class."""
     return name.strip().lower() in _WORDS_ALONE
 
 
 def _split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """The split that one of a name's words means (None: no word, or several do), and the other words."""
+    """(the split that one word of a name means, None for no or several such words; the other words)."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.findall(r"[^\W\d_]+", spaced.lower())
     split_words = [word for word in words if word in SPLITS]
@@ -47,20 +47,21 @@ def _split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def split_word(name: str) -> str | None:
-    """The split that a folder's whole name means, if any: train, val2017, Test_images, obj_train_data."""
+    """The split that the whole name of a folder means, if any: train, val2017, Test_images,
+    obj_train_data."""
     split, other_words = _split_and_rest(name)
     return split if set(other_words) <= _FILLERS else None
 
 
 def folder_split(path: str) -> str | None:
-    """The split that a folder above is called by, the nearest first."""
+    """The split that the nearest folder above a path with the name of a split means; None without any."""
     return next((split for part in reversed(path.split("/")[:-1]) if (split := split_word(part))), None)
 
 
 def splits_among(names: Collection[str]) -> dict[str, str]:
-    """Which of these names, of folders or files side by side, are those of splits, and of which.
+    """Name -> split, for those names of folders or files side by side that mean splits.
 
-    Words of splits are, and names that differ in nothing else: asl_train, asl_test.
+    These are the words for splits, and names that differ by them alone: asl_train, asl_test.
     """
     families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for name in sorted(names):
@@ -76,9 +77,9 @@ def splits_among(names: Collection[str]) -> dict[str, str]:
 
 
 def label_files(listing: Listing) -> list[str]:
-    """Files that are labels rather than notes: XML, JSON, tables that name pictures, numbers as text.
+    """Files that seem to be labels: XML, JSON, tables that name pictures, texts of numbers.
 
-    Of each ending that has to be looked into the first few are: one file of a kind speaks for all.
+    Of each ending only the first files are read.
     """
     num_of_ending = Counter[str]()
     files = []
@@ -102,7 +103,7 @@ def _is_label_file(listing: Listing, path: str) -> bool:
 
 
 def names_pictures(listing: Listing, path: str) -> bool:
-    """Whether a text's first lines hold names of pictures that are there, with or without ending."""
+    """Whether the first lines of a text hold names of pictures that exist, with or without ending."""
     stems = _stems(listing)
     for line in _first_lines(listing, path)[:20]:
         for cell in line.replace("\t", ",").replace(";", ",").replace(" ", ",").split(","):
@@ -113,7 +114,7 @@ def names_pictures(listing: Listing, path: str) -> bool:
 
 
 def _is_numbers(listing: Listing, path: str) -> bool:
-    """Whether a text holds rows of four numbers or more, as label files of boxes do."""
+    """Whether a text has rows of four numbers or more, as label files of boxes have."""
     lines = [line.split() for line in _first_lines(listing, path)[:20] if line.strip()]
     return bool(lines) and all(len(line) >= 4 and all(map(_is_number, line[1:5])) for line in lines)
 
@@ -135,15 +136,18 @@ def _first_lines(listing: Listing, path: str) -> list[str]:
 
 @functools.lru_cache(maxsize=2)
 def _stems(listing: Listing) -> frozenset[str]:
-    """Names of all pictures without folder and ending, in lower case; whole numbers below 1000 are no names
-    (a column of counts would seem to name 7.jpg)."""
+    """Stems of all pictures in lower case, without numbers of up to three digits: a column of counts would
+    seem to name 7.jpg."""
     stems = (stem(path).rpartition("/")[2].lower() for path in listing.pictures)
     return frozenset(s for s in stems if not (s.isdigit() and len(s) < 4))
 
 
 def parallel_folders(listing: Listing) -> tuple[str, str] | None:
-    """Two folders of pictures that hold the same names where those of the second look like masks of the
-    first: single-channel or palette beside colour, of equal size. None where there are no such two."""
+    """(folder of pictures, folder of their masks), or None.
+
+    Both hold pictures of the same names and sizes, in colour in the first folder, with a single channel or a
+    palette in the second.
+    """
     by_folder: dict[str, dict[str, str]] = defaultdict(dict)
     for path in listing.pictures:
         folder, _, name = path.rpartition("/")
@@ -164,7 +168,7 @@ def parallel_folders(listing: Listing) -> tuple[str, str] | None:
 
 
 def _masks(listing: Listing, pictures: Sequence[str], candidates: Sequence[str]) -> bool:
-    """Whether ``others`` look like masks of ``pictures``: headers alone are read."""
+    """Whether ``candidates`` look like masks of ``pictures``; only headers are read."""
     for picture, candidate in zip(pictures, candidates, strict=True):
         try:
             a, b = (image.header(listing.head(path)) for path in (picture, candidate))

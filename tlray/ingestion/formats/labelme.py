@@ -1,15 +1,14 @@
 """LabelMe's JSON (also X-AnyLabeling's): one file for each picture, with ``shapes`` of a label and points.
 
-A picture is found by the name of its JSON, else by ``imagePath``. Splits come from the folders' names. A box
-is the box around a shape, or around the shapes of one ``group_id`` and label; masks are painted in the file's
-order. ``imageData`` is passed over. Points and lines have no box. The label __ignore__ is unknown pixels,
+A picture is found by the name of its JSON, else by ``imagePath``. Splits come from names of folders. A box is
+that around a shape, or around the shapes of one ``group_id`` and label. Masks are painted in the order of the
+file. ``imageData`` is not read. Points and lines have no box. The label __ignore__ means unknown pixels,
 _background_ the background.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import posixpath
 import re
@@ -22,15 +21,15 @@ from tlray.data import image
 from tlray.data.schema import MASK, OBJECTS
 from tlray.errors import DataError, PictureError, StorageError
 from tlray.ingestion.findings import Finding, finding
-from tlray.ingestion.formats import outlines, pairs
-from tlray.ingestion.formats.base import Index, Look, objects, table
+from tlray.ingestion.formats import markup, outlines, pairs
+from tlray.ingestion.formats.base import Index, Look, objects, stated_side, table
 from tlray.ingestion.formats.heuristics import folder_split
 from tlray.ingestion.formats.listing import Listing, stem
 from tlray.ingestion.formats.picture_paths import PicturePaths
 
 GIVES: tuple[str, ...] = (OBJECTS, MASK)
-_SAMPLE = 24  # files whose first bytes are read to know what the .json are
-_AT_ONCE = 32  # files read at once: each may hold its picture
+_SAMPLE = 24  # files whose first bytes are read to recognize the format
+_AT_ONCE = 32  # files in memory at once, since each may contain its picture
 _ACCEPTED = "LabelMe's JSON"
 _IGNORE = "__ignore__"
 _BACKGROUND = "_background_"
@@ -39,9 +38,9 @@ _LINES = ("point", "points", "line", "linestrip")
 
 
 def look(listing: Listing) -> Look | None:
-    """The .json of which a sample have shapes, and the pictures of their names."""
+    """The .json files, where some of a sample have shapes, and the pictures of their names."""
     files = listing.labels(".json")
-    # Of many .json those of a picture's name are LabelMe's, if any are.
+    # Of many .json files only those with the name of a picture can be LabelMe's, if there are any.
     with_picture = [file for file, pair in pairs.paired(listing, files).items() if pair.pictures] or files
     sample = with_picture[:: max(1, len(with_picture) // _SAMPLE)]
     with_shapes = [file for file in sample if _has_shapes(listing, file)]
@@ -66,7 +65,7 @@ def _has_shapes(listing: Listing, file: str) -> bool:
 
 @dataclass(frozen=True)
 class _Shape:
-    """One shape as polygon; ``mask`` is its pixels where it is painted (bool, at the polygon's corner)."""
+    """One shape as a polygon, or as a mask (H, W) of bool at the first corner of the polygon."""
 
     label: str
     group: Any
@@ -89,8 +88,8 @@ class _Notes:
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, objects or mask) and stated sizes; boxes are (x, y, width, height) in px.
 
-    Raises DataError for JSON that cannot be read or lacks something, two for one picture, and where most
-    pictures are not there.
+    Raises DataError for JSON that is invalid or incomplete, two files of one picture, and where most
+    pictures are missing.
     """
     files = listing.labels(".json")
     notes = _Notes()
@@ -114,7 +113,7 @@ def index(listing: Listing, column: str) -> Index:
     findings: list[Finding] = [*of_names, *picture_paths.findings(), *no_file]
     lines = [f"{kind}: {number}" for kind, number in notes.ignored.items() if kind.startswith("shapes")]
     findings += finding("warning", "shapes_left_out", lines, "{n} kinds of shapes have no area (left out)")
-    ignored = {kind: number for kind, number in (notes.ignored + Counter(masks)).items() if number}
+    ignored = dict(notes.ignored + Counter(masks))
     return Index(
         table(rows, column), names={MASK: names} if column == MASK else {}, ignored=ignored, findings=findings
     )
@@ -124,7 +123,7 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _read_all(listing: Listing, files: Sequence[str], notes: _Notes) -> Iterator[tuple[str, _File | None]]:
-    """(file, what it holds; None for JSON of another kind)."""
+    """(file, its content; None for JSON of another kind)."""
     for start in range(0, len(files), _AT_ONCE):
         batch = files[start : start + _AT_ONCE]
         for file, data in zip(batch, listing.read_all(batch), strict=True):
@@ -132,11 +131,7 @@ def _read_all(listing: Listing, files: Sequence[str], notes: _Notes) -> Iterator
 
 
 def _read(where: str, data: bytes, notes: _Notes) -> _File | None:
-    try:
-        tree = json.loads(data)
-    except ValueError as error:
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where}: {place}no valid JSON; accepted: {_ACCEPTED}") from None
+    tree = markup.parse_json(where, data, _ACCEPTED)
     if not isinstance(tree, dict) or "shapes" not in tree:
         notes.ignored[".json of another kind"] += 1
         return None
@@ -144,18 +139,12 @@ def _read(where: str, data: bytes, notes: _Notes) -> _File | None:
         raise DataError(f"{where}: shapes is no list; accepted: {_ACCEPTED}")
     name = tree.get("imagePath")
     shapes = [_shape(f"{where}: shapes[{n}]", item, notes) for n, item in enumerate(tree["shapes"])]
-    size = (_side(tree.get("imageWidth")), _side(tree.get("imageHeight")))
+    size = (stated_side(tree.get("imageWidth")), stated_side(tree.get("imageHeight")))
     return _File(name if isinstance(name, str) else "", size, [shape for shape in shapes if shape])
 
 
-def _side(value: Any) -> int | None:
-    """A stated side of the picture, px; None where it is no number, or 0 (not known)."""
-    is_size = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
-    return round(value) if is_size else None
-
-
 def _shape(place: str, item: Any, notes: _Notes) -> _Shape | None:
-    """None for what has no area."""
+    """The shape; None where it has no area."""
     label = item.get("label") if isinstance(item, dict) else None
     if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
         raise DataError(f"{place}: label = {label!r}; accepted: the name of a class")
@@ -210,7 +199,7 @@ def _objects(shapes: Sequence[_Shape], notes: _Notes) -> dict[str, Any]:
         if shape.label in (_IGNORE, _BACKGROUND):
             notes.ignored[f"objects of {shape.label}"] += 1
             continue
-        # LabelMe's own converters join the shapes of one group.
+        # As LabelMe's own converters do, shapes of one group become one object.
         group = ("group", str(shape.group)) if shape.group is not None else ("shape", number)
         grouped.setdefault((shape.label, group), []).append(shape.polygon)
     return objects([(label, outlines.around(*polygons)) for (label, _), polygons in grouped.items()])

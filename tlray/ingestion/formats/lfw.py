@@ -1,8 +1,8 @@
-"""Flat names of faces, as in Labeled Faces in the Wild: ``Aaron_Eckhart_0001.jpg`` is a picture of a person.
+"""Names of people as names of files, as in Labeled Faces in the Wild: ``Aaron_Eckhart_0001.jpg``.
 
-All pictures lie in one folder, or in one for each split. Read only where nearly all names end in ``_`` and
-four digits, at least two people have several pictures, and no other files may hold labels: cameras number
-their pictures alike (``IMG_0001.jpg``), and so do films (``frame_0001.jpg``).
+All pictures are in one folder, or in one for each split. Read only where nearly all names end in ``_`` and a
+number, at least two people have several pictures, and no other file can be a label file: cameras and films
+number their pictures in the same way (``IMG_0001.jpg``, ``frame_0001.jpg``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tlray.ingestion.formats.listing import Listing, stem
 
 GIVES: tuple[str, ...] = (LABEL,)
 _NAME = re.compile(r"([^\d]+)_(\d{3,5})", re.DOTALL)
-_SHARE = 0.9  # of the pictures whose names must have that form
-# What cameras, phones, scanners and cutters of films call their files.
+_SHARE = 0.9  # share of the pictures whose names must have that form
+# Names that cameras, phones, scanners and video tools give to their files.
 _WORDS = """
 img image images dsc dscn dscf dji gopr gopro pict pic picture photo mvi mov vid video clip frame frames scan
 screenshot capture file untitled p pxl sam cimg imag hpim kif wp whatsapp snapshot thumb tile patch crop slice
@@ -30,7 +30,7 @@ _COUNTERS = frozenset(_WORDS.split())
 
 
 def look(listing: Listing) -> Look | None:
-    """Names of people with numbers, and nothing else that may hold labels."""
+    """Pictures named after people with numbers, where no other file can be a label file."""
     if listing.named:
         return None
     people = _people(listing)
@@ -69,9 +69,9 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _people(listing: Listing) -> dict[str, list[str]]:
-    """Pictures by the person that their names speak of; empty where the names are not of that form."""
+    """Name of a person -> pictures; empty where file names have another form."""
     folders = {path.rpartition("/")[0] for path in listing.pictures}
-    # One folder, or one a split: else the folders may be the people.
+    # One folder, or one for each split; otherwise the folders may be the people.
     if len(folders) > 1 and not all(heuristics.folder_split(f"{folder}/x") for folder in folders):
         return {}
     people: dict[str, list[str]] = defaultdict(list)
@@ -81,7 +81,7 @@ def _people(listing: Listing) -> dict[str, list[str]]:
             people[match[1]].append(path)
     num_matching = sum(map(len, people.values()))
     with_several = [name for name, paths in people.items() if len(paths) > 1]
-    # Names of people have a given name and a family name; one word and a number is rather a series.
+    # People have a given name and a family name; one word and a number seems to be a series of pictures.
     with_two_names = [name for name in people if re.search(r"[^\W\d_]_[^\W\d_]", name)]
     if (
         num_matching < _SHARE * len(listing.pictures)

@@ -1,4 +1,4 @@
-"""A source of labelled pictures, listed once: every format looks at the same list of names."""
+"""A source of labelled pictures, listed once for all formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlray.data.schema import SPLITS
 from tlray.errors import DataError, spelling_hint
 from tlray.ingestion.findings import Finding, finding
 
-# Pictures that tlray cannot open: listed too, so that the report names each instead of losing them.
+# Pictures that tlray cannot open; they are listed, so that the report names each of them.
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".dng", ".cr2")
 LABEL_ENDINGS = (
     ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".data", ".names",
@@ -23,15 +23,15 @@ LABEL_ENDINGS = (
 )  # fmt: skip
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst")
 _JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN")
-HEAD = 64 * 1024  # bytes: enough to know what a label file is
+HEAD = 64 * 1024  # bytes, enough to recognize a label file
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_READERS = 16  # threads: object storage is all waiting
+_READERS = 16  # threads; most of the time is waiting for object storage
 
 
 class Listing:
-    """Files below ``root`` (a URI), their paths relative to it and sorted.
+    """The files below ``root`` (a URI), as sorted paths relative to it.
 
-    ``named``: label files that the user named as the source; formats read no other label files then.
+    ``named``: the label file that the user named as the source; formats read no other label file then.
     """
 
     def __init__(self, root: str, files: Sequence[str], folders: Sequence[str] = (), named: str = "") -> None:
@@ -40,13 +40,13 @@ class Listing:
         self.folders = sorted({*folders, *above})
         self.pictures = [path for path in self.files if is_picture(path)]
         self.findings: list[Finding] = []
-        self.last = ""  # label file that was looked into last: what an unexpected error is likely about
+        self.last = ""  # label file that was read last, for the message of an unexpected error
         self._there = set(self.files)
         self._heads: dict[str, bytes] = {}
 
     @classmethod
     def open(cls, source: str) -> Listing:
-        """List a folder, or the folder that a label file speaks of. Raises DataError, StorageError."""
+        """List a folder, or the folder with the pictures of a label file. Raises DataError, StorageError."""
         if not storage.exists(source):
             raise DataError(
                 f"{source}: not found; accepted: a folder or table of labelled pictures"
@@ -65,7 +65,7 @@ class Listing:
                 f"{', '.join(LABEL_ENDINGS)}"
             )
         storage.walk(source)  # raises for a pipe
-        # annotations/instances.json speaks of pictures beside that folder, not in it.
+        # The pictures of annotations/instances.json are beside that folder, not in it.
         root, named = storage.parent(source), name
         listing = cls._of(root, named)
         if not listing.pictures and not named.lower().endswith((".tar", ".parquet", ".arrow")):
@@ -96,14 +96,14 @@ class Listing:
         return path in self._there
 
     def labels(self, *endings: str) -> list[str]:
-        """Label files with these endings, in any case; only the one that was named as the source, if any."""
+        """Label files with these endings, in any case; only that named as the source, if one was named."""
         if self.named:
             return [self.named] if self.named.lower().endswith(endings) else []
         return [path for path in self.files if path.lower().endswith(endings)]
 
     @functools.cached_property
     def _any_case(self) -> dict[str, str]:
-        """Path in lower case -> the path; none where two differ by case alone."""
+        """Path in lower case -> path, without paths that differ from another by case alone."""
         count = Counter(path.lower() for path in self.files)
         return {path.lower(): path for path in self.files if count[path.lower()] == 1}
 
@@ -113,7 +113,7 @@ class Listing:
 
     @functools.cached_property
     def by_stem(self) -> dict[str, list[str]]:
-        """Pictures by their path without ending, in lower case."""
+        """Path without ending, in lower case -> pictures."""
         grouped: dict[str, list[str]] = {}
         for path in self.pictures:
             grouped.setdefault(stem(path).lower(), []).append(path)
@@ -149,12 +149,12 @@ class Listing:
         return self._heads[path]
 
     def head_text(self, path: str) -> str:
-        """The text of the first 64 KiB of a file, as far as it can be read. Raises StorageError."""
+        """The text in the first 64 KiB of a file, as far as it can be decoded. Raises StorageError."""
         self.last = path
         return start_of_text(self.head(path))
 
     def text(self, path: str) -> str:
-        """A file's text, in UTF-8 (UTF-16 with its mark, too), without a byte order mark.
+        """The text of a file in UTF-8, or in UTF-16 with a byte order mark, without that mark.
 
         Raises DataError, StorageError.
         """
@@ -163,14 +163,15 @@ class Listing:
 
 
 def start_of_text(head: bytes) -> str:
-    """The beginning of a text as far as it can be read, to look for words in."""
+    """The beginning of a text as far as it can be decoded, for searching words in it."""
     if head.startswith(_UTF_16):
         return head[: len(head) // 2 * 2].decode("utf-16", errors="replace")
     return head.decode("utf-8-sig", errors="replace")
 
 
 def text_of(where: str, data: bytes) -> str:
-    """A small file's text, without a byte order mark. Raises DataError where it is not UTF-8 or UTF-16."""
+    """The text of a small file, without a byte order mark. Raises DataError where it is not UTF-8 or
+    UTF-16."""
     if data.startswith(_UTF_16):  # Windows PowerShell's `>`
         try:
             return data.decode("utf-16")
@@ -184,12 +185,12 @@ def text_of(where: str, data: bytes) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines as every editor counts them: ends are LF, CRLF or CR, and no other sign (as splitlines takes)."""
+    """Lines as editors count them: they end in LF, CRLF or CR (`str.splitlines` takes other signs, too)."""
     return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
 def is_picture(path: str) -> bool:
-    """Whether a name ends as a picture's does, in any case."""
+    """Whether a path has the ending of a picture, in any case."""
     return path.lower().endswith(EXTENSIONS + OTHER_PICTURES)
 
 
@@ -199,13 +200,13 @@ def stem(path: str) -> str:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a file's or folder's name speaks of (instances_train2017, valid), if any."""
+    """The split named by a word in the name of a file or folder (instances_train2017, valid), if any."""
     words = re.findall("[a-z]+", name.lower())
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
 def below(path: str) -> str | None:
-    """A relative path in its plainest form; None where it leads out of the folder that it starts from."""
+    """A normalized relative path; None where it leads out of its folder."""
     plain = posixpath.normpath(path)
     return None if plain in (".", "..") or plain.startswith(("../", "/")) else plain
 

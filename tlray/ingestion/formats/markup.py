@@ -1,16 +1,18 @@
-"""XML and JSON of label files: what their first bytes tell, and the tree of an XML."""
+"""XML and JSON of label files: keys and names in their first bytes, and parsing of XML."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 from tlray.errors import DataError
 
 _BLANK = b" \t\r\n"
 _DECLARED = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.\-]+)[\"'][^>]*\?>")
-# Declared -> Python's name of the widest that holds it: writers say gb2312 for whatever GBK has.
+# Declared encoding -> Python's name of the widest that includes it: many declare gb2312 and write GBK.
 _EAST_ASIA = {
     **dict.fromkeys(("gb2312", "gbk", "cp936", "gb18030"), "gb18030"),
     **dict.fromkeys(("big5", "big5-hkscs"), "big5hkscs"),
@@ -22,7 +24,7 @@ _ELEMENT = re.compile(r"<([A-Za-z_][\w.\-]*)")
 
 
 def names_in_head(head: str, keys: str) -> list[str]:
-    """Texts that stand behind a key (a regular expression) in the beginning of a JSON file."""
+    """Texts that follow a key (a regular expression) in the beginning of a JSON file."""
     texts = re.findall(
         rf'"(?:{keys})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}})*")', head
     )
@@ -30,7 +32,7 @@ def names_in_head(head: str, keys: str) -> list[str]:
 
 
 def root_element(head: str) -> str:
-    """Name of a document's outermost element; "" where the text is no XML."""
+    """Name of the outermost element of a document; "" where the text is no XML."""
     text = head.lstrip()
     if not text.startswith("<"):
         return ""
@@ -38,8 +40,25 @@ def root_element(head: str) -> str:
     return element[1] if element else ""
 
 
-def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
-    """The tree of a file, names without namespaces.
+def parse_json(where: str, data: bytes, accepted: str) -> Any:
+    """The content of a JSON file. Raises DataError, with the line, for what is no JSON."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{where}: {place}no valid JSON; accepted: {accepted}") from None
+
+
+def number(text: str | None) -> float:
+    """The number in a text, nan where there is none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return math.nan
+
+
+def parse_xml(where: str, data: bytes, accepted: str) -> ElementTree.Element:
+    """The tree of an XML file, with names without namespaces.
 
     Raises DataError, with line and column, for what is no XML or has a DOCTYPE.
     """
@@ -61,8 +80,10 @@ def parse(where: str, data: bytes, accepted: str) -> ElementTree.Element:
 
 
 def _decoded(where: str, data: bytes, accepted: str) -> str | None:
-    """The text of a file that declares one of the encodings of East Asia, which the parser cannot read,
-    without its declaration; None for other files. Raises DataError where the bytes are none of it."""
+    """The text, without its declaration, of a file in an encoding of East Asia, which the parser cannot read.
+
+    None for other files. Raises DataError where the bytes do not have the declared encoding.
+    """
     declared = _DECLARED.match(data)
     encoding = declared[1].decode().lower() if declared else ""
     if declared is None or encoding not in _EAST_ASIA:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tlray.errors import DataError
 
-UNKNOWN = 255  # id of pixels that are of no known class
+UNKNOWN = 255  # id of pixels of no known class
 _BACKGROUND = ("background", "_background_")
 _SIDES_OF_ROUND = 64  # corners of the outline of a circle or an ellipse
 
@@ -50,8 +50,8 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float = 0) -> P
 
 
 def run_lengths(counts: str | Sequence[int]) -> list[int]:
-    """Lengths of runs of 0 and 1 in turn, down the columns, as COCO's RLE has them; text is its packed form
-    (pycocotools). Raises ValueError."""
+    """Lengths of runs of 0 and 1 in turn, down the columns, of COCO's RLE; a text is its packed form, as of
+    pycocotools. Raises ValueError."""
     if not isinstance(counts, str):
         return [int(count) for count in counts]
     runs: list[int] = []
@@ -83,9 +83,8 @@ def around_runs(size: Sequence[int], counts: str | Sequence[int]) -> Box | None:
     for start, end in zip(ends[::2], ends[1::2], strict=False):
         if end > start:
             xs += [start // height, (end - 1) // height]
-            crosses_column = (
-                start // height != (end - 1) // height
-            )  # over a column's end: it touches both edges
+            # A run that goes on in the next column touches the lower and the upper edge.
+            crosses_column = start // height != (end - 1) // height
             ys += [0, height - 1] if crosses_column else [start % height, (end - 1) % height]
     if not xs:
         return None
@@ -93,7 +92,7 @@ def around_runs(size: Sequence[int], counts: str | Sequence[int]) -> Box | None:
 
 
 def runs_of(part_HW: npt.NDArray[np.bool_], x: int, y: int, width: int, height: int) -> dict[str, Any]:
-    """COCO's RLE of a mask that lies at (x, y) of a picture of that size; what reaches out is cut off."""
+    """COCO's RLE, for a picture of that size, of a mask at (x, y); parts outside the picture are cut off."""
     whole_HW = np.zeros((height, width), bool)
     part_HW = part_HW[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
     top, left = max(0, y), max(0, x)
@@ -105,7 +104,7 @@ def runs_of(part_HW: npt.NDArray[np.bool_], x: int, y: int, width: int, height: 
 
 
 def numbered(where: str, classes: Iterable[str]) -> tuple[list[str], dict[str, int]]:
-    """Names of a mask's ids, background first, and the id of each class. Raises DataError beyond 254."""
+    """(class names by id, background first; id of each class). Raises DataError for more than 254 classes."""
     objects = [name for name in dict.fromkeys(classes) if name.strip().lower() not in _BACKGROUND]
     if len(objects) >= UNKNOWN:
         raise DataError(f"{where}: {len(objects)} classes; accepted: at most {UNKNOWN - 1} in masks")
@@ -114,6 +113,6 @@ def numbered(where: str, classes: Iterable[str]) -> tuple[list[str], dict[str, i
 
 
 def mask(shapes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A value of the column ``mask``: what is unknown is drawn first, so that it hides no object."""
+    """A value of the column ``mask``. Unknown pixels are drawn first, so that they hide no object."""
     ordered = sorted(shapes, key=lambda shape: shape["id"] != UNKNOWN)
     return {"paths": [], "shapes": json.dumps(ordered, separators=(",", ":"))}

@@ -1,12 +1,12 @@
 """A table of pictures and labels: csv, tsv, jsonl, JSON, Parquet, or a list of ``path label`` as text.
 
-One table or several, one a split (``train.csv``, ``train/metadata.csv``) or one a folder. Which column is
-the path, the label and the split is known by what the cells hold and by the columns' names
-(`tlray.ingestion.formats.tabular.roles`); paths by the pictures that are there, with or without ending
-(`tlray.ingestion.formats.picture_paths`). Labels are one of
-    one class a row          label, class, category, species, ...
-    several classes a row    labels, tags: ``cat|dog``, ``['cat', 'dog']``, a list
-    two or more columns of 0 and 1, one a class; -1 is no where it stands for 0 throughout
+One table or several, one for each split (``train.csv``, ``train/metadata.csv``) or folder. The columns of
+path, label and split are recognized by their cells and names (`tlray.ingestion.formats.tabular.roles`), paths
+by the pictures that exist, with or without ending (`tlray.ingestion.formats.picture_paths`). Labels are one
+of
+    one class in a row       label, class, category, species, ...
+    several classes in a row labels, tags: ``cat|dog``, ``['cat', 'dog']``, a list
+    two or more columns of 0 and 1, one for each class; -1 means no where there is no 0
     objects                  metadata.jsonl of Hugging Face: bbox (x, y, width, height in px), categories
 """
 
@@ -28,11 +28,11 @@ from tlray.ingestion.formats.tabular import cells, labels, records, roles, split
 from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_class_names, without_missing
 
 GIVES: tuple[str, ...] = (LABEL, LABELS, OBJECTS)
-_MOST_MISSING = 0.5  # share of the rows whose pictures may be missing: more is another layout
+_MOST_MISSING = 0.5  # share of the rows: if more pictures are missing, the layout was not understood
 
 
 def look(listing: Listing) -> Look | None:
-    """Tables whose cells name pictures that are there."""
+    """Tables whose cells name pictures that exist."""
     label_tables, without_pictures = tables.find(listing, tables.candidates(listing), head=True)
     groups = tables.grouped(label_tables)
     labelled = [group for group in groups if group.labels is not None]
@@ -50,7 +50,7 @@ def look(listing: Listing) -> Look | None:
 
 
 def _spoken_of(listing: Listing, t: tables.LabelTable) -> set[str]:
-    """Pictures of a table of which the beginning was read: the rest names those of the same folders."""
+    """Pictures of a table; where only its beginning was read, all pictures of the same folders."""
     pictures = {path for path in t.pictures if path is not None}
     if t.file.lower().endswith(".parquet") or len(listing.head(t.file)) >= HEAD:
         folder = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in pictures])
@@ -64,7 +64,7 @@ def _gives(groups: Sequence[tables.Group]) -> tuple[str, ...]:
 
 
 def _lost(listing: Listing, without_pictures: Sequence[tables.WithoutPictures]) -> Look | None:
-    """A table that names pictures none of which is there; or the table that the user named."""
+    """What to say of a table none of whose pictures exists, or of the table that the user named."""
     for candidate in without_pictures:
         rows, column = candidate.rows, candidate.column
         if candidate.reason:
@@ -94,13 +94,13 @@ def _lost(listing: Listing, without_pictures: Sequence[tables.WithoutPictures]) 
 def index(listing: Listing, column: str) -> Index:
     """Table of (path, split, and what there is of label, labels and objects).
 
-    Labels of one class are given as ``labels``, too, where that is the column wanted. Raises DataError for
-    columns that are missing or of doubtful meaning, values that are no labels, pictures with two labels.
+    Where ``labels`` is wanted, labels of one class are converted to it. Raises DataError for columns that are
+    missing or ambiguous, values that are no labels, and pictures with two labels.
     """
     candidates = tables.candidates(listing)
     likely, unlikely = tables.find(listing, candidates, head=True)
     recognized = {t.file for t in likely}
-    # A head may be too short or damaged to know a table by: the one that was named is read in any case.
+    # The table that the user named is read even if its beginning is not recognized.
     label_tables, without_pictures = tables.find(
         listing, [path for path in candidates if path in recognized or listing.named]
     )
@@ -156,7 +156,7 @@ def _refusal(
 
 
 def _rows(listing: Listing, group: tables.Group, notes: list[Finding]) -> list[Row]:
-    """The rows of a group with their labels, as the cells say them."""
+    """The rows of a group of tables with their labels."""
     assert group.labels is not None
     columns = tables.merged(group.tables)
     places = [(t.file, row) for t in group.tables for row in t.rows.rows]
@@ -211,7 +211,7 @@ def _say_unused(group: tables.Group, unused: dict[str, list[Any]], notes: list[F
 
 
 def _unread(listing: Listing, used: set[str]) -> list[Finding]:
-    """Files that name pictures, too, and could not be read as tables."""
+    """A finding of other files that name pictures and could not be read as tables."""
     unread = [
         path
         for path in heuristics.label_files(listing)
@@ -224,7 +224,8 @@ def _unread(listing: Listing, used: set[str]) -> list[Finding]:
 
 
 def _left_over(listing: Listing, paths_of_rows: set[str], notes: list[Finding]) -> Counter[str]:
-    """Pictures that no row names: among those that have labels, and in folders without any."""
+    """The number of pictures without a row; notes those beside labelled pictures and those in other
+    folders."""
     folders = {posixpath.dirname(path) for path in paths_of_rows}
     without_row = [path for path in listing.pictures if path not in paths_of_rows]
     in_same_folders = [path for path in without_row if posixpath.dirname(path) in folders]

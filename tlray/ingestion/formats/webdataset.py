@@ -1,8 +1,8 @@
-"""WebDataset: ``*.tar`` whose members of one name are one sample: ``000017.jpg`` with ``000017.cls``.
+"""WebDataset: ``*.tar`` files in which members of one name are one sample: ``000017.jpg`` and ``000017.cls``.
 
-The label is in ``.cls`` (a class, mostly its number), ``.json`` or ``.txt``. A split is what the tar's name
-or folder says (``train-000003.tar``). Only the tars' headers and the labels are read here: the
-bytes of a picture are fetched later from where they lie in the tar.
+The label is in ``.cls`` (a class, usually its number), ``.json`` or ``.txt``. The split is in the name of the
+tar (``train-000003.tar``) or of its folder. Only the headers of the tars and the labels are read here;
+pictures are read later from their places in the tar.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tlray.ingestion.formats.tabular.rows import Row, index_rows, unique, with_c
 
 GIVES: tuple[str, ...] = (LABEL, LABELS)
 _LABELS = ("cls", "json", "txt")
-_LONGEST = 4 * 2**20  # bytes of a label: more is none
-_AHEAD = 128 * 1024  # bytes that one read takes from a tar
-_TRIED = 40  # members that tell what a tar holds
+_LONGEST = 4 * 2**20  # bytes of a label; a longer file is no label
+_AHEAD = 128 * 1024  # bytes of a tar that are read at once
+_TRIED = 40  # members that are read to recognize the content of a tar
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Sample:
 
 
 def look(listing: Listing) -> Look | None:
-    """Tars whose first members are pictures beside labels of the same name."""
+    """Tars with pictures and labels among their first members."""
     tars = listing.labels(".tar")
     if not tars:
         return None
@@ -108,7 +108,7 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def source(tar: str, offset: int, length: int) -> str:
-    """Where a picture's bytes are: in the tar at that path below the root."""
+    """Where the bytes of a picture are: in the tar at that path below the root."""
     return f"tar:{tar}:{offset}:{length}"
 
 
@@ -126,7 +126,7 @@ def _ending(member: str) -> str:
 
 
 def _samples(listing: Listing, tar: str) -> Iterator[_Sample]:
-    """Members of one name belong together, wherever in the tar they are."""
+    """The samples of a tar: members of one name, wherever in the tar they are."""
     place = listing.where(tar)
     samples: dict[str, _Sample] = {}
     data = _Ranges(place)
@@ -151,7 +151,7 @@ def _samples(listing: Listing, tar: str) -> Iterator[_Sample]:
 
 
 def _columns(listing: Listing, samples: list[_Sample], kind: str) -> dict[str, list[Any]]:
-    """What the labels say, by column: ``label`` of a .cls, the text of a .txt, the keys of a .json."""
+    """The labels as columns: ``label`` of a .cls, the text of a .txt, the keys of a .json."""
     values: list[Any] = []
     for sample in samples:
         place = f"{listing.where(sample.tar)}/{sample.key}.{kind}"
@@ -170,7 +170,7 @@ def _columns(listing: Listing, samples: list[_Sample], kind: str) -> dict[str, l
 
 
 def labels_of(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Keys of JSON objects as columns; what a sample lacks is null there."""
+    """The keys of JSON objects as columns; null where an object lacks a key."""
     keys = list(dict.fromkeys(key for value in values for key in value))
     label_keys = [key for key in keys if not re.fullmatch(r"__\w+__|key|id|width|height|md5|sha256", key)]
     return {key: [value.get(key) for value in values] for key in label_keys}
@@ -199,7 +199,7 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def at(self, offset: int, length: int) -> bytes:
-        """Bytes from an offset on; what lies close behind is kept for the next read."""
+        """Bytes from an offset on; those that follow are kept for the next read."""
         end = offset + length
         if offset < self._from or end > self._from + len(self._held):
             self._held = storage.read_range(self._uri, offset, max(length, _AHEAD))
@@ -213,7 +213,8 @@ class _Ranges(io.RawIOBase):
 
 
 def _members(uri: str, data: _Ranges | None = None) -> Iterator[tarfile.TarInfo]:
-    """Plain files of a tar in its order: no links, no sparse files. Raises DataError for a damaged one."""
+    """The plain files of a tar in order, without links and sparse files. Raises DataError for a damaged
+    tar."""
     try:
         with tarfile.open(fileobj=data or _Ranges(uri), mode="r:") as tar:
             while (member := tar.next()) is not None:

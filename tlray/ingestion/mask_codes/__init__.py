@@ -1,7 +1,7 @@
-"""Which class each value of a set of masks is, decided from the values and counts of all of them.
+"""Which class each value in the masks of a source is, decided from the values of all masks and their counts.
 
-Nothing is guessed in silence: what is plain is read, and said; what may mean two things is refused with
-the values, their shares, and what is accepted.
+What is clear is read and reported. What may have two meanings is refused, with the values, their shares and
+what is accepted.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from tlray.ingestion.findings import Finding
 from tlray.ingestion.mask_codes import colours, smoothing, values
 from tlray.ingestion.mask_codes.mask_set import MaskSet, numbers, two_names
 
-_MUCH_UNKNOWN = 0.3  # share of all pixels above which training suffers
+_MUCH_UNKNOWN = 0.3  # share of all pixels; with more unknown ones training suffers
 
 
 @dataclass(frozen=True)
 class Decision:
-    """``names`` by id; ``rows`` as given, their mask_values and mask_counts by id now (255: unknown), and
-    kind and reason set where a mask cannot be used."""
+    """What the masks of a source mean."""
 
     code: MaskCode
-    names: list[str]
-    rows: pa.Table
+    names: list[str]  # by id
+    rows: pa.Table  # mask_values and mask_counts by id (255: unknown); kind and reason set for unusable masks
     findings: list[Finding]
 
 
@@ -42,11 +41,11 @@ _SEEN = (
 def decide(
     source: str, rows: pa.Table, names: Sequence[str] | None, stated_code: MaskCode | None
 ) -> Decision:
-    """The code of a set of masks.
+    """Decide what the values of all masks mean.
 
-    ``rows``: path, kind, reason and the columns ``mask_*`` as first seen, raw values; ``names``: of the ids,
-    where the layout gives them; ``given``: what the layout says of the values. Raises DataError where the
-    masks cannot be understood, or show fewer than two classes.
+    ``rows``: path, kind, reason and the columns of `preflight.INSPECTED_MASK`, with values as stored.
+    ``names``: of the ids, where the source states them. ``stated_code``: what the source says about the
+    values. Raises DataError where the masks cannot be understood, or show fewer than two classes.
     """
     columns = ["path", "kind", "reason", *_SEEN]
     masks = MaskSet(
@@ -84,7 +83,7 @@ def _code(masks: MaskSet, stated_code: MaskCode) -> tuple[MaskCode, list[str]]:
 
 
 def _ids(masks: MaskSet, code: MaskCode, names: Sequence[str]) -> dict[int, dict[int, int]]:
-    """Row -> pixels of each id, 255 being unknown; masks with ids above the names are left out."""
+    """Row -> id -> number of pixels (255: unknown); masks with ids that have no name are left out."""
     ids_of_rows: dict[int, dict[int, int]] = {}
     for i in masks.usable():
         row = masks.rows[i]
@@ -111,7 +110,7 @@ def _ids(masks: MaskSet, code: MaskCode, names: Sequence[str]) -> dict[int, dict
 
 
 def _check_classes(masks: MaskSet, ids: Mapping[int, Mapping[int, int]], names: Sequence[str]) -> None:
-    """Share of unknown pixels as a finding. Raises DataError where fewer than two classes occur."""
+    """Notes the share of unknown pixels. Raises DataError where fewer than two classes occur."""
     total: Counter[int] = Counter()
     for i in masks.usable():
         total.update(ids[i])

@@ -1,4 +1,4 @@
-"""MaskSet in colours and with palettes: whether a table of colours holds for them."""
+"""Masks in colours or with palettes, and whether a table of colours describes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tlray.data.masks import UNKNOWN, MaskCode
 from tlray.errors import DataError
 from tlray.ingestion.mask_codes.mask_set import TABLES, MaskSet
 
-_VOID_COLOUR = 0xE0E0C0  # Pascal VOC's borders, in no table
-_UNLISTED = 0.1  # share of pixels of colours in no table above which the table is another one
+_VOID_COLOUR = 0xE0E0C0  # borders in Pascal VOC, which no table lists
+_UNLISTED = 0.1  # share of pixels whose colour the table may not list; with more it is of other masks
 
 
 def fits(masks: MaskSet, table: Mapping[int, int]) -> bool:
-    """Whether the table of colours explains the masks better than their values as ids do."""
+    """Whether more pixels have a colour of the table than a value that is an id."""
     usable = masks.usable()
     if any(masks.rows[i]["mask_form"] == "colour" for i in usable):
         return True
@@ -28,7 +28,8 @@ def fits(masks: MaskSet, table: Mapping[int, int]) -> bool:
 
 
 def code_of(masks: MaskSet, code: MaskCode) -> MaskCode:
-    """The code with VOC's border colour as unknown; colours in no table are a finding, or too many."""
+    """The code with VOC's border colour as unknown. Raises DataError where too many colours are in no
+    table."""
     table = {_VOID_COLOUR: UNKNOWN, **(code.colours or {})}
     pixels = masks.pixels("mask_colours")
     total = sum(pixels.values())
@@ -51,7 +52,8 @@ def code_of(masks: MaskSet, code: MaskCode) -> MaskCode:
 
 
 def without_table(masks: MaskSet) -> None:
-    """Without a table of colours: refuse masks in colours, or leave out the few among masks of ids."""
+    """For sources without a table of colours: refuses masks in colours, or leaves out a few among masks of
+    ids."""
     usable = masks.usable()
     coloured = [i for i in usable if masks.rows[i]["mask_form"] == "colour"]
     if not coloured:
@@ -73,7 +75,7 @@ def without_table(masks: MaskSet) -> None:
 
 
 def same_palettes(masks: MaskSet) -> None:
-    """Refuse palettes that differ from mask to mask: a position means nothing then."""
+    """Refuses palettes that differ between masks, since then positions in them mean nothing."""
     colour_at: dict[int, tuple[int, str]] = {}
     for i in masks.usable():
         row = masks.rows[i]

@@ -1,4 +1,4 @@
-"""All masks of a source at once: what was seen of each, what stands out, and the usual names of ids."""
+"""The masks of a source, what was found out about each, and the usual names of ids."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TABLES = (
 
 @dataclass
 class MaskSet:
-    """All masks at once: pixels by value, and what stands out."""
+    """All masks of a source."""
 
     source: str
-    rows: list[dict[str, Any]]
-    names: list[str] | None
-    kinds: list[str | None]
+    rows: list[dict[str, Any]]  # path and `preflight.INSPECTED_MASK` of each
+    names: list[str] | None  # by id, where the source states them
+    kinds: list[str | None]  # why a picture or its mask cannot be used; None where it can
     reasons: list[str | None]
     findings: list[Finding]
 
@@ -32,17 +32,17 @@ class MaskSet:
         return [i for i, kind in enumerate(self.kinds) if kind is None]
 
     def leave_out(self, row: int, kind: str, reason: str) -> None:
-        """A mask that cannot be used, and why."""
+        """Mark a mask as unusable, with the reason."""
         self.kinds[row], self.reasons[row] = kind, reason
 
     def note(
         self, severity: Any, kind: str, message: str, examples: Sequence[str] = (), count: int = 1
     ) -> None:
-        """Something to say of the masks."""
+        """Add a finding about the masks."""
         self.findings.append(Finding(severity, kind, count, message, list(examples)[:SHOWN]))
 
     def pixels(self, column: str = "mask_values") -> Counter[int]:
-        """Pixels of each value in the usable masks."""
+        """Number of pixels of each value in the usable masks."""
         total: Counter[int] = Counter()
         for i in self.usable():
             for value, count in zip(self.rows[i][column], self.rows[i]["mask_counts"], strict=True):
@@ -51,12 +51,12 @@ class MaskSet:
 
 
 def two_names(masks: MaskSet) -> list[str]:
-    """Names of nothing and of the object."""
+    """Names for background and object."""
     names = masks.names or ["object"]
     return ["background", names[0]] if len(names) == 1 else list(names)
 
 
 def numbers(pixels: Iterable[int]) -> list[str]:
-    """Nobody named the ids: their numbers are their names."""
+    """Numbers as names, for ids without names."""
     most = max((value for value in pixels if 0 <= value < UNKNOWN), default=-1)
     return [str(number) for number in range(most + 1)]

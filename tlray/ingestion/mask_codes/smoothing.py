@@ -1,4 +1,4 @@
-"""MaskSet whose edges a resize or JPEG has smoothed: grey values that are no classes."""
+"""Masks whose edges were smoothed by a resize or by JPEG, so that they have grey values of no class."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from tlray.data.masks import MaskCode
 from tlray.errors import DataError
 from tlray.ingestion.mask_codes.mask_set import MaskSet
 
-_RAMPS = 0.2  # of a mask's steps: from here on its edges were smoothed
-_FEW = 5  # values below which a ramp may be a thin border between two areas
-_POLES = (32, 223)  # of smoothed black and white nearly all pixels lie outside of these
+_RAMPS = 0.2  # share of the steps between pixels; with more in ramps the edges were smoothed
+_FEW = 5  # with fewer different values, a ramp may be a thin border between two areas
+_POLES = (32, 223)  # in smoothed black and white, few pixels have values between these
 _NEAR_POLES = 0.8
-_LEVEL = 0.02  # share of a value between the poles that makes it a level of its own
+_LEVEL = 0.02  # share of the pixels; a value between the poles with more is a grey level of its own
 
 
 def code_of(masks: MaskSet) -> MaskCode | None:
-    """A threshold where masks of black and white were smoothed; DataError where other masks were."""
+    """A threshold for smoothed masks of black and white, None for clean masks. Raises DataError for
+    others."""
     usable = masks.usable()
     edged = [i for i in usable if masks.rows[i]["mask_steps"]]
     smooth = [i for i in edged if _is_smooth(masks.rows[i])]

@@ -1,4 +1,4 @@
-"""MaskSet of grey values or palette positions, few and clean: which class each is."""
+"""Which class each value is in clean masks of a few grey values or palette positions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tlray.data.masks import AS_STORED, UNKNOWN, MaskCode
 from tlray.errors import DataError
 from tlray.ingestion.mask_codes.mask_set import TABLES, MaskSet, numbers, two_names
 
-_SENTINELS = {-1: UNKNOWN, 65535: UNKNOWN}  # how "no class" is written where a value has more than 8 bits
-_GREY_GAP = 16  # values that lie at least so far apart are grey levels, not ids
+_SENTINELS = {-1: UNKNOWN, 65535: UNKNOWN}  # "no class" in masks of more than 8 bits
+_GREY_GAP = 16  # values at least this far apart are grey levels, not ids
 
 
 def code_of(masks: MaskSet, stated_code: MaskCode) -> tuple[MaskCode, list[str]]:
-    """The code of masks whose values are few and clean."""
+    """(code, names by id) of clean masks of few values."""
     pixels = masks.pixels()
     sentinels = {value: UNKNOWN for value in _SENTINELS if value in pixels}
     if sentinels == {65535: UNKNOWN} and set(pixels) <= {0, 65535}:
@@ -56,7 +56,7 @@ def _leave_out_large(masks: MaskSet, sentinels: Mapping[int, int]) -> None:
 
 
 def _listed_values(masks: MaskSet, table: Mapping[int, int], sentinels: Mapping[int, int]) -> MaskCode:
-    """A table of values holds for all; other values than 255 leave their mask out."""
+    """The code of a table of values; masks with values in no table are left out, but for 255."""
     for i in masks.usable():
         invalid = [
             v for v in masks.rows[i]["mask_values"] if v not in table and v != UNKNOWN and v not in sentinels
@@ -72,7 +72,7 @@ def _listed_values(masks: MaskSet, table: Mapping[int, int], sentinels: Mapping[
 
 
 def _black_and_white(masks: MaskSet) -> list[str] | None:
-    """Names where masks hold 0 and 255 alone; None where a list of three names or more speaks against it."""
+    """Names for 0 and 255, where masks have no other values; None where there are three names or more."""
     if masks.names is not None and len(masks.names) > 2:
         return None
     names = two_names(masks)
@@ -85,7 +85,7 @@ def _black_and_white(masks: MaskSet) -> list[str] | None:
 
 
 def _mixed_habits(masks: MaskSet, values: set[int]) -> None:
-    """Refuse 0 and 1 in some masks beside 0 and 255 in others: 255 is the object there, or unknown."""
+    """Refuses 0 and 1 in some masks beside 0 and 255 in others, where 255 may be the object or unknown."""
     if values != {0, 1, UNKNOWN}:
         return
     with_one = [i for i in masks.usable() if 1 in masks.rows[i]["mask_values"]]
@@ -100,7 +100,7 @@ def _mixed_habits(masks: MaskSet, values: set[int]) -> None:
 
 
 def _grey_levels(masks: MaskSet, values: set[int]) -> tuple[dict[int, int], list[str]] | None:
-    """Values far apart are grey levels that stand for classes: numbered in order where that is plain."""
+    """(value -> id, names) where values far apart are grey levels of classes; None where they are ids."""
     levels = sorted(values - {UNKNOWN})
     all_values = sorted(values)
     if masks.names is not None and len(masks.names) == len(all_values) and all_values[-1] >= len(all_values):
@@ -138,7 +138,7 @@ def _far_apart(values: Sequence[int]) -> bool:
 
 
 def _no_jpeg(masks: MaskSet, binary: bool) -> None:
-    """JPEG keeps black and white where it is clean; of ids that differ by 1 it keeps nothing."""
+    """Leaves out masks in JPEG, which changes ids; clean black and white survives in it."""
     if binary:
         return
     for i in masks.usable():

@@ -1,14 +1,14 @@
-"""Pictures and masks of the same name: a class for every pixel.
+"""Pictures and masks with the same name; a mask has a class for every pixel.
 
     images/a.jpg + masks/a.png             any of their names in any case, splits above or below
     train/a.jpg + trainannot/a.png         a folder's name and the same with a word for masks
     a.jpg + a_mask.png                     _gt, _label, _seg, _L ..., mask_a; in one folder or two
     JPEGImages/ + SegmentationClass/       with ImageSets/Segmentation/train.txt (Pascal VOC, CVAT)
     leftImg8bit/ + gtFine/*_labelIds.png   Cityscapes
-    id/images/a.png + id/masks/*.png       one mask an object, several for a picture
+    id/images/a.png + id/masks/*.png       a mask for each object, several for a picture
 
-Which class a value or a colour is may stand in a table (`masks.names`); what the values mean is
-decided from all masks when they are read (`tlray.ingestion.mask_codes`).
+A table may say which class a value or a colour is (`masks.names`); what the values mean is
+decided from all masks together (`tlray.ingestion.mask_codes`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tlray.ingestion.formats.masks import pairs as pairing
 from tlray.ingestion.formats.masks import splits as splitting
 
 GIVES: tuple[str, ...] = (schema.MASK,)
-_SAMPLE = 4  # masks that are opened to know them from photographs
-_FEW_COLOURS = 64  # values of a mask; a photograph has more
-_SURE = 0.5  # of the masks must have a picture: one name in three is chance
+_SAMPLE = 4  # masks that are read to tell them from photographs
+_FEW_COLOURS = 64  # different values that a mask may have; a photograph has more
+_LEAST_PAIRED = 0.5  # share of the masks that must have a picture; fewer may have one by chance
 
 
 def look(listing: Listing) -> Look | None:
-    """Pictures that have a mask; a few masks are opened to tell them from photographs."""
+    """Pictures that have a mask; a few masks are read to tell them from photographs."""
     if listing.named and listing.named not in naming.tables(listing):
         return None
     pairs = pairing.find(listing)
@@ -44,7 +44,7 @@ def look(listing: Listing) -> Look | None:
     files = [*used, *pairs.masks_alone, *naming.tables(listing), *splitting.lists(listing)]
     summary = f"{len(pairs.masks_of)} pictures with masks"
     lacks = ""
-    if len(used) < _SURE * num_masks:
+    if len(used) < _LEAST_PAIRED * num_masks:
         lacks = (
             f"only {len(used)} of {num_masks} masks have a picture of the same name, as images/a.jpg beside "
             "masks/a.png or masks/a_mask.png"
@@ -99,7 +99,7 @@ def index(listing: Listing, column: str) -> Index:
 
 
 def _are_masks(listing: Listing, paths: Sequence[str]) -> bool:
-    """Whether any of a few masks has few values, as photographs have not."""
+    """Whether any of a few masks has few different values, unlike photographs."""
     ordered = sorted(paths)
     for path in ordered[:: max(1, len(ordered) // _SAMPLE)][:_SAMPLE]:
         try:
@@ -107,7 +107,7 @@ def _are_masks(listing: Listing, paths: Sequence[str]) -> bool:
         except (PictureError, StorageError):
             continue
         counts = sorted(statistics["mask_counts"], reverse=True)
-        # A JPEG of a mask has many values, but nearly all pixels have one of a few.
+        # A JPEG of a mask has many values, but nearly all of its pixels have one of a few.
         mostly_few_values = sum(counts[:16]) >= 0.8 * statistics["mask_width"] * statistics["mask_height"]
         if (
             statistics["mask_form"] == "palette"

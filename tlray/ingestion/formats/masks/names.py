@@ -1,9 +1,9 @@
-"""Tables beside masks: which class an id, a grey value or a colour is.
+"""Tables beside masks that say which class an id, a grey value or a colour is.
 
-By the columns of a csv's header: ``name,r,g,b`` (class_dict.csv), ``Pixel Value, Class`` (_classes.csv of
-Roboflow). Else by content, a line each: ``name:r,g,b:parts:actions`` (labelmap.txt of CVAT), ``r g b name``
-(label_colors.txt of CamVid), ``name,r,g,b``, ``value, name``, or a name alone, the line's number being the id
-(classes.txt). JSON: a list of names, or an object of ids and names or of names and colours.
+By the header of a csv: ``name,r,g,b`` (class_dict.csv), ``Pixel Value, Class`` (_classes.csv of Roboflow).
+Otherwise by the form of the lines: ``name:r,g,b:parts:actions`` (labelmap.txt of CVAT), ``r g b name``
+(label_colors.txt of CamVid), ``name,r,g,b``, ``value, name``, or a name alone, whose id is the number of the
+line (classes.txt). JSON: a list of names, or an object of ids and names or of names and colours.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COLOUR_COLUMNS = (("r", "red"), ("g", "green"), ("b", "blue"))
 
 @dataclass(frozen=True)
 class Names:
-    """Class names by id, and what says which pixels they are; ``files`` are the tables that were read."""
+    """Class names by id, which pixels are of which id, and the tables that say so."""
 
     names: list[str]
     code: MaskCode | None
@@ -47,16 +47,17 @@ class Names:
 
 
 def tables(listing: Listing) -> list[str]:
-    """Tables of a listing by their names; the one that was named as the source, if any."""
+    """Files with the names of such tables; only that named as the source, if one was named."""
     return [
         path for path in listing.labels(".txt", ".csv", ".json") if path.rpartition("/")[2].lower() in FILES
     ]
 
 
 def read(listing: Listing, files: Sequence[str]) -> Names | None:
-    """What the tables say; one of colours or values before a list of names. None where there is none.
+    """The content of the tables; one of colours or values before a list of names. None where there is no
+    table.
 
-    Raises DataError for a table that cannot be understood, and for two that say different things.
+    Raises DataError for a table that cannot be understood, and for two that disagree.
     """
     best: Names | None = None
     for path in files:
@@ -88,7 +89,7 @@ def _text(listing: Listing, path: str) -> Names | None:
     forms = (
         (_LABELMAP, _last), (_COLOUR_FIRST, _first), (_COLOUR_LAST, _last), (_VALUE_FIRST, _value),
     )  # fmt: skip
-    # A csv's header is the one line that may be otherwise; without one, all lines are of a form.
+    # All lines have one form, or all but the header of a csv.
     for start in (0, 1):
         for pattern, of_row in forms:
             matches = [pattern.match(_plain(line, path)) for _, line in lines_with_text[start:]]
@@ -100,7 +101,7 @@ def _text(listing: Listing, path: str) -> Names | None:
 
 
 def _columns(listing: Listing, path: str, lines: Sequence[str]) -> Names | None:
-    """A csv whose header says which column is the name, and which are the value or the colour; else None."""
+    """The content of a csv whose header names the columns of class name and value or colour; else None."""
     sign = max(",;\t", key=lines[0].count) if lines else ","
     table = csv.reader(lines, delimiter=sign, skipinitialspace=True)
     header = [cell.strip().lower() for cell in next(table, [])]
@@ -128,14 +129,14 @@ def _columns(listing: Listing, path: str, lines: Sequence[str]) -> Names | None:
 
 
 def _plain(line: str, path: str) -> str:
-    """A line without tabs, and that of a csv without the quotes of its cells."""
+    """A line with blanks for tabs; that of a csv without quotes around its cells."""
     if path.lower().endswith(".csv"):
         line = ",".join(next(csv.reader([line], skipinitialspace=True), []))
     return line.replace("\t", " ").strip()
 
 
 def _unquoted(name: str) -> str:
-    """A name without quotes around it; those within are its own."""
+    """A name without the quotes around it."""
     name = name.strip()
     return name[1:-1] if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" else name
 
@@ -153,7 +154,7 @@ def _value(groups: Sequence[str]) -> tuple[str, tuple[int, ...]]:
 
 
 def _of_pairs(listing: Listing, path: str, pairs: Sequence[tuple[tuple[str, tuple[int, ...]], int]]) -> Names:
-    """Names with their colours (three numbers) or values (one), and the lines that they stand in."""
+    """The table made of ((name, colour as three numbers or value as one), line) for each row."""
     where, numbers = listing.where(path), {}
     names: list[str] = []
     ordered = sorted(pairs, key=lambda pair: pair[0][1]) if len(pairs[0][0][1]) == 1 else pairs
@@ -166,7 +167,7 @@ def _of_pairs(listing: Listing, path: str, pairs: Sequence[tuple[tuple[str, tupl
             raise DataError(
                 f"{where} line {line}: {kind} {' '.join(map(str, key))} stands twice; accepted: once"
             )
-        # Several colours may be one class, as borders often are; a value given twice is a mistake.
+        # Several colours may be of one class, as borders often are; one colour of two classes is a mistake.
         if name not in names:
             names.append(name)
         numbers[value] = names.index(name)
@@ -177,9 +178,9 @@ def _of_pairs(listing: Listing, path: str, pairs: Sequence[tuple[tuple[str, tupl
 
 
 def _listed(listing: Listing, path: str, lines: Sequence[str]) -> Names | None:
-    """Names by line; an empty line keeps its place and is named by its number."""
+    """A list of names by line; an empty line counts, and its name is its number."""
     if path.lower().endswith(".csv"):
-        return None  # of another meaning
+        return None  # the csv has another meaning
     names = [name or str(number) for number, name in enumerate(lines)]
     for number, name in enumerate(names):
         if names.index(name) != number:

@@ -1,4 +1,4 @@
-"""Which file is the mask of which picture: by words in folders, affixes of names, or what they look like."""
+"""Which file is the mask of which picture: by words in folders, by affixes of names, or by their pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IMAGE_WORDS = frozenset((
     "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos", "input",
     "inputs", "original", "originals", "org", "orig", "frame", "frames", "rgb", "raw", "jpegimages",
 ))  # fmt: skip
-# Words that say nothing of which pictures a folder holds.
+# Words that do not tell which pictures a folder contains.
 _FILLERS = frozenset((
     "png", "jpg", "jpeg", "tif", "tiff", "bmp", "class", "raw", "aug", "binary", "bin", "fine",
     "coarse", "files", "all", "ground", "truth", "left", "bit", "full", "stills", "approved", "my",
@@ -42,19 +42,19 @@ _PICTURE_SUFFIX = re.compile(r"[_\-. ]+(?:image|img|im|rgb|sat|orig|original|raw
 _PICTURE_PREFIX = re.compile(r"^(?:images?|img|im|pic|picture|photo|frame)(?:[_\-. ]+|(?=\d))")
 _OTHER_VIEWS = re.compile(r"(?:colou?rs?|instanceids?|instances?|overlay|vis|viz|polygons?)$")
 _TRAIN_IDS = re.compile(r"labeltrainids$")
-_SHOWN_ROUTES = 20  # folders up to which pairs of folders are compared by their pictures' headers
+_MOST_FOLDERS = 20  # with more folders, pairs of them are not compared by the headers of their pictures
 
-Key = tuple[str, tuple[str, ...], str]  # split ("" = none), what is left of the folders, stem
+Key = tuple[str, tuple[str, ...], str]  # split ("" = none), other words of the folders, stem
 
 
 @dataclass
 class _File:
-    """A picture file: where it stands in the layout, apart from words for masks, pictures and splits."""
+    """A picture file, and what its folders and its name say."""
 
     path: str
-    role: str  # mask, picture, other (a view of masks that is not read), "" = not said by its folder
+    role: str  # mask, picture, other (an image of masks that is not read); "" = its folder does not say it
     split: str
-    rest: tuple[str, ...]
+    rest: tuple[str, ...]  # folders without words for masks, pictures and splits
     name: str  # stem in lower case
 
     @property
@@ -64,28 +64,29 @@ class _File:
 
 @dataclass
 class Pairs:
-    """What belongs together, and what is left over."""
+    """Pictures with their masks, and the files that are in no pair."""
 
     masks_of: dict[str, list[str]] = field(default_factory=dict)  # picture -> its masks
     split_of: dict[str, str] = field(default_factory=dict)
     pictures_alone: list[str] = field(default_factory=list)
     masks_alone: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    objects: bool = False
-    by_words: bool = False  # folders are called by a word for masks
-    doubts: list[str] = field(default_factory=list)  # which of two files is meant
+    others: list[str] = field(default_factory=list)  # images of masks that are not read
+    objects: bool = False  # whether a mask is that of one object
+    by_words: bool = False  # whether the name of a folder is a word for masks
+    doubts: list[str] = field(default_factory=list)  # messages about files of which either may be meant
 
 
 @functools.lru_cache(maxsize=2)
 def find(listing: Listing) -> Pairs:
-    """Pictures and their masks: by names, else by folders whose pictures look like masks of another's."""
+    """Pictures and their masks: by names, else by folders whose pictures look like masks of another
+    folder."""
     pairs = _matched(_placed(listing, frozenset(), frozenset()))
     if pairs.masks_of:
         return pairs
     beside = _same_stem(listing)
     if beside.masks_of:
         return beside
-    if len({path.rpartition("/")[0] for path in listing.pictures}) <= _SHOWN_ROUTES:
+    if len({path.rpartition("/")[0] for path in listing.pictures}) <= _MOST_FOLDERS:
         folders = heuristics.parallel_folders(listing)
         if folders is not None:
             differ = [
@@ -129,7 +130,7 @@ def _placed(listing: Listing, image_words: frozenset[str], mask_words: frozenset
 def _folders(
     path: str, folder_names: frozenset[str], image_words: frozenset[str], mask_words: frozenset[str]
 ) -> tuple[str, str, tuple[str, ...]]:
-    """(role, split, what is left) of the folders above a file."""
+    """(role, split, other folders) by the folders above a file."""
     role, split, other_folders = "", "", []
     for part in path.split("/") if path else []:
         if part.lower() in mask_words or part.lower() in image_words:
@@ -151,7 +152,7 @@ def _folders(
 
 
 def _words(name: str, folder_names: frozenset[str]) -> tuple[list[str], str]:
-    """A folder's name in words, those for masks and pictures taken out, and the role that those say."""
+    """(words in the name of a folder but those for masks and pictures, the role that those mean)."""
     lower = name.lower()
     if lower in _OBJECTS:
         return [], "other"
@@ -175,13 +176,13 @@ def _words(name: str, folder_names: frozenset[str]) -> tuple[list[str], str]:
 
 
 def _matched(files: Sequence[_File]) -> Pairs:
-    """Masks to pictures: the same folders and stem, then affixes taken off, then the stem alone."""
+    """Pairs of the same folders and stem, else of the same stem without affixes, else of the stem alone."""
     by_role: dict[str, list[_File]] = defaultdict(list)
     for file in files:
         by_role[file.role].append(file)
     pairs = Pairs(by_words=bool(by_role["mask"]))
     masks_by_name = by_role["mask"]
-    # Beside pictures, in a folder of pictures or of no role: a mask by its affix, if it has a picture.
+    # In a folder of pictures, a file with the affix of a mask is a mask if there is a picture of its name.
     pictures = [*by_role["picture"], *by_role[""]]
     stems = {file.key for file in pictures} | {(f.split, f.rest, _picture_core(f.name)) for f in pictures}
     affixed = [
@@ -218,7 +219,7 @@ def _matched(files: Sequence[_File]) -> Pairs:
                 f"{two_masks}: two masks of one picture; accepted: one for each, of all classes"
             )
         pairs.others += [mask.path for mask in masks_of_picture if mask.path != pairs.masks_of[path][0]]
-    # BUSI keeps a_mask.png and a_mask_1.png: as soon as one picture has several, all are of objects.
+    # BUSI has a_mask.png and a_mask_1.png: if one picture has several masks, all masks are of objects.
     for path, masks in several.items():
         pairs.masks_of.setdefault(path, []).extend(masks)
     pairs.objects = any(len(paths) > 1 for paths in pairs.masks_of.values())
@@ -228,20 +229,20 @@ def _matched(files: Sequence[_File]) -> Pairs:
     return pairs
 
 
-def _one(there: Sequence[_File]) -> _File:
-    """Of several masks of one picture the one that is meant; the first where that cannot be known."""
-    if len(there) == 1:
-        return there[0]
-    ids = [mask for mask in there if not _TRAIN_IDS.search(mask.name)]  # Cityscapes: all ids before a choice
+def _one(candidates: Sequence[_File]) -> _File:
+    """Which of several masks of one picture is meant; the first where that is not clear."""
+    if len(candidates) == 1:
+        return candidates[0]
+    ids = [mask for mask in candidates if not _TRAIN_IDS.search(mask.name)]  # of Cityscapes labelIds
     if len(ids) == 1:
         return ids[0]
-    return min(there, key=lambda mask: mask.path)
+    return min(candidates, key=lambda mask: mask.path)
 
 
 def _cores(name: str) -> list[str]:
-    """A mask's stem without what says that it is a mask."""
-    found = [_SUFFIX.sub("", name), _PREFIX.sub("", name)]
-    return [core for core in found if core and core != name]
+    """The stem of a mask without affixes that mean a mask."""
+    cores = [_SUFFIX.sub("", name), _PREFIX.sub("", name)]
+    return [core for core in cores if core and core != name]
 
 
 def _picture_core(name: str) -> str:
@@ -249,7 +250,7 @@ def _picture_core(name: str) -> str:
 
 
 class _Finder:
-    """The picture that a mask is of."""
+    """Finds the picture of a mask."""
 
     def __init__(self, pictures: Sequence[_File]) -> None:
         self.doubts: list[str] = []
@@ -264,32 +265,32 @@ class _Finder:
             self.by_folder[file.split, file.rest].append(file)
 
     def picture(self, mask: _File) -> tuple[_File | None, bool]:
-        """The picture of a mask, and whether the mask is one of its objects."""
+        """(the picture of a mask, whether the mask is that of one object)."""
         cores = [mask.name, *_cores(mask.name)]
         numbered = re.compile(r".*(?<![a-z0-9])(?:masks?|segm?|label|gt)[_\-. ]*\d{1,3}$")
         for known in (self.exact, self.core):
             for core in cores:
-                there = known.get((mask.split, mask.rest, core), [])
-                if there:
+                candidates = known.get((mask.split, mask.rest, core), [])
+                if candidates:
                     is_part = core != mask.name and bool(numbered.fullmatch(mask.name))
-                    return self._only(there), is_part
+                    return self._only(candidates), is_part
         # masks/a/*.png beside images/a.png
-        if mask.rest and (there := self.exact.get((mask.split, mask.rest[:-1], mask.rest[-1]), [])):
-            return self._only(there), True
-        there = self.by_folder.get((mask.split, mask.rest), [])
-        if len(there) == 1 and mask.rest:  # id/images/a.png + id/masks/*.png
-            return there[0], True
-        for core in cores:  # folders that have other names, or splits on one side only
-            there = [
+        if mask.rest and (candidates := self.exact.get((mask.split, mask.rest[:-1], mask.rest[-1]), [])):
+            return self._only(candidates), True
+        candidates = self.by_folder.get((mask.split, mask.rest), [])
+        if len(candidates) == 1 and mask.rest:  # id/images/a.png + id/masks/*.png
+            return candidates[0], True
+        for core in cores:  # the folders have other names, or only one of them says the split
+            candidates = [
                 file for file in self.by_name.get(core, [])
                 if not (file.split and mask.split and file.split != mask.split)
             ]  # fmt: skip
-            if len(there) == 1:
-                return there[0], False
+            if len(candidates) == 1:
+                return candidates[0], False
         return None, False
 
-    def _only(self, there: Sequence[_File]) -> _File:
-        if len(there) > 1:
-            one, other = sorted(file.path for file in there)[:2]
-            self.doubts.append(f"{one} and {other}: one stem; accepted: one file of each")
-        return there[0]
+    def _only(self, candidates: Sequence[_File]) -> _File:
+        if len(candidates) > 1:
+            first, second = sorted(file.path for file in candidates)[:2]
+            self.doubts.append(f"{first} and {second}: one stem; accepted: one file of each")
+        return candidates[0]

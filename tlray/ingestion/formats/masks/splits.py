@@ -1,4 +1,4 @@
-"""Splits of pictures with masks: by folders, else by lists of their names."""
+"""Splits of pictures with masks: by names of folders, else by lists of pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlray.ingestion.formats.masks.pairs import Pairs
 
 
 def lists(listing: Listing) -> list[str]:
-    """Text files that are called by a split; those of segmentation alone where there are such."""
+    """Text files named after splits; only those in a folder for segmentation, if there are any."""
     files = [
         path for path in listing.labels(".txt")
         if stem(path.rpartition("/")[2]).lower() in (*SPLITS, "trainval")
@@ -22,7 +22,7 @@ def lists(listing: Listing) -> list[str]:
 
 
 def find(listing: Listing, pairs: Pairs) -> tuple[dict[str, str], set[str]]:
-    """Picture -> split by folders, else by lists; and the pictures that are in none of the lists."""
+    """(picture -> split, by folders, else by lists; pictures that are in none of the lists)."""
     folder_splits = {
         path: split for path, split in pairs.split_of.items() if split and path in pairs.masks_of
     }
@@ -52,7 +52,7 @@ def find(listing: Listing, pairs: Pairs) -> tuple[dict[str, str], set[str]]:
 
 
 def check_validation(listing: Listing, pairs: Pairs, splits: Mapping[str, str]) -> None:
-    """Refuse a validation split none of whose pictures has a mask: another would be cut from train."""
+    """Raises DataError for a validation split without any mask: another would be cut from train."""
     if not splits or "validation" in splits.values():
         return
     without_mask = sorted(path for path in pairs.pictures_alone if pairs.split_of.get(path) == "validation")
@@ -71,11 +71,12 @@ def check_validation(listing: Listing, pairs: Pairs, splits: Mapping[str, str]) 
 
 
 def _picture_in(line: str, by_name: dict[str, list[str]]) -> str:
-    """The picture that a line of a list names, alone or before its mask, as a path or a stem; "" = none."""
+    """The picture that a line of a list names, as a path or a stem, perhaps followed by its mask; "" =
+    none."""
     for text in (line.strip(), line.split(" ")[0], line.split("\t")[0]):
         parts = text.strip("\"' ").replace("\\", "/").lower().split("/")
         candidates = by_name.get(parts[-1], []) or by_name.get(stem(parts[-1]), [])
-        # Of pictures of one name the one whose folders are in the line, too.
+        # Of several pictures of that name, the one whose folders are in the line, too.
         same_folder = [path for path in candidates if stem("/".join(parts)).endswith(stem(path).lower())]
         if len(same_folder or candidates) == 1:
             return (same_folder or candidates)[0]

@@ -25,9 +25,7 @@ class Label:
     one: str | None = None
     several: tuple[str, ...] | None = None
     boxes: tuple[tuple[str, tuple[float, ...]], ...] | None = None
-    flags: tuple[
-        tuple[str, tuple[bool, ...]], ...
-    ] = ()  # of the boxes, those of `schema.FLAGS` that are there
+    flags: tuple[tuple[str, tuple[bool, ...]], ...] = ()  # of the boxes: `schema.FLAGS`
     numbered: bool = False  # classes are numbers
     missing: bool = False
 

@@ -343,8 +343,7 @@ def _parted(line: str, path_position: int, names: Names) -> list[str]:
     for blank in blanks if path_position else reversed(blanks):
         cells = [line[: blank.start()], line[blank.end() :]]
         words = cells[1 - path_position].split()
-        if names(cells[path_position]) and not (
-            len(words) > 1 and all(map(is_number, words))
-        ):  # a row of numbers
+        is_row_of_numbers = len(words) > 1 and all(map(is_number, words))
+        if names(cells[path_position]) and not is_row_of_numbers:
             return cells
     return line.split(None, 1) if path_position else line.rsplit(None, 1)

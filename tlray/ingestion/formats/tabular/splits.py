@@ -45,9 +45,8 @@ def _flagged(
     listing: Listing, flags: Mapping[str, str], columns: Mapping[str, Sequence[Any]], places: Sequence[Place]
 ) -> list[str | None]:
     """Splits by columns of yes and no, one for each split. Raises DataError for any other cell."""
-    default_split = (
-        "test" if list(flags.values()) == ["train"] else "train"
-    )  # of rows that are in none of them
+    # The split of rows that are in none of them.
+    default_split = "test" if list(flags.values()) == ["train"] else "train"
     splits: list[str | None] = [default_split for _ in places]
     for flag, split in flags.items():
         for n, text in enumerate(map(cells.text, columns[flag])):
