@@ -13,7 +13,7 @@ from tlray.bundle.predictor import Predictor
 from tlray.data import loader, schema
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.inference.judging import SplitEvaluation
+from tlray.inference.significance import SplitEvaluation
 
 BATCH_SIZE = 64
 FEW = 1000  # rows, below which a figure comes with its standard error

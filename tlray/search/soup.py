@@ -29,7 +29,7 @@ from tlray.bundle.bundle import Manifest
 from tlray.config import Config, parse
 from tlray.data import loader
 from tlray.data.dataset import Dataset
-from tlray.inference.judging import Evaluation, SplitEvaluation
+from tlray.inference.significance import Evaluation, SplitEvaluation
 from tlray.models import weights
 from tlray.search.extra_bundle import leave
 from tlray.tasks.base import TIE, Goal

@@ -26,7 +26,7 @@ from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order, share
 from tlray.data.schema import IMAGE, Row
 from tlray.errors import StorageError
-from tlray.inference.judging import Evaluation, SplitEvaluation
+from tlray.inference.significance import Evaluation, SplitEvaluation
 from tlray.training import checkpoint, rundir
 from tlray.training.average import NO_AVERAGE, Outcome, Weights
 from tlray.training.batches import BatchSource, RenderedBatches

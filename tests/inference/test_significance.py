@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlray import tasks
-from tlray.inference.judging import BLOCKS, Gain, SplitEvaluation, gain
+from tlray.inference.significance import BLOCKS, Gain, SplitEvaluation, gain
 from tlray.report.run_files import equal
 from tlray.tasks.base import Goal
 
