@@ -59,7 +59,7 @@ def test_a_bare_backbone_and_a_stage_of_it(ray_local: Any, data: str, tmp_path: 
     with torch.inference_mode():
         expected = backbone.pyramid(x, [stage])[0].mean(dim=(2, 3)).numpy()
     np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-4)
-    assert embed.Embedder.told(found) == embedder
+    assert embed.Embedder.from_facts(found) == embedder
     np.testing.assert_allclose(embed.vector(found, encoded[3]), expected[3], rtol=1e-3, atol=1e-4)
 
 

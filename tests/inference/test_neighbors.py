@@ -68,7 +68,7 @@ def test_neighbours_of_a_row(tmp_path: Path, vectors: np.ndarray, wanted: str) -
     assert [hit.row for hit in hits] == order.tolist() and picture is None
     np.testing.assert_allclose([hit.similarity for hit in hits], cosine[order], atol=1e-6)
     assert [hit.labels for hit in hits] == [{"label": NAMES[i % 3]} for i in order]
-    assert neighbors.words(hits[0]) == f"train/{order[0]}.jpg  {NAMES[order[0] % 3]}"
+    assert neighbors.summary(hits[0]) == f"train/{order[0]}.jpg  {NAMES[order[0] % 3]}"
 
 
 def test_neighbours_of_a_picture(tmp_path: Path, vectors: np.ndarray) -> None:

@@ -97,7 +97,7 @@ def two_models(seed: int, by: str | None, people: int = 8) -> Gain:
             x_ND = centre_D + loud * (noise_ND + 0.5 * rng.normal(size=(10, 16)))
             x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
             parts.update([{"embedding": x_D.tolist()} for x_D in x_ND], [{"label": person}] * 10)
-    return gain(found[0].judged(), found[1].judged(), "verification_accuracy", "max")
+    return gain(found[0].evaluation(), found[1].evaluation(), "verification_accuracy", "max")
 
 
 def test_faces_are_judged_without_some_people_where_no_block_has_pairs() -> None:
@@ -114,18 +114,18 @@ def test_parts_of_workers_leave_out_the_same() -> None:
     whole, total = people(np.random.default_rng(3), "label"), people(np.random.default_rng(3), "label")
     empty = SplitEvaluation(total._make, by="label")
     empty.merge(total.states())
-    assert empty.judged().parts == whole.judged().parts and len(empty.judged().parts) == BLOCKS
+    assert empty.evaluation().parts == whole.evaluation().parts and len(empty.evaluation().parts) == BLOCKS
     assert empty.standard_errors() == whole.standard_errors()
 
 
 def test_blocks_are_parts_of_the_whole_whatever_the_batches() -> None:
     right = np.arange(100) % BLOCKS == 0
-    judged = parts(right).judged()
+    judged = parts(right).evaluation()
     assert judged.values["accuracy"] == 0.1
     assert [part["accuracy"] for part in judged.parts] == [1.0] + [0.0] * (BLOCKS - 1)
     again = parts(right[:0])
     again.merge(parts(right).states())
-    assert again.judged().values == judged.values and again.judged().parts == judged.parts
+    assert again.evaluation().values == judged.values and again.evaluation().parts == judged.parts
 
 
 def test_where_nothing_is_known_nothing_is_told() -> None:

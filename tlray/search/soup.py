@@ -174,7 +174,7 @@ class _Judge:
         for batch in self._held:
             told = self.model.predict_rendered(batch.x_BCHW, batch.geometries, self.device)
             parts.update(told, [self._rows[int(i)] for i in batch.rows])
-        return parts.judged()
+        return parts.evaluation()
 
     @torch.inference_mode()
     def average(self, weights: Weights) -> Evaluation:

@@ -294,7 +294,7 @@ class Loop:
         for run in runs:
             for states in self.worker.gather(found[run.name].states()):
                 total[run.name].merge(states)
-        return {name: parts.judged() for name, parts in total.items()}
+        return {name: parts.evaluation() for name, parts in total.items()}
 
     def golden(self) -> list[bytes]:
         """Encoded pictures, spread over the validation split, for golden samples of bundles."""
