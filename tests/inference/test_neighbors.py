@@ -44,8 +44,8 @@ def written(folder: Path, vectors: np.ndarray, data: str = "/nowhere", fingerpri
         )
         pq.write_table(table, folder / name, row_group_size=7)
         parts[name] = {"split": "train", "start": start, "stop": stop}
-    told = {"dim": DIM, "stage": None, "parts": parts, "labels": {"label": NAMES}, "data": data}
-    (folder / neighbors.EMBEDDINGS).write_text(json.dumps(told | {"fingerprint": fingerprint}))
+    manifest = {"dim": DIM, "stage": None, "parts": parts, "labels": {"label": NAMES}, "data": data}
+    (folder / neighbors.EMBEDDINGS).write_text(json.dumps(manifest | {"fingerprint": fingerprint}))
     return str(folder)
 
 
