@@ -124,8 +124,9 @@ def test_an_embedding_is_the_pooled_features_or_a_stages(model, saved):
     assert isinstance(error, PictureError) and features.dtype == np.float32
     logits = features @ model.module.head.weight.detach().numpy().T + model.module.head.bias.detach().numpy()
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    said = {item["label"]: item["probability"] for item in predictor.predict(GOLDEN[:1])[0]["labels"]}
-    assert [said[name] for name in LABELS] == pytest.approx(shares, abs=1e-4)
+    (prediction,) = predictor.predict(GOLDEN[:1])
+    probabilities = {item["label"]: item["probability"] for item in prediction["labels"]}
+    assert [probabilities[name] for name in LABELS] == pytest.approx(shares, abs=1e-4)
     backbone = model.module.backbone
     for name, channels in zip(backbone.stages, backbone.channels, strict=True):
         assert predictor.embed(GOLDEN[:1], stage=name)[0].shape == (channels,)

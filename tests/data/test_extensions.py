@@ -310,7 +310,7 @@ def test_vectors(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) 
     for read in (
         lambda: neighbors.similar(uri, "train00003", never),
         lambda: neighbors.nearest(uri, neighbors.read_manifest(uri), np.ones(12)),
-        lambda: batch._errors(str(part)),  # a job that resumes reads the parts that exist
+        lambda: batch._num_errors(str(part)),  # a job that resumes reads the parts that exist
     ):
         message = canary.refusal(read, file)
         assert message.startswith(str(part)) and REFUSED.search(message)

@@ -78,21 +78,22 @@ def test_parts_end_where_row_groups_end() -> None:
 def test_predictions_are_those_of_one_by_one(
     model: str, data: str, whole: tuple[str, dict[str, Any]]
 ) -> None:
-    out, found = whole
-    assert (found["rows"], found["num_rows"], found["num_errors"], len(found["parts"])) == (32, 32, 0, 5)
-    predictor, told = Predictor(model), Dataset.open(data)
+    out, manifest = whole
+    assert (manifest["rows"], manifest["num_rows"], manifest["num_errors"]) == (32, 32, 0)
+    assert len(manifest["parts"]) == 5
+    predictor, opened = Predictor(model), Dataset.open(data)
     rows = rows_of(out)
     assert [row["id"] for row in rows] == [
-        *told.read("test", ["id"])["id"].to_pylist(), *told.read("train", ["id"])["id"].to_pylist()
+        *opened.read("test", ["id"])["id"].to_pylist(), *opened.read("train", ["id"])["id"].to_pylist()
     ]  # fmt: skip
     for row in rows[::5]:
         index = int(row["id"].removeprefix(row["split"]))
-        picture = told.rows(row["split"], [index])["image"][0].as_py()
+        picture = opened.rows(row["split"], [index])["image"][0].as_py()
         one = predictor.predict([picture["bytes"]])[0]
-        said = json.loads(row["prediction"])
+        prediction = json.loads(row["prediction"])
         assert row["path"] == picture["path"] and row["error"] is None and row["label"] == index % 3
-        assert [item["label"] for item in said["labels"]] == [item["label"] for item in one["labels"]]
-        assert said["probability"] == pytest.approx(one["probability"], abs=1e-4)
+        assert [item["label"] for item in prediction["labels"]] == [item["label"] for item in one["labels"]]
+        assert prediction["probability"] == pytest.approx(one["probability"], abs=1e-4)
         assert (row["predicted"], row["probability"]) == (
             one["label"],
             pytest.approx(one["probability"], abs=1e-4),
@@ -116,9 +117,9 @@ def test_a_killed_job_goes_on(
     other = inputs.Inputs.dataset(data, ["test"])
     with pytest.raises(DataError, match=r"holds other work .*accepted: the same model, data and settings"):
         batch.predict(model, other, out)
-    told: list[int] = []
-    found = batch.predict(model, source, out, lambda stage, done, total: told.append(done))
-    assert found["rows"] < 32 and told[0] == 32 - found["rows"] and told[-1] == 32
+    progress: list[int] = []
+    manifest = batch.predict(model, source, out, lambda stage, done, total: progress.append(done))
+    assert manifest["rows"] < 32 and progress[0] == 32 - manifest["rows"] and progress[-1] == 32
     for name, when in first.items():
         assert Path(out, "data", name).stat().st_mtime_ns == when  # not done again
     assert rows_of(out) == rows_of(whole[0])
@@ -135,16 +136,17 @@ def test_pictures_as_they_lie_and_bad_ones(ray_local: Any, model: str, small: No
     (folder / "bad.jpg").write_text("no picture")
     (folder / "notes.txt").write_text("passed over")
     source = inputs.find([str(folder)], [])
-    found = batch.predict(model, source, str(tmp_path / "out"))
-    assert (found["num_rows"], found["num_errors"]) == (10, 1)
+    manifest = batch.predict(model, source, str(tmp_path / "out"))
+    assert (manifest["num_rows"], manifest["num_errors"]) == (10, 1)
     rows = rows_of(str(tmp_path / "out"))
     assert [row["path"] for row in rows] == ["bad.jpg", *(f"sub/{n}.jpg" for n in range(9))]
     assert rows[0]["error"].startswith("not_a_picture: ") and rows[0]["prediction"] is None
     one = Predictor(model).predict([(folder / "sub" / "4.jpg").read_bytes()])[0]
     assert rows[5]["predicted"] == one["label"] and rows[5]["error"] is None
     few = [str(folder / "sub" / "1.jpg"), str(folder / "bad.jpg")]
-    found = batch.predict(model, inputs.find(few, []), str(tmp_path / "few"))
-    assert [row["path"] for row in rows_of(str(tmp_path / "few"))] == sorted(few) and found["num_errors"] == 1
+    manifest = batch.predict(model, inputs.find(few, []), str(tmp_path / "few"))
+    assert [row["path"] for row in rows_of(str(tmp_path / "few"))] == sorted(few)
+    assert manifest["num_errors"] == 1
 
 
 def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp_path: Path) -> None:
@@ -153,9 +155,9 @@ def test_a_broken_picture_in_a_data_set_is_a_row(ray_local: Any, model: str, tmp
     images = [{"bytes": b, "path": f"{n}.png"} for n, b in enumerate([picture.getvalue(), b"broken"])]
     (tmp_path / "d").mkdir()
     pq.write_table(pa.table({"image": images, "probability": [1, 2]}), tmp_path / "d" / "train.parquet")
-    found = batch.predict(model, inputs.Inputs.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
+    manifest = batch.predict(model, inputs.Inputs.dataset(str(tmp_path / "d")), str(tmp_path / "out"))
     rows = rows_of(str(tmp_path / "out"))
-    assert found["num_errors"] == 1 and [row["error"] is None for row in rows] == [True, False]
+    assert manifest["num_errors"] == 1 and [row["error"] is None for row in rows] == [True, False]
     assert rows[1]["probability"] is None and 0 < rows[0]["probability"] <= 1  # ours, not the data's
 
 

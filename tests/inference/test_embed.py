@@ -28,9 +28,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_bundle_gives_the_features_its_head_sees(ray_local: Any, data: str, tmp_path: Path) -> None:
     embedder = embed.Embedder(made_bundle(tmp_path / "bundle"))
     out = str(tmp_path / "out")
-    found = embed.embed(embedder, inputs.Inputs.dataset(data), out)
+    manifest = embed.embed(embedder, inputs.Inputs.dataset(data), out)
     table = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
-    assert table.schema.field("embedding").type == pa.list_(pa.float32(), found["dim"])
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), manifest["dim"])
     assert table.column_names == ["id", "split", "path", "label", "error", "embedding"]
     model = embedder.load()
     rows = Dataset.open(data).rows("train", [7, 2])
@@ -39,7 +39,7 @@ def test_a_bundle_gives_the_features_its_head_sees(ray_local: Any, data: str, tm
         one = model.embed_rendered(torch.from_numpy(x_CHW[None]))[0]
         assert table["id"][index].as_py() == row["id"]
         np.testing.assert_allclose(table["embedding"][index].as_py(), one, rtol=1e-3, atol=1e-4)
-    assert found["labels"] == {"label": toys.LABELS} and found["num_rows"] == 16
+    assert manifest["labels"] == {"label": toys.LABELS} and manifest["num_rows"] == 16
     with pytest.raises(DataError, match="holds other work"):
         embed.embed(embedder, inputs.Inputs.dataset(data), out, stage="stem")
 
@@ -48,8 +48,8 @@ def test_a_bare_backbone_and_a_stage_of_it(ray_local: Any, data: str, tmp_path: 
     embedder, out = embed.Embedder.backbone("resnet10t-nano", None, 32), tmp_path / "out"
     backbone = Backbone("resnet10t-nano", "builtin", size=32).eval()
     stage = backbone.stages[1]
-    found = embed.embed(embedder, inputs.Inputs.dataset(data, ["test"]), str(out), stage)
-    assert found["dim"] == backbone.channels[1] and list(found["parts"]) == [
+    manifest = embed.embed(embedder, inputs.Inputs.dataset(data, ["test"]), str(out), stage)
+    assert manifest["dim"] == backbone.channels[1] and list(manifest["parts"]) == [
         "data/test-00000-of-00001.parquet"
     ]
     stored = pq.read_table(out / "data" / "test-00000-of-00001.parquet")["embedding"].to_pylist()
@@ -59,8 +59,8 @@ def test_a_bare_backbone_and_a_stage_of_it(ray_local: Any, data: str, tmp_path: 
     with torch.inference_mode():
         expected = backbone.pyramid(x, [stage])[0].mean(dim=(2, 3)).numpy()
     np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-4)
-    assert embed.Embedder.told(found) == embedder
-    np.testing.assert_allclose(embed.vector(found, encoded[3]), expected[3], rtol=1e-3, atol=1e-4)
+    assert embed.Embedder.from_facts(manifest) == embedder
+    np.testing.assert_allclose(embed.vector(manifest, encoded[3]), expected[3], rtol=1e-3, atol=1e-4)
 
 
 def test_an_unknown_stage_or_backbone(data: str, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def written(folder: Path, vectors: np.ndarray, data: str = "/nowhere", fingerpri
         )
         pq.write_table(table, folder / name, row_group_size=7)
         parts[name] = {"split": "train", "start": start, "stop": stop}
-    told = {"dim": DIM, "stage": None, "parts": parts, "labels": {"label": NAMES}, "data": data}
-    (folder / neighbors.EMBEDDINGS).write_text(json.dumps(told | {"fingerprint": fingerprint}))
+    manifest = {"dim": DIM, "stage": None, "parts": parts, "labels": {"label": NAMES}, "data": data}
+    (folder / neighbors.EMBEDDINGS).write_text(json.dumps(manifest | {"fingerprint": fingerprint}))
     return str(folder)
 
 
@@ -68,7 +68,7 @@ def test_neighbours_of_a_row(tmp_path: Path, vectors: np.ndarray, wanted: str) -
     assert [hit.row for hit in hits] == order.tolist() and picture is None
     np.testing.assert_allclose([hit.similarity for hit in hits], cosine[order], atol=1e-6)
     assert [hit.labels for hit in hits] == [{"label": NAMES[i % 3]} for i in order]
-    assert neighbors.words(hits[0]) == f"train/{order[0]}.jpg  {NAMES[order[0] % 3]}"
+    assert neighbors.summary(hits[0]) == f"train/{order[0]}.jpg  {NAMES[order[0] % 3]}"
 
 
 def test_neighbours_of_a_picture(tmp_path: Path, vectors: np.ndarray) -> None:

@@ -122,8 +122,8 @@ def test_a_plain_name_is_the_first_of_that_name() -> None:
 def test_every_mistake_has_its_status(
     content: bytes, headers: dict[str, str], query: str, status: int, reason: str
 ) -> None:
-    found = error(post(content, headers, query))
-    assert (found["status"], found["reason"]) == (status, reason)
+    refusal = error(post(content, headers, query))
+    assert (refusal["status"], refusal["reason"]) == (status, reason)
 
 
 def test_a_body_without_length_is_cut_at_the_limit_and_a_slow_one_at_the_timeout() -> None:
@@ -150,8 +150,8 @@ def test_several_pictures_one_of_them_bad() -> None:
         return ask([Local("pets", 1)], lambda client: client.post("/v1/models/pets/predict", files=files))  # type: ignore[no-any-return]
 
     assert [p["said"] for p in send([b"ok1", b"ok2"]).json()["predictions"]] == ["ok1", "ok2"]
-    found = error(send([b"ok", b"truncated", b"ok"]))
-    assert found["status"] == 400 and "picture 1 of 3" in found["detail"]
+    refusal = error(send([b"ok", b"truncated", b"ok"]))
+    assert refusal["status"] == 400 and "picture 1 of 3" in refusal["detail"]
     assert error(send([b"ok"] * 4))["reason"] == "too_many_pictures"
 
 
@@ -174,16 +174,16 @@ def test_bodies_in_memory_are_bounded_and_given_back() -> None:
 
         return [*await asyncio.gather(*(one() for _ in range(20))), await one()]
 
-    found = ask([Local("pets", 1)], many)
-    assert sorted(found[:-1]) == [200] * 16 + [503] * 4
-    assert found[-1] == 200
+    statuses = ask([Local("pets", 1)], many)
+    assert sorted(statuses[:-1]) == [200] * 16 + [503] * 4
+    assert statuses[-1] == 200
 
 
 def test_ready_once_all_are_warm_and_still_when_merely_busy() -> None:
     model = Local("pets", 1)
 
     async def go(client: httpx.AsyncClient) -> list[int]:
-        found = []
+        statuses = []
         for refusal in (
             Refusal(503, "not_ready", "starting"),
             None,
@@ -191,8 +191,8 @@ def test_ready_once_all_are_warm_and_still_when_merely_busy() -> None:
             Refusal(503, "unavailable", "dead"),
         ):
             model.refusal = refusal
-            found.append((await client.get("/readyz")).status_code)
-        return [*found, (await client.get("/livez")).status_code]
+            statuses.append((await client.get("/readyz")).status_code)
+        return [*statuses, (await client.get("/livez")).status_code]
 
     assert ask([model], go) == [503, 200, 200, 503, 200]
 
@@ -297,11 +297,11 @@ def predict(client: httpx.Client, content: bytes, name: str = "pets", **kwargs: 
 def test_a_picture_over_http(client: httpx.Client) -> None:
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "JPEG")
-    found = predict(client, out.getvalue(), params={"top": 2}).json()
-    assert (found["model"], found["version"]) == ("pets", 2)
-    assert [entry["label"] for entry in found["predictions"][0]["labels"]] == ["a", "b"]
-    assert found["predictions"][0]["warm_up"] == [1, 4]
-    timing = found["timing"]
+    answer = predict(client, out.getvalue(), params={"top": 2}).json()
+    assert (answer["model"], answer["version"]) == ("pets", 2)
+    assert [entry["label"] for entry in answer["predictions"][0]["labels"]] == ["a", "b"]
+    assert answer["predictions"][0]["warm_up"] == [1, 4]
+    timing = answer["timing"]
     assert 0 <= timing["model_ms"] <= timing["total_ms"]
     assert timing["queue_ms"] >= 40  # a lone picture waits for a batch
     assert predict(client, b"ok", "cats").json()["version"] is None
@@ -329,9 +329,9 @@ def test_requests_share_batches_and_a_bad_picture_harms_nobody_else(client: http
 
 def test_each_picture_of_a_request_is_one_element(client: httpx.Client) -> None:
     files = [("f", ("a", b"ok%d" % i)) for i in range(6)]
-    found = client.post("/v1/models/pets/predict", files=files).json()["predictions"]
-    assert [p["said"] for p in found] == [f"ok{i}" for i in range(6)]
-    assert [p["batch"] for p in found] == [4, 4, 4, 4, 2, 2]
+    predictions = client.post("/v1/models/pets/predict", files=files).json()["predictions"]
+    assert [p["said"] for p in predictions] == [f"ok{i}" for i in range(6)]
+    assert [p["batch"] for p in predictions] == [4, 4, 4, 4, 2, 2]
 
 
 def test_time_is_measured_where_it_is_spent(client: httpx.Client) -> None:
@@ -342,8 +342,8 @@ def test_time_is_measured_where_it_is_spent(client: httpx.Client) -> None:
 
 def test_timeout_is_kept_whatever_the_header_says(client: httpx.Client) -> None:
     start = time.monotonic()
-    found = error(predict(client, b"sleep 4", headers={"x-request-timeout-seconds": "0"}))
-    assert found["status"] == 504 and time.monotonic() - start < 3.8
+    refusal = error(predict(client, b"sleep 4", headers={"x-request-timeout-seconds": "0"}))
+    assert refusal["status"] == 504 and time.monotonic() - start < 3.8
     time.sleep(1.5)  # until the replica is through with it
 
 
@@ -386,12 +386,12 @@ def test_an_endless_upload_is_ended_early(server: deploy.Server) -> None:
 def test_the_ingress_stays_light(server: deploy.Server, ray_local: Any) -> None:
     import psutil
 
-    found = []
+    has_torch = []
     for process in psutil.process_iter(["cmdline"]):
         if "ServeReplica:tlray:http" in " ".join(process.info["cmdline"] or []):
             maps = {m.path for m in process.memory_maps()}
-            found.append(any("libtorch" in path for path in maps))
-    assert found == [False]
+            has_torch.append(any("libtorch" in path for path in maps))
+    assert has_torch == [False]
 
 
 def test_a_replica_that_dies_costs_no_wrong_answer(client: httpx.Client) -> None:
@@ -454,12 +454,12 @@ def test_replicas_scale_between_their_bounds() -> None:
     scaled = SETTINGS.model_copy(update={"min_replicas": 2, "max_replicas": 3})
     app = deploy.application([Served("pets", 2, "unused")], scaled, load=fake.load)
     (model,) = app._bound_deployment.init_args  # the ingress is bound to its models
-    found = model._bound_deployment._deployment_config.autoscaling_config
-    assert (found.min_replicas, found.max_replicas, found.target_ongoing_requests) == (2, 3, 4)
+    scaling = model._bound_deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 3, 4)
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "detail"),
     [
         ("?tpo=3", "query 'tpo': unknown; did you mean 'top'?"),
         ("?top=1&colour=red", "query 'colour': unknown; accepted: min_score, top"),
@@ -470,10 +470,10 @@ def test_replicas_scale_between_their_bounds() -> None:
         ("?top=" + "9" * 5000, "accepted: a whole number"),
     ],
 )
-def test_parameters_without_effect_are_refused(query: str, said: str) -> None:
+def test_parameters_without_effect_are_refused(query: str, detail: str) -> None:
     answer = post(b"ok", query=query)
     assert error(answer)["reason"] == "bad_parameter"
-    assert said in error(answer)["detail"] and len(answer.text) < 300
+    assert detail in error(answer)["detail"] and len(answer.text) < 300
 
 
 def test_a_missing_parameter_says_where_it_goes() -> None:

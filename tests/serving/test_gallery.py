@@ -33,7 +33,7 @@ def test_what_one_enrols_the_other_finds_and_what_one_removes_the_other_forgets(
     (ranked,) = other.search([[0.0, 5.0, 0.0]])
     assert [match.person for match in ranked] == ["Ben ß 人", "Ann"]
     assert [match.similarity for match in ranked] == pytest.approx([1.0, 0.5**0.5])  # the better of Ann's
-    assert [len(found) for found in other.search([ANN, BEN], 1)] == [1, 1]
+    assert [len(matches) for matches in other.search([ANN, BEN], 1)] == [1, 1]
     assert other.best(BEN, "Ann") == pytest.approx(0.5**0.5)
     assert other.remove("Ann") == 2
     assert one.people() == {"Ben ß 人": 1}
@@ -93,15 +93,16 @@ def test_an_object_that_is_no_enrolment_is_left_out_and_said(
     for number, data in enumerate((b"{", b"[]", b'{"person": "x", "embedding": [0, 0, 0]}', b"\xff")):
         storage.write_bytes(storage.join(known.uri, "somebody", f"{number}.json"), data)
     assert known.people() == {"Ann": 1} == known.people()
-    said = sorted(record.getMessage() for record in caplog.records if record.name == "tlray.serving.gallery")
-    assert len(said) == 4 and "somebody/0.json: no enrolment" in said[0]
+    records = [record for record in caplog.records if record.name == "tlray.serving.gallery"]
+    warnings = sorted(record.getMessage() for record in records)
+    assert len(warnings) == 4 and "somebody/0.json: no enrolment" in warnings[0]
 
 
 def test_an_enrolment_survives_the_process_to_the_last_bit(uri: str) -> None:
     x_D = np.random.default_rng(0).normal(size=128).astype(np.float32)
     Gallery(uri, "faces", SHA).enrol("Ann", b"1", x_D)
-    found = Gallery(uri, "faces", SHA).best(x_D, "Ann")
-    assert found == gallery.cosine(x_D, x_D) == pytest.approx(1, abs=1e-6)
+    similarity = Gallery(uri, "faces", SHA).best(x_D, "Ann")
+    assert similarity == gallery.cosine(x_D, x_D) == pytest.approx(1, abs=1e-6)
 
 
 def test_mistakes_are_said(tmp_path) -> None:
@@ -129,10 +130,9 @@ def test_a_name_that_could_not_be_asked_for_again_is_refused(name: str, tmp_path
     known = Gallery(str(tmp_path), "faces", SHA)
     with pytest.raises(DataError) as refused:
         known.enrol(name, b"1", ANN)
-    said = str(refused.value)
-    assert (
-        f": {UNFIT[name]}" in said and "accepted: 1 to 200 characters" in said and len(said.splitlines()) == 1
-    )
+    message = str(refused.value)
+    assert f": {UNFIT[name]}" in message and "accepted: 1 to 200 characters" in message
+    assert len(message.splitlines()) == 1
     assert known.people() == {} and not list(tmp_path.iterdir())
     assert (known.remove(name), known.count(name), known.best(ANN, name)) == (0, 0, None)
 

@@ -133,12 +133,12 @@ def test_any_bytes_are_pictures_or_refused_as_the_clients_mistake(
 ) -> None:
     try:
         protocol.check_headers({} if content_type is None else {"content-type": content_type}, LIMITS)
-        found = protocol.pictures(content_type, body, LIMITS)
+        files = protocol.pictures(content_type, body, LIMITS)
     except Refusal as error:
         assert 400 <= error.status < 500
         assert error.detail and "\n" not in error.detail
     else:
-        assert 1 <= len(found) <= LIMITS.max_pictures
+        assert 1 <= len(files) <= LIMITS.max_pictures
 
 
 contents = st.lists(

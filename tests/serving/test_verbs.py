@@ -146,12 +146,12 @@ def test_embeddings_are_those_of_the_predictor(name: str, ask: Ask, predictors: 
         return mixed, bad
 
     (whole, staged, predicted), bad = ask(talk, (name,))
-    found = whole.json()
-    assert (found["model"], found["version"]) == (name, 1)
+    answer = whole.json()
+    assert (answer["model"], answer["version"]) == (name, 1)
     np.testing.assert_allclose(
-        found["embeddings"], np.stack(predictors[name].embed(PICTURES)), rtol=1e-4, atol=1e-5
+        answer["embeddings"], np.stack(predictors[name].embed(PICTURES)), rtol=1e-4, atol=1e-5
     )
-    assert min(found["timing"]["model_ms"], found["timing"]["render_ms"]) > 0
+    assert min(answer["timing"]["model_ms"], answer["timing"]["render_ms"]) > 0
     stage = predictors[name].stages[1]
     expected = predictors[name].embed(PICTURES[:1], stage)
     np.testing.assert_allclose(staged.json()["embeddings"], expected, rtol=1e-4, atol=1e-5)
@@ -233,7 +233,7 @@ def test_whom_one_replica_enrols_the_other_identifies_and_verifies(ask: Ask, pre
             other("faces/enroll", PICTURES[2:3], params={"person": "Ben"}),
         )
         again = await one("faces/enroll", PICTURES[:1], params={"person": "Ann ß 人"})
-        found = [await client("faces/identify", [PICTURES[1], PICTURES[3]], params={"top": 1})
+        identified = [await client("faces/identify", [PICTURES[1], PICTURES[3]], params={"top": 1})
                  for client in (one, other)]  # fmt: skip
         pair = await other("faces/verify", [PICTURES[0], PICTURES[2]])
         named = await other("faces/verify", PICTURES[:1], params={"person": "Ben"})
@@ -242,13 +242,13 @@ def test_whom_one_replica_enrols_the_other_identifies_and_verifies(ask: Ask, pre
         removed = [await client.http.delete(path) for client in (one, other)]
         left = (await other.http.get("/v1/models/faces/people")).json()
         unknown = await other("faces/verify", PICTURES[:1], params={"person": "Ann ß 人"})
-        return nobody, both, again, found, pair, named, people, removed, left, unknown
+        return nobody, both, again, identified, pair, named, people, removed, left, unknown
 
-    nobody, both, again, found, pair, named, people, removed, left, unknown = ask(talk)
+    nobody, both, again, identified, pair, named, people, removed, left, unknown = ask(talk)
     assert nobody["identities"] == [{"person": None, "accepted": False, "similar": []}]
     assert [answer.json()["pictures"] for answer in [*both, again]] == [2, 1, 2]
     x = np.stack(predictors["faces"].embed(PICTURES))
-    for answer in found:
+    for answer in identified:
         body = answer.json()
         assert body["threshold"] == 0.9
         first, second = body["identities"]
@@ -281,9 +281,9 @@ def test_whoever_can_be_enrolled_can_be_asked_for_and_deleted(ask: Ask) -> None:
         kept = []
         for name in ODD:
             made = await client("faces/enroll", PICTURES[:1], params={"person": name})
-            found = await client("faces/verify", PICTURES[:1], params={"person": name})
+            verified = await client("faces/verify", PICTURES[:1], params={"person": name})
             gone = await client.http.delete(f"/v1/models/faces/people/{quote(name, safe='')}")
-            kept.append((made.json().get("person"), found.status_code, gone.json()))
+            kept.append((made.json().get("person"), verified.status_code, gone.json()))
         decomposed = unicodedata.normalize("NFD", "é" * 200)
         made = await client("faces/enroll", PICTURES[:1], params={"person": decomposed})
         gone = await client.http.delete(f"/v1/models/faces/people/{quote(decomposed)}")
@@ -378,8 +378,9 @@ def test_who_prefers_png(accept: str | None, png: bool) -> None:
 def test_a_refusal_crosses_processes() -> None:
     import pickle
 
-    found = pickle.loads(pickle.dumps(Refusal(503, "away", "come again", 1)))
-    assert (found.status, found.reason, found.detail, found.retry_after_s) == (503, "away", "come again", 1)
+    refusal = pickle.loads(pickle.dumps(Refusal(503, "away", "come again", 1)))
+    assert (refusal.status, refusal.reason) == (503, "away")
+    assert (refusal.detail, refusal.retry_after_s) == ("come again", 1)
 
 
 def test_two_replicas_on_ray_share_the_gallery(
@@ -397,8 +398,8 @@ def test_two_replicas_on_ray_share_the_gallery(
             person = f"p{number}"
             data = scene(number % 3, 100 + number)[0]
             assert client.post("/enroll", params={"person": person}, content=data).status_code == 200
-            found = [client.post("/identify?top=1", content=data).json() for _ in range(3)]
-            assert {f["identities"][0]["person"] for f in found} == {person}
+            answers = [client.post("/identify?top=1", content=data).json() for _ in range(3)]
+            assert {f["identities"][0]["person"] for f in answers} == {person}
         assert len(client.get("/people").json()["people"]) == 8
         assert refused(client.get("/../pets/people")) == (404, "unknown_model")
         expected = Predictor(bundles["faces"], "cpu").embed([data])[0]

@@ -16,8 +16,8 @@ from torch import nn
 from tests.contract.test_prefix import here, settings  # noqa: F401  # batches made in this process
 from tests.toys import dataset
 from tlray import storage
-from tlray.inference import judging
-from tlray.inference.judging import Evaluation, gain, is_significantly_better
+from tlray.inference import significance
+from tlray.inference.significance import Evaluation, gain, is_significantly_better
 from tlray.tasks.base import Goal
 from tlray.training import average, fit, loop
 from tlray.training.average import Snapshots, Weights
@@ -39,7 +39,7 @@ class Known:
 def judged(
     accuracy: float, log_loss: float = 1.0, parts: list[tuple[float, float]] | None = None
 ) -> Evaluation:
-    parts = parts or [(accuracy, log_loss)] * judging.BLOCKS
+    parts = parts or [(accuracy, log_loss)] * significance.BLOCKS
     whole: Any = Known(accuracy=accuracy, log_loss=log_loss)
     blocks: list[Any] = [Known(accuracy=a, log_loss=b) for a, b in parts]
     return Evaluation(whole, blocks)
@@ -110,12 +110,12 @@ def test_where_nothing_is_better_the_best_epoch_stays() -> None:
 
 
 def test_what_is_no_more_than_noise_is_not_kept() -> None:
-    noisy = [(0.5 + (0.2 if n % 2 else -0.18), 1.0) for n in range(judging.BLOCKS)]
-    even = [(0.5, 1.0)] * judging.BLOCKS
+    noisy = [(0.5 + (0.2 if n % 2 else -0.18), 1.0) for n in range(significance.BLOCKS)]
+    even = [(0.5, 1.0)] * significance.BLOCKS
     new, old = judged(0.51, parts=noisy), judged(0.50, parts=even)
     assert 0 < gain(new, old, "accuracy", "max").mean < gain(new, old, "accuracy", "max").error
     assert not is_significantly_better(new, old, ACCURACY)
-    steady = [(0.51 + 0.001 * (n % 2), 1.0) for n in range(judging.BLOCKS)]
+    steady = [(0.51 + 0.001 * (n % 2), 1.0) for n in range(significance.BLOCKS)]
     assert is_significantly_better(judged(0.51, parts=steady), old, ACCURACY)
     # Equal accuracy, a log loss that is better everywhere.
     assert is_significantly_better(

@@ -18,7 +18,7 @@ from tests.contract.test_prefix import here, settings  # noqa: F401  # batches m
 from tests.toys import dataset
 from tlray import storage
 from tlray.config import Config
-from tlray.inference.judging import Evaluation
+from tlray.inference.significance import Evaluation
 from tlray.models import weights
 from tlray.search.features import PrefixBatches
 from tlray.training import checkpoint, fit, loop, rundir

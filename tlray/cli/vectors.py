@@ -91,7 +91,7 @@ def similar(
             "picture": sheet,
         }
         for hit in found:
-            out.say(f"{hit.similarity:.4f}  {hit.id}  {similar.words(hit)}")
+            out.say(f"{hit.similarity:.4f}  {hit.id}  {similar.summary(hit)}")
         if sheet is not None:
             out.say(sheet)
 

@@ -1,1 +1,1 @@
-"""What a trained model is asked: evaluation, predictions for many pictures, embeddings, neighbours."""
+"""Uses of a trained model: evaluation, predictions and embeddings of many pictures, nearest neighbours."""

@@ -1,10 +1,10 @@
-"""A model over every picture of a data set or folder: a Ray Data job into Parquet that may be killed.
+"""Batch inference: a model over every picture of a data set or folder, by Ray Data, into Parquet files.
 
-The work is cut into parts: runs of rows, named by the plan (``data/train-00003-of-00017.parquet``), which
-depends on the data and on the size of the model's input and on nothing else. Tasks render parts, actors that
-hold the model once take them in turn, tasks write what comes out. A part is written whole or not at all, so a
-job that was killed and is started again does only the parts that are not there; the manifest comes last.
-Pictures, pixels and results go from task to task and never through the driver.
+The job is divided into parts, each a range of rows and one file (``data/train-00003-of-00017.parquet``). The
+division depends only on the data and on the size of the model's input. Tasks render parts, actors that have
+loaded the model run them, tasks write the results; pixels and results never go through the driver.
+A part is written whole or not at all, and the manifest last, so a job that was killed and is started again
+does only the missing parts.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from tlray.inference.inputs import Inputs
 from tlray.ingestion import writer
 from tlray.tasks.base import Prediction
 
-PLAN = "plan.json"  # lies in an unfinished target; the manifest takes its place
+PLAN = "plan.json"  # in an unfinished target; the manifest replaces it
 PART_ROWS = 1024
-PART_BYTES = 64 * 2**20  # of rendered pixels: what a task holds, and what goes to an actor at once
+PART_BYTES = 64 * 2**20  # rendered pixels of a part: the memory of a task, and the input of an actor
 BATCH_SIZE = 64
-PREDICTIONS = "predictions.json"  # manifest of what `predict` leaves
-_CACHE_MB = 64  # rows are read in order: more than the row group at hand is of no use
+PREDICTIONS = "predictions.json"  # the manifest that `predict` writes
+_CACHE_MB = 64  # rows are read in order, so only the current row group is useful
 
 Apply = Callable[[torch.Tensor, list[Geometry]], pa.Table]
 Progress = Callable[[str, int, int], None]
 
 
 class Work(Protocol):
-    """What is done to each picture; travels to the actors, so it holds settings and no model."""
+    """What is computed for each picture. It is sent to the actors, so it holds settings and no model."""
 
     @property
     def preprocess(self) -> Preprocess: ...
 
     @property
     def fields(self) -> pa.Schema:
-        """Columns that the work adds."""
+        """The columns of the results."""
         ...
 
     def load(self) -> Apply:
-        """Load the model: a function of (x_BCHW uint8, geometries) -> table of ``fields``, B rows."""
+        """Load the model -> a function of (x_BCHW uint8, geometries) that gives B rows of ``fields``."""
         ...
 
 
@@ -73,17 +73,17 @@ def run(
     progress: Progress | None = None,
     stage: str = "predict",
 ) -> dict[str, Any]:
-    """Do what is not done yet of the job; the manifest, with ``rows`` done now and ``seconds`` beside it.
+    """Do the missing parts of a job -> its manifest, with the ``rows`` and ``seconds`` of this call added.
 
-    ``facts`` say what the work is: they stand in the manifest, and a target that holds work with other
-    facts is refused (DataError). ``error`` in a row says why its picture could not be used.
+    ``facts`` describe the work. They are written into the manifest, whose file name is ``marker``, and a
+    target with other facts is refused (DataError). The column ``error`` says why a picture could not be used.
     """
-    began, tell = time.perf_counter(), progress or (lambda stage, done, total: None)
+    start, report = time.perf_counter(), progress or (lambda stage, done, total: None)
     out, pre = storage.absolute(out), work.preprocess
-    kept = [one for one in source.columns if one.name not in (*work.fields.names, "error")]
-    source = replace(source, columns=pa.schema(kept))
-    most = max(1, min(PART_ROWS, PART_BYTES // (3 * pre.size[0] * pre.size[1])))
-    parts = source.plan(most)
+    columns = [column for column in source.columns if column.name not in (*work.fields.names, "error")]
+    source = replace(source, columns=pa.schema(columns))
+    max_rows = max(1, min(PART_ROWS, PART_BYTES // (3 * pre.size[0] * pre.size[1])))
+    parts = source.plan(max_rows)
     job = {
         "format": 1,
         **facts,
@@ -93,76 +93,84 @@ def run(
         "num_rows": source.num_rows,
         "parts": {p["name"]: {key: p[key] for key in ("split", "start", "stop")} for p in parts},
     }
-    there = _there(out, marker, job)
+    written = _written_parts(out, marker, job)
     if storage.exists(storage.join(out, marker)):
         return {**storage.read_json(storage.join(out, marker)), "rows": 0, "seconds": 0.0}
-    todo = [part for part in parts if part["name"] not in there]
-    errors = sum(_errors(storage.join(out, name)) for name in there)
-    done = before = source.num_rows - sum(p["stop"] - p["start"] for p in todo)
-    tell(stage, done, source.num_rows)
-    for row in _pipeline(source, work, out, todo):
-        errors += row["num_errors"]
-        done += row["num_rows"]
-        tell(stage, done, source.num_rows)
+    missing = [part for part in parts if part["name"] not in written]
+    errors = sum(_num_errors(storage.join(out, name)) for name in written)
+    done = done_before = source.num_rows - sum(p["stop"] - p["start"] for p in missing)
+    report(stage, done, source.num_rows)
+    for part in _pipeline(source, work, out, missing):
+        errors += part["num_errors"]
+        done += part["num_rows"]
+        report(stage, done, source.num_rows)
     manifest = {**job, "num_errors": errors}
     storage.write_json(storage.join(out, marker), manifest)
     storage.delete(storage.join(out, PLAN))
-    return {**manifest, "rows": done - before, "seconds": time.perf_counter() - began}
+    return {**manifest, "rows": done - done_before, "seconds": time.perf_counter() - start}
 
 
-def _there(out: str, marker: str, job: dict[str, Any]) -> set[str]:
-    """Parts that are written already; a fresh target gets its plan. Raises DataError for other content."""
-    files = {f.path for f in storage.walk(out)} if storage.exists(out) else set()
-    known = next((name for name in (marker, PLAN) if name in files), None)
-    if known is None:
-        if files:
-            raise DataError(f"{out}: holds other files ({min(files)}); accepted: an empty place")
+def _written_parts(out: str, marker: str, job: dict[str, Any]) -> set[str]:
+    """Names of the parts that are already written. Writes the plan into an empty target.
+
+    Raises DataError where the target has other content.
+    """
+    paths = {f.path for f in storage.walk(out)} if storage.exists(out) else set()
+    description = next((name for name in (marker, PLAN) if name in paths), None)
+    if description is None:
+        if paths:
+            raise DataError(f"{out}: holds other files ({min(paths)}); accepted: an empty place")
         storage.write_json(storage.join(out, PLAN), job)
         return set()
-    theirs = storage.read_json(storage.join(out, known))
+    stored = storage.read_json(storage.join(out, description))
     for key, value in json.loads(json.dumps(job)).items():
-        if theirs.get(key) != value:
-            said = f": {theirs.get(key)!r}, not {value!r}" if isinstance(value, str | int | None) else ""
+        if stored.get(key) != value:
+            values = f": {stored.get(key)!r}, not {value!r}" if isinstance(value, str | int | None) else ""
             raise DataError(
-                f"{out}: holds other work ({key}{said}); accepted: the same model, data and settings to go "
+                f"{out}: holds other work ({key}{values}); accepted: the same model, data and settings to go "
                 "on, or another place"
             )
-    return set(job["parts"]) & files
+    return set(job["parts"]) & paths
 
 
-def _errors(uri: str) -> int:
-    """Rows of a part whose picture could not be used, as its footer says."""
+def _num_errors(uri: str) -> int:
+    """How many pictures of a written part could not be used, from the file's metadata."""
     with files.reading(uri):
         return int((files.Parquet(uri).schema.metadata or {}).get(b"num_errors", 0))
 
 
-def _pipeline(source: Inputs, work: Work, out: str, todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Parts as they are written: name, num_rows, num_errors. Raises what was the matter with one."""
-    if not todo:
+def _pipeline(
+    source: Inputs, work: Work, out: str, parts: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Name, num_rows and num_errors of each part once it is written. Raises RunError where one fails."""
+    if not parts:
         return
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    actors = min(len(todo), gpus or len(runtime.nodes()))
-    each = runtime.resources(Scale(num_workers=actors))
+    actors = min(len(parts), gpus or len(runtime.nodes()))
+    resources = runtime.resources(Scale(num_workers=actors))
     cpus = int(ray.cluster_resources().get("CPU", 2))
-    tasks = min(len(todo), max(1, cpus // 2))
-    # Actors that hold every CPU would wait for ever for pixels that no task can render.
-    per_actor = each.cpus_per_worker if actors * each.cpus_per_worker < cpus else 0
-    kind = pa.schema(
+    tasks = min(len(parts), max(1, cpus // 2))
+    # If the actors held every CPU, no task could render pixels for them.
+    per_actor = resources.cpus_per_worker if actors * resources.cpus_per_worker < cpus else 0
+    part_schema = pa.schema(
         [("name", pa.string()), ("split", pa.string()), ("start", pa.int64()), ("stop", pa.int64()),
          ("paths", pa.list_(pa.string()))]
     )  # fmt: skip
     with ray_data.quiet():
-        data: Any = ray.data.from_arrow([pa.Table.from_pylist([part], schema=kind) for part in todo])
-        whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-        told = {"uri": source.uri, "fingerprint": source.fingerprint, "columns": source.columns}
+        data: Any = ray.data.from_arrow([pa.Table.from_pylist([part], schema=part_schema) for part in parts])
+        whole_blocks: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+        render_settings = {
+            "uri": source.uri, "fingerprint": source.fingerprint, "columns": source.columns,
+            "preprocess": work.preprocess,
+        }  # fmt: skip
         data = data.map_batches(
-            _render, fn_kwargs={**told, "preprocess": work.preprocess}, concurrency=tasks, num_cpus=1, **whole
+            _render, fn_kwargs=render_settings, concurrency=tasks, num_cpus=1, **whole_blocks
         )
         data = data.map_batches(
             _Actor, fn_constructor_args=(work,), concurrency=(1, actors), num_cpus=per_actor,
-            num_gpus=each.gpus_per_worker or None, **whole,
+            num_gpus=resources.gpus_per_worker or None, **whole_blocks,
         )  # fmt: skip
-        data = data.map_batches(_write, fn_kwargs={"out": out}, num_cpus=0.1, **whole)
+        data = data.map_batches(_write, fn_kwargs={"out": out}, num_cpus=0.1, **whole_blocks)
     blocks: Any = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     with contextlib.closing(blocks):
         for block in blocks:
@@ -172,16 +180,16 @@ def _pipeline(source: Inputs, work: Work, out: str, todo: list[dict[str, Any]]) 
                 yield row
 
 
-# ---- in the tasks. A part is one row of a block: Ray Data may join and split blocks, and tears no row. A
-# fault is a value, because Ray would wrap an exception.
+# ---- in the tasks. A part is one row of a block, because Ray Data joins and splits blocks but never divides
+# a row. An error that ends the job travels as the value ``fault``, because Ray would wrap an exception.
 
 
 def _render(
     block: pa.Table, uri: str, fingerprint: str, columns: pa.Schema, preprocess: Preprocess
 ) -> pa.Table:
-    """Parts -> their rows, and the pixels of those whose picture is sound, one after another."""
-    kinds = pa.schema([*columns, ("error", pa.string()), ("size", pa.list_(pa.int32()))])
-    made = []
+    """Parts -> their rows, and the pixels of all pictures that could be rendered, joined to one value."""
+    row_schema = pa.schema([*columns, ("error", pa.string()), ("size", pa.list_(pa.int32()))])
+    tables = []
     for part in block.to_pylist():
         rows, pixels, fault = [], [], None
         try:
@@ -193,37 +201,37 @@ def _render(
                     x_CHW, geometry = render(data, preprocess)
                     pixels.append(x_CHW.tobytes())
                     size = list(geometry.source)
-                except (PictureError, StorageError) as bad:
-                    error = f"{getattr(bad, 'kind', 'unreadable')}: {bad}"
+                except (PictureError, StorageError) as cause:
+                    error = f"{getattr(cause, 'kind', 'unreadable')}: {cause}"
                 rows.append({**{name: row.get(name) for name in columns.names}, "error": error, "size": size})
-        except TlrayError as bad:
-            fault = str(bad)
-        listed = pa.array(rows, pa.struct(list(kinds)))
-        one = pa.ListArray.from_arrays(pa.array([0, len(listed)], pa.int32()), listed)
-        made.append(
+        except TlrayError as cause:
+            fault = str(cause)
+        row_array = pa.array(rows, pa.struct(list(row_schema)))
+        one_list = pa.ListArray.from_arrays(pa.array([0, len(row_array)], pa.int32()), row_array)
+        tables.append(
             pa.table(
                 {
                     "name": pa.array([part["name"]], pa.string()),
-                    "rows": one,
+                    "rows": one_list,
                     "pixels": pa.array([b"".join(pixels)], pa.large_binary()),
                     "fault": pa.array([fault], pa.string()),
                 }
             )
         )
-    return pa.concat_tables(made)
+    return pa.concat_tables(tables)
 
 
 def _read(
     part: dict[str, Any], uri: str, fingerprint: str, columns: pa.Schema
 ) -> Iterator[tuple[bytes | StorageError, Row]]:
-    """Pictures of a part and their other columns."""
+    """The pictures of a part, and the other columns of their rows."""
     if part["paths"] is not None:
         pictures = writer.read(uri, part["paths"]) if uri else map(_bytes, part["paths"])
         for path, data in zip(part["paths"], pictures, strict=True):
             yield data, {schema.ID: path, "path": path}
         return
-    wanted = (schema.IMAGE, *(name for name in columns.names if name != "path"))
-    read = loader.reader(uri, part["split"], _CACHE_MB, fingerprint, wanted)
+    names = (schema.IMAGE, *(name for name in columns.names if name != "path"))
+    read = loader.reader(uri, part["split"], _CACHE_MB, fingerprint, names)
     for index in range(part["start"], part["stop"]):
         yield read(index)
 
@@ -236,49 +244,49 @@ def _bytes(uri: str) -> bytes | StorageError:
 
 
 class _Actor:
-    """Holds the model: parts as `_render` gives them -> Parquet files in memory."""
+    """Holds the loaded model; makes a Parquet file in memory of each part that `_render` gives."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.apply = work, work.load()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        made = [self._part(block, i) for i in range(block.num_rows)]
-        kind = [("name", pa.string()), ("num_rows", pa.int64()), ("num_errors", pa.int64()),
-                ("file", pa.large_binary()), ("fault", pa.string())]  # fmt: skip
-        return pa.Table.from_pylist(made, schema=pa.schema(kind))
+        parts = [self._part(block, i) for i in range(block.num_rows)]
+        part_schema = [("name", pa.string()), ("num_rows", pa.int64()), ("num_errors", pa.int64()),
+                       ("file", pa.large_binary()), ("fault", pa.string())]  # fmt: skip
+        return pa.Table.from_pylist(parts, schema=pa.schema(part_schema))
 
     def _part(self, block: pa.Table, i: int) -> dict[str, Any]:
-        told = {"name": block["name"][i].as_py(), "fault": block["fault"][i].as_py()}
-        if told["fault"] is not None:
-            return {**told, "num_rows": 0, "num_errors": 0, "file": b""}
+        part = {"name": block["name"][i].as_py(), "fault": block["fault"][i].as_py()}
+        if part["fault"] is not None:
+            return {**part, "num_rows": 0, "num_errors": 0, "file": b""}
         rows = pa.Table.from_struct_array(block["rows"][i].values)
         width, height = self.work.preprocess.size
         x_NCHW = np.frombuffer(block["pixels"][i].as_buffer(), np.uint8).reshape(-1, 3, height, width)
         sizes = rows["size"].to_pylist()
-        sound = [row for row, size in enumerate(sizes) if size is not None]
-        found = [self.work.fields.empty_table()]
-        for at in range(0, len(sound), BATCH_SIZE):
-            here = sound[at : at + BATCH_SIZE]
-            # Object store memory is read-only, which torch tensors cannot be.
-            x_BCHW = torch.from_numpy(x_NCHW[at : at + len(here)].copy())
-            geometries = [self.work.preprocess.geometry(tuple(sizes[row])) for row in here]
-            found.append(self.apply(x_BCHW, geometries).cast(self.work.fields))
-        place: list[int | None] = [None] * rows.num_rows
-        for position, row in enumerate(sound):
-            place[row] = position
-        results = pa.concat_tables(found).combine_chunks().take(pa.array(place, pa.int64()))
+        rendered = [row for row, size in enumerate(sizes) if size is not None]
+        batches = [self.work.fields.empty_table()]
+        for start in range(0, len(rendered), BATCH_SIZE):
+            batch_rows = rendered[start : start + BATCH_SIZE]
+            # Copied, because memory of the object store is read-only and torch tensors must not be.
+            x_BCHW = torch.from_numpy(x_NCHW[start : start + len(batch_rows)].copy())
+            geometries = [self.work.preprocess.geometry(tuple(sizes[row])) for row in batch_rows]
+            batches.append(self.apply(x_BCHW, geometries).cast(self.work.fields))
+        result_of_row: list[int | None] = [None] * rows.num_rows
+        for position, row in enumerate(rendered):
+            result_of_row[row] = position
+        results = pa.concat_tables(batches).combine_chunks().take(pa.array(result_of_row, pa.int64()))
         table = rows.drop_columns(["size"])
         for name in results.column_names:
             table = table.append_column(self.work.fields.field(name), results[name])
-        num_errors = rows.num_rows - len(sound)
+        num_errors = rows.num_rows - len(rendered)
         table = table.replace_schema_metadata({"num_errors": str(num_errors)})
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        return {**told, "num_rows": rows.num_rows, "num_errors": num_errors, "file": sink.getvalue()}
+        return {**part, "num_rows": rows.num_rows, "num_errors": num_errors, "file": sink.getvalue()}
 
 
 def _write(block: pa.Table, out: str) -> pa.Table:
-    """Write the files of a block, each in one step; gives back what they are."""
+    """Write the files of a block, each in one step -> the block without the files' bytes."""
     faults = block["fault"].to_pylist()
     for i, name in enumerate(block["name"].to_pylist()):
         if faults[i] is None:
@@ -294,7 +302,7 @@ def _write(block: pa.Table, out: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A bundle's predictions as JSON text, and where one has them its label and probability as columns."""
+    """A bundle's predictions as JSON text; where they have a label and a probability, also as columns."""
 
     bundle: str
     preprocess: Preprocess
@@ -308,17 +316,18 @@ class Predictions:
         predictor = Predictor(self.bundle)
 
         def apply(x_BCHW: torch.Tensor, geometries: list[Geometry]) -> pa.Table:
-            found: list[Prediction] = predictor.predict_rendered(x_BCHW, geometries)
-            texts = [json.dumps(one, ensure_ascii=False) for one in found]
-            labels, shares = ([one.get(key) for one in found] for key in ("label", "probability"))
-            columns = zip((texts, labels, shares), self.fields.types, strict=True)
-            return pa.table([pa.array(values, kind) for values, kind in columns], schema=self.fields)
+            predictions: list[Prediction] = predictor.predict_rendered(x_BCHW, geometries)
+            texts = [json.dumps(one, ensure_ascii=False) for one in predictions]
+            labels = [one.get("label") for one in predictions]
+            probabilities = [one.get("probability") for one in predictions]
+            columns = zip((texts, labels, probabilities), self.fields.types, strict=True)
+            return pa.table([pa.array(values, type_) for values, type_ in columns], schema=self.fields)
 
         return apply
 
 
 def predict(bundle_uri: str, source: Inputs, out: str, progress: Progress | None = None) -> dict[str, Any]:
-    """Predictions of a bundle for every picture, as Parquet at ``out``: see `run`."""
+    """Write the predictions of a bundle for every picture to ``out``, as Parquet; see `run`."""
     bundle_uri = storage.absolute(bundle_uri)
     manifest = bundle.verify(bundle_uri)
     work = Predictions(bundle_uri, manifest.preprocess)

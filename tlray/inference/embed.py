@@ -1,7 +1,7 @@
-"""Feature extraction: the embedding of every picture by a bundle or a bare backbone, as Parquet.
+"""Feature extraction: embeddings of pictures by a bundle or a backbone without a head, as Parquet.
 
 Columns: id, split, path, the label columns of the data, error (why a picture could not be used) and
-``embedding``, fixed_size_list<float32, D>. ``embeddings.json`` beside the parts says what they are of.
+``embedding``, fixed_size_list<float32, D>. ``embeddings.json`` beside the files names the model and the data.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ RGB = tuple[float, float, float]
 
 
 class Bare:
-    """A backbone without a head, ready on a device: what of a `Predictor` embedding needs.
+    """A backbone without a head, ready on a device. Embeds as a `Predictor` does.
 
-    ``size``: input side, px; None: that of the weights.
+    ``size``: side of the input in px; None: that of the weights.
     """
 
     def __init__(self, name: str, weights: str, size: int | None = None, device: str = "auto") -> None:
@@ -47,22 +47,23 @@ class Bare:
 
     @torch.inference_mode()
     def embed_rendered(self, x_BCHW: torch.Tensor, stage: str | None = None) -> np.ndarray:
-        """Model input -> (B, D) float32: the pooled final features; of a stage the mean over its map.
+        """Model input -> embeddings (B, D) float32: the pooled final features.
 
-        Raises ConfigError for an unknown stage.
+        With the name of a stage: the mean of its feature map over height and width. Raises ConfigError for an
+        unknown stage.
         """
         x_BCHW = x_BCHW.to(self.device, non_blocking=True)
         if stage is not None:
             x_BD = self.backbone.pyramid(x_BCHW, [stage])[0].mean(dim=(2, 3))
         else:
             x_BD = self.backbone.pooled(x_BCHW)
-        found: np.ndarray = x_BD.float().cpu().numpy()
-        return found
+        vectors_BD: np.ndarray = x_BD.float().cpu().numpy()
+        return vectors_BD
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """Names a model that embeds: a bundle's URI, or with ``weights`` a backbone's name."""
+    """The name of a model that embeds: the URI of a bundle, or, with ``weights``, the name of a backbone."""
 
     model: str
     weights: str | None = None
@@ -70,26 +71,26 @@ class Embedder:
 
     @classmethod
     def backbone(cls, name: str, weights: str | None, size: int | None = None) -> Embedder:
-        """A bare backbone; its weights are those that come with it where none are named."""
+        """A backbone without a head. ``weights``: None means those that come with the backbone."""
         chosen = weights or ("builtin" if name in origins.BUILTIN else "timm")
         if chosen.endswith(".safetensors") and not chosen.startswith("hf-hub:"):
             chosen = storage.absolute(chosen)
         return cls(name, chosen, size)
 
     def load(self) -> Predictor | Bare:
-        """Raises BundleError, ConfigError, StorageError."""
+        """Load the model. Raises BundleError, ConfigError, StorageError."""
         return Predictor(self.model) if self.weights is None else Bare(self.model, self.weights, self.size)
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of it; `told` is the way back."""
+        """The model in the manifest of its embeddings; `from_facts` reads it back."""
         if self.weights is None:
             manifest = bundle.read_manifest(self.model)
             return {"model": self.model, "weights": manifest.checksums[bundle.WEIGHTS], "backbone": None}
         return {"model": None, "weights": self.weights, "backbone": {"name": self.model, "size": self.size}}
 
     @classmethod
-    def told(cls, facts: dict[str, Any]) -> Embedder:
-        """The model that a manifest of embeddings names."""
+    def from_facts(cls, facts: dict[str, Any]) -> Embedder:
+        """The model that the manifest of some embeddings names."""
         if facts["backbone"] is None:
             return cls(facts["model"])
         return cls(facts["backbone"]["name"], facts["weights"], facts["backbone"]["size"])
@@ -124,11 +125,11 @@ def embed(
     stage: str | None = None,
     progress: batch.Progress | None = None,
 ) -> dict[str, Any]:
-    """Embeddings of every picture at ``out``; the manifest, with rows and seconds of this call.
+    """Write the embeddings of every picture to ``out`` -> the manifest, with rows and seconds of this call.
 
-    ``stage``: a stage of the backbone, its output averaged over the picture; None: the final features, as
-    the model's head sees them. Raises ConfigError for an unknown stage, DataError where ``out`` holds
-    other work; see `batch.run`.
+    ``stage``: a stage of the backbone, whose feature map is averaged over height and width; None: the final
+    features, as the model's head gets them. Raises ConfigError for an unknown stage, DataError where ``out``
+    holds other work; see `batch.run`.
     """
     model = embedder.load()
     width, height = model.preprocess.size
@@ -139,11 +140,11 @@ def embed(
 
 
 def vector(manifest: dict[str, Any], picture: bytes, model: str | None = None) -> np.ndarray:
-    """A picture's embedding (D,) by the model that a manifest names, or by the bundle ``model``.
+    """Embed a picture (D,) with the model that a manifest names, or with the bundle ``model``.
 
     Raises PictureError, BundleError.
     """
-    loaded = (Embedder.told(manifest) if model is None else Embedder(model)).load()
+    loaded = (Embedder.from_facts(manifest) if model is None else Embedder(model)).load()
     x_BCHW = torch.from_numpy(render_batch([picture], loaded.preprocess).x_BCHW)
     x_D: np.ndarray = loaded.embed_rendered(x_BCHW, manifest["stage"])[0]
     return x_D

@@ -1,4 +1,4 @@
-"""Evaluation of a bundle on a split: the same Predictor as serving, rendered by Ray Data."""
+"""Evaluation of a bundle on a split, with the predictor that serving uses; Ray Data renders the pictures."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tlray.bundle.predictor import Predictor
 from tlray.data import loader, schema
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.inference.judging import SplitEvaluation
+from tlray.inference.significance import SplitEvaluation
 
 BATCH_SIZE = 64
-FEW = 1000  # rows, below which a figure comes with its standard error
+FEW = 1000  # a split with fewer rows has standard errors beside its metrics
 
 
 def check(bundle_uri: str, data_uri: str, split: str) -> None:
-    """Everything that can be wrong before evaluation starts: labels that are not the model's, or no labels.
+    """Check before evaluation starts that the split has labels, and that they are the model's.
 
     Raises BundleError, DataError.
     """
     manifest, data = bundle.read_manifest(bundle_uri), Dataset.open(data_uri)
     task = tasks.load(manifest.task)
     data.group_rows(split)
-    theirs, labels = tasks.labels_of(task, data), manifest.labels
-    if theirs != labels:
-        odd = sorted(set(theirs) ^ set(labels)) or ["their order"]
+    data_labels, labels = tasks.labels_of(task, data), manifest.labels
+    if data_labels != labels:
+        differing = sorted(set(data_labels) ^ set(labels)) or ["their order"]
         raise DataError(
-            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(odd[:5])}); "
+            f"{data_uri}: labels are not those of {bundle_uri} (differing: {', '.join(differing[:5])}); "
             "accepted: a data set with the same labels in the same order"
         )
     tasks.check_split(task, data, split)
@@ -45,11 +45,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict every row of a split once: ``{"split", "metrics", "standard_errors", "labels", "rows", ...}``.
 
-    ``standard_errors`` are those of the metrics, of a split with fewer than `FEW` rows. ``rows`` are in the
-    split's order; what one holds is the task's (`Task.record`), besides id and path.
+    ``standard_errors`` are those of the metrics, {} for a split of `FEW` rows or more.
+    ``rows`` are in the split's order; each has id, path and what the task records (`Task.record`).
     Raises DataError where the data's labels are not the model's, BundleError for an unsound bundle.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     predictor = Predictor(bundle_uri)
     check(bundle_uri, data_uri, split)
     data, task, labels = Dataset.open(data_uri), predictor.task, predictor.labels
@@ -58,16 +58,16 @@ def evaluate(
     rows = data.read(split, columns).to_pylist()
     parts, records = SplitEvaluation(partial(task.metrics, labels), len(rows) < FEW, tasks.identity(task)), []
     for batch in loader.evaluation_batches(source, 0, 1, BATCH_SIZE):
-        found = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
-        ours = [rows[int(i)] for i in batch.rows]
-        parts.update(found, ours)
+        predictions = predictor.predict_rendered(batch.x_BCHW, batch.geometries)
+        batch_rows = [rows[int(i)] for i in batch.rows]
+        parts.update(predictions, batch_rows)
         records += [
             {"id": row.get(schema.ID, f"{split}-{i}"), "path": path, **task.record(row, prediction)}
-            for i, row, path, prediction in zip(batch.rows, ours, batch.paths, found, strict=True)
+            for i, row, path, prediction in zip(batch.rows, batch_rows, batch.paths, predictions, strict=True)
         ]
         if progress is not None:
             progress("evaluate", len(records), len(rows))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return {
         "split": split,
         "metrics": parts.metrics[0].compute(),

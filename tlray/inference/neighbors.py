@@ -1,8 +1,9 @@
-"""Nearest neighbours among the embeddings that `tlray embed` left.
+"""Nearest neighbours among the embeddings that `tlray embed` wrote.
 
-One pass over the Parquet row groups with the best few kept, by matrix products: exact, memory for one row
-group. A million vectors of 512 numbers are 2 GB to read and 1 GFLOP, a second or two; an index
-(approximate, and one more thing to keep in step) pays only for many questions to many millions.
+The search is exact: it multiplies the query with one Parquet row group after the other and keeps the best
+rows, so it needs memory for one row group. A million vectors of 512 numbers are 2 GB to read and 1 GFLOP, a
+second or two. An approximate index, which would have to be kept up to date, pays only for many queries to
+many millions of vectors.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from tlray.data import image, schema, shards
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 
-EMBEDDINGS = "embeddings.json"  # manifest of what `tlray embed` leaves
+EMBEDDINGS = "embeddings.json"  # the manifest that `tlray embed` writes
 TILE_PX, CAPTION_PX = 192, 30
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A neighbour: ``row`` is its position in its split (or among the files), ``similarity`` the cosine."""
+    """A neighbour. ``row``: its position in its split or among the files; ``similarity``: the cosine."""
 
     id: str
     path: str | None
@@ -38,43 +39,43 @@ class Hit:
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
-    """What embeddings at a URI are of. Raises DataError where there are none, or not all of them."""
+    """The manifest of the embeddings at a URI. Raises DataError where they are missing or not complete."""
     place = storage.join(uri, EMBEDDINGS)
     if not storage.exists(place):
         raise DataError(f"{uri}: no {EMBEDDINGS}; accepted: what a finished `tlray embed` left")
-    found: dict[str, Any] = storage.read_json(place)
-    if not isinstance(found, dict):
+    manifest: dict[str, Any] = storage.read_json(place)
+    if not isinstance(manifest, dict):
         raise DataError(f"{place}: damaged (no object); accepted: what `tlray embed` left there")
-    parts = found.get("parts")
-    sound = {
+    parts = manifest.get("parts")
+    is_valid = {
         "parts": isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values()),
-        "dim": isinstance(found.get("dim"), int),
-        "labels": isinstance(found.get("labels"), dict),
-        "data": isinstance(found.get("data"), str),
+        "dim": isinstance(manifest.get("dim"), int),
+        "labels": isinstance(manifest.get("labels"), dict),
+        "data": isinstance(manifest.get("data"), str),
     }
-    for key, good in sound.items():
-        if not good:
+    for key, valid in is_valid.items():
+        if not valid:
             raise DataError(f"{place}: damaged (no {key}); accepted: what `tlray embed` left there")
-    return found
+    return manifest
 
 
 def similar(
-    uri: str, wanted: str, vector: Callable[[dict[str, Any], bytes], np.ndarray], top: int = 5
+    uri: str, query: str, vector: Callable[[dict[str, Any], bytes], np.ndarray], top: int = 5
 ) -> tuple[list[Hit], bytes | None, dict[str, Any]]:
-    """The rows nearest to a row (its id or path), itself left out, or to a picture file.
+    """The rows nearest to ``query``: the id or path of another row, or a picture file.
 
-    ``vector`` embeds a picture (D,) with the model that a manifest names: `embed.vector`; no row needs it.
-    Returns (hits, nearest first; the picture asked for where it can be had; the manifest). Raises DataError
-    for what is neither, PictureError for a bad picture.
+    ``vector`` embeds a picture file (D,) with the model that the manifest names, as `embed.vector` does.
+    Returns the hits, nearest first and without the row itself; the picture of the query, None where it is no
+    longer there; the manifest. Raises DataError where the query is neither, PictureError for a bad picture.
     """
     manifest = read_manifest(uri)
-    found = _row(uri, manifest, wanted)
-    if found is not None:
-        own, query_D = found
-        return nearest(uri, manifest, query_D, top, own.id), picture(manifest, own), manifest
-    if not storage.exists(wanted) or storage.is_dir(wanted):
-        raise DataError(f"{wanted}: neither a row of {uri} nor a file; accepted: an id, a path, a picture")
-    data = storage.read_bytes(wanted)
+    row = _row(uri, manifest, query)
+    if row is not None:
+        query_hit, query_D = row
+        return nearest(uri, manifest, query_D, top, query_hit.id), picture(manifest, query_hit), manifest
+    if not storage.exists(query) or storage.is_dir(query):
+        raise DataError(f"{query}: neither a row of {uri} nor a file; accepted: an id, a path, a picture")
+    data = storage.read_bytes(query)
     query_D = vector(manifest, data)
     return nearest(uri, manifest, query_D, top), data, manifest
 
@@ -82,7 +83,10 @@ def similar(
 def nearest(
     uri: str, manifest: dict[str, Any], query_D: np.ndarray, top: int = 5, without: str | None = None
 ) -> list[Hit]:
-    """The ``top`` rows by cosine to ``query_D`` (D,), nearest first; equal ones in the order of the rows."""
+    """The ``top`` rows with the highest cosine to ``query_D`` (D,), nearest first; ties in the order of rows.
+
+    ``without``: the id of a row that is left out.
+    """
     if len(query_D) != manifest["dim"]:
         raise DataError(f"{uri}: holds {manifest['dim']} numbers a row, not {len(query_D)}: another model's")
     unit_D = query_D / max(float(np.linalg.norm(query_D)), 1e-12)
@@ -102,29 +106,29 @@ def nearest(
     return best
 
 
-def _row(uri: str, manifest: dict[str, Any], wanted: str) -> tuple[Hit, np.ndarray] | None:
-    """The row whose id or path this is, and its vector (D,); None where there is none."""
+def _row(uri: str, manifest: dict[str, Any], query: str) -> tuple[Hit, np.ndarray] | None:
+    """The row with this id or path, and its vector (D,); None where no row has it."""
     for table, name, start in _groups(uri, manifest, [schema.ID, "path"]):
         for column in (schema.ID, "path"):
-            there = np.flatnonzero(np.array(table[column].to_pylist(), dtype=object) == wanted)
-            if len(there) == 0:
+            matches = np.flatnonzero(np.array(table[column].to_pylist(), dtype=object) == query)
+            if len(matches) == 0:
                 continue
             rows = next(t for t, _, s in _groups(uri, manifest, part=name) if s == start)
-            at = int(there[0])
-            if rows["embedding"][at].as_py() is None:
-                raise DataError(f"{wanted}: has no embedding ({rows['error'][at].as_py()})")
-            return _hit(rows, at, start + at, manifest, name, 1.0), _vectors(rows.slice(at, 1))[0]
+            i = int(matches[0])
+            if rows["embedding"][i].as_py() is None:
+                raise DataError(f"{query}: has no embedding ({rows['error'][i].as_py()})")
+            return _hit(rows, i, start + i, manifest, name, 1.0), _vectors(rows.slice(i, 1))[0]
     return None
 
 
 def _groups(
     uri: str, manifest: dict[str, Any], columns: list[str] | None = None, part: str | None = None
 ) -> Iterator[tuple[pa.Table, str, int]]:
-    """Row groups of all parts (or one), in order: (rows, part, position of the first row in its split)."""
-    for name, told in manifest["parts"].items():
+    """Row groups of one part or of all: rows, name of the part, position of the first row in its split."""
+    for name, facts in manifest["parts"].items():
         if part not in (None, name):
             continue
-        place, start = storage.join(uri, name), told["start"]
+        place, start = storage.join(uri, name), facts["start"]
         with shards.reading(place):
             file = shards.Parquet(place)
             handle = file.connect()
@@ -149,7 +153,7 @@ def _hit(rows: pa.Table, i: int, row: int, manifest: dict[str, Any], name: str, 
 
 
 def _named(value: Any, names: list[str] | None) -> Any:
-    """Class numbers as their names; anything else as it is."""
+    """The value with class numbers replaced by class names."""
     if names is None:
         return value
     if isinstance(value, list):
@@ -157,14 +161,14 @@ def _named(value: Any, names: list[str] | None) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def words(hit: Hit) -> str:
-    """Path and labels of a row in a few words."""
+def summary(hit: Hit) -> str:
+    """Path and labels of a row in one line."""
     labels = [", ".join(map(str, v)) if isinstance(v, list) else v for v in hit.labels.values()]
     return "  ".join(str(part) for part in (hit.path or hit.id, *labels) if isinstance(part, str) and part)
 
 
 def picture(manifest: dict[str, Any], hit: Hit) -> bytes | None:
-    """The encoded picture of a row; None where the data is no longer there."""
+    """The encoded picture of a row; None where the data has been deleted or made anew."""
     root = manifest["data"]
     if hit.split is None:
         place = storage.join(root, hit.path or "") if root else str(hit.path)
@@ -173,13 +177,13 @@ def picture(manifest: dict[str, Any], hit: Hit) -> bytes | None:
         return None
     data = Dataset.open(root)
     if data.fingerprint != manifest["fingerprint"]:
-        return None  # made anew: the rows may be others now
-    found: bytes = data.rows(hit.split, [hit.row], [schema.IMAGE])[schema.IMAGE][0].as_py()["bytes"]
-    return found
+        return None  # the same row may be another picture now
+    encoded: bytes = data.rows(hit.split, [hit.row], [schema.IMAGE])[schema.IMAGE][0].as_py()["bytes"]
+    return encoded
 
 
 def sheet(query: bytes | None, hits: list[Hit], manifest: dict[str, Any]) -> bytes:
-    """A contact sheet as JPEG: the picture asked for, then its neighbours with their cosine."""
+    """A contact sheet as JPEG: the query's picture, then its neighbours, each with the cosine."""
     tiles = [(query, "asked for", "")]
     for hit in hits:
         label = next((v for v in hit.labels.values() if isinstance(v, str)), "")
@@ -202,5 +206,5 @@ def sheet(query: bytes | None, hits: list[Hit], manifest: dict[str, Any]) -> byt
 
 
 def to_dict(hit: Hit) -> dict[str, Any]:
-    """JSON-able."""
+    """Plain values for JSON."""
     return {**asdict(hit), "similarity": round(hit.similarity, 6)}

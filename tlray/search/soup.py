@@ -29,7 +29,7 @@ from tlray.bundle.bundle import Manifest
 from tlray.config import Config, parse
 from tlray.data import loader
 from tlray.data.dataset import Dataset
-from tlray.inference.judging import Evaluation, SplitEvaluation
+from tlray.inference.significance import Evaluation, SplitEvaluation
 from tlray.models import weights
 from tlray.search.extra_bundle import leave
 from tlray.tasks.base import TIE, Goal
@@ -175,7 +175,7 @@ class _Judge:
         for batch in self._held:
             told = self.model.predict_rendered(batch.x_BCHW, batch.geometries, self.device)
             parts.update(told, [self._rows[int(i)] for i in batch.rows])
-        return parts.judged()
+        return parts.evaluation()
 
     @torch.inference_mode()
     def average(self, weights: Weights) -> Evaluation:

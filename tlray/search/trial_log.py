@@ -19,7 +19,7 @@ from tlray import storage
 from tlray.bundle.files import MANIFEST
 from tlray.config import Config
 from tlray.errors import ConfigError, StorageError
-from tlray.inference.judging import SHARE, share_error
+from tlray.inference.significance import SHARE, share_error
 from tlray.search.extend import wider
 from tlray.search.space import Params, Space
 from tlray.storage.json_values import without_nan

@@ -1,7 +1,7 @@
-"""From references to a running server: resolve the models, build the Serve application, start it.
+"""From the names of models to a running server: find their bundles, build the Serve application, start it.
 
-`run` is for a program that starts the server; `build` is what a RayService's ``import_path``
-(``tlray.serving.deploy:build``) names, with its ``args`` in YAML.
+A program that starts a server calls `run`. A RayService has ``tlray.serving.deploy:build`` as its
+``import_path``, and the arguments of `build` in YAML as its ``args``.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class BuildArgs(Strict):
 
 
 class Server:
-    """A running server; ``url`` without a slash at its end. A context manager that stops it."""
+    """A running server; ``url`` has no slash at its end. As a context manager it stops at the end."""
 
     def __init__(self, url: str, models: Sequence[Served], stack: contextlib.ExitStack) -> None:
         self.url, self.models, self._stack = url, list(models), stack
 
     def stop(self) -> None:
-        """Take the application down, and Serve and Ray where this server started them. Twice is harmless."""
+        """Stop the application, and Serve and Ray if this server started them. A second call does nothing."""
         self._stack.close()
 
     def wait(self) -> None:
-        """Until SIGINT or SIGTERM."""
+        """Return when the process gets SIGINT or SIGTERM."""
         asked = threading.Event()
         before = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -75,9 +75,10 @@ class Server:
 
 
 def resolve(refs: Sequence[str], models_uri: str) -> list[Served]:
-    """References (name, name@3, name@alias, a bundle's or run's URI) -> what to serve.
+    """References (name, name@3, name@live, a bundle's or run's URI) -> the models to serve.
 
-    Raises RegistryError, BundleError or StorageError for what is not there, ConfigError for none or doubles.
+    Raises RegistryError, BundleError or StorageError where a model is not found, ConfigError for no reference
+    or one model twice.
     """
     if not refs:
         raise ConfigError(
@@ -97,9 +98,9 @@ def _resolve(ref: str, models_uri: str) -> Served:
 
 
 def check_gallery(served: Sequence[Served], settings: Serving) -> None:
-    """Raise StorageError where one of the models keeps a gallery, and none can be made at its place.
+    """Raise StorageError where one of the models needs a gallery and its folder cannot be made.
 
-    One that is there is not written to: people may be asked for where none may be enrolled.
+    An existing gallery may be read-only: then people are identified and none can be enrolled.
     """
     from tlray import tasks
 
@@ -109,7 +110,8 @@ def check_gallery(served: Sequence[Served], settings: Serving) -> None:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application from plain values (`BuildArgs`); host and port belong to the Serve config there."""
+    """The application from plain values (`BuildArgs`). Host and port are not among them: Serve's config has
+    those."""
     checked = config.validate(BuildArgs, args, "serve arguments")
     served = resolve(checked.models, checked.models_uri)
     check_gallery(served, checked.serve)
@@ -119,8 +121,10 @@ def build(args: dict[str, Any]) -> serve.Application:
 def application(
     models: Sequence[Served], settings: Serving, load: Loader = load_predictor, verbose: bool = False
 ) -> serve.Application:
-    """One deployment per model behind one light ingress. Raises ConfigError for settings at odds,
-    StorageError for a gallery that is no URI."""
+    """The Serve application: one deployment per model, and the HTTP application in front of them.
+
+    Raises ConfigError for settings that contradict each other, StorageError for an invalid gallery URI.
+    """
     if settings.max_replicas < settings.min_replicas:
         raise ConfigError(
             f"serve.max_replicas = {settings.max_replicas}: accepted: at least min_replicas "
@@ -191,10 +195,11 @@ def run(
     blocking: bool = False,
     verbose: bool = False,
 ) -> Server:
-    """Serve models and come back when all of them are warmed up; with ``blocking`` when it was stopped.
+    """Serve models. Returns when all of them are warmed up, with ``blocking`` when the server was stopped.
 
-    ``models``: references as `resolve` takes them, the first of a name answering for the plain name.
-    Raises what `resolve` raises, ConfigError for settings at odds, RunError where the server does not start.
+    ``models``: references as `resolve` takes them; of two versions of a model the first answers for the plain
+    name. Raises what `resolve` raises, ConfigError for settings that contradict each other, RunError where
+    the server does not start.
     """
     served = resolve(models, models_uri)
     server = start(served, serving, verbose=verbose)
@@ -207,7 +212,7 @@ def run(
 def start(
     served: Sequence[Served], settings: Serving, *, load: Loader = load_predictor, verbose: bool = False
 ) -> Server:
-    """Start the server of models that are resolved already; see `run`."""
+    """`run` for models that are already resolved."""
     app = application(served, settings, load, verbose)
     with contextlib.ExitStack() as stack:
         stack.enter_context(runtime.session(verbose))
@@ -226,7 +231,7 @@ def start(
 
 
 def _check_room(num_models: int, settings: Serving) -> None:
-    """RunError where the cluster can never hold the least number of replicas: Serve would wait for ever."""
+    """Raise RunError where the cluster is too small for the fewest replicas: Serve would wait for ever."""
     import ray
 
     total = ray.cluster_resources()
@@ -247,7 +252,7 @@ def _take_down() -> None:
 
 
 def _shut_down() -> None:
-    """`serve.shutdown`, without the alarm that Ray prints when the controller dies under the waiting call."""
+    """`serve.shutdown` without the error that Ray prints when the controller dies during the call."""
     import ray
     from ray.serve.context import _get_global_client
 
@@ -262,7 +267,10 @@ def _shut_down() -> None:
 
 
 def _start_serve(settings: Serving, verbose: bool) -> tuple[int, bool]:
-    """Start Serve's HTTP with our options, or find it running with the same; its port, and whether we did."""
+    """Start Serve's HTTP proxy, or use the one that runs on the cluster.
+
+    Returns its port, and whether it was started here.
+    """
     running = _running_http()
     if running is not None:
         if settings.port not in (0, running.port):
@@ -272,7 +280,7 @@ def _start_serve(settings: Serving, verbose: bool) -> tuple[int, bool]:
             )
         return int(running.port), False
     port = _free_port(settings.host, settings.port)
-    # The net below the application's own timeout; a client can switch this one off.
+    # Longer than the application's own timeout, which answers first. A client can switch this one off.
     options = {"host": settings.host, "port": port, "request_timeout_s": settings.timeout_s + 10}
     serve.start(
         http_options=options,
@@ -282,7 +290,7 @@ def _start_serve(settings: Serving, verbose: bool) -> tuple[int, bool]:
 
 
 def _running_http() -> Any:
-    """HTTP options of a Serve that runs on this cluster; None where there is none."""
+    """HTTP options of the Serve that runs on this cluster; None where none runs."""
     from ray.serve.context import _get_global_client  # no public way to ask, up to Ray 2.60
 
     client = _get_global_client(raise_if_no_controller_running=False)
@@ -290,7 +298,7 @@ def _running_http() -> Any:
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises RunError where it is taken: Serve would retry for minutes."""
+    """The port, or any free one for 0. Raises RunError for a port in use: Serve would retry for minutes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -310,26 +318,26 @@ def _free_port(host: str, port: int) -> int:
 
 
 def _cause(error: RuntimeError) -> str:
-    """What a replica died of: our own exception's line where there is one, else the last line there is."""
-    said = [str(error)]
+    """Why a replica died, in one line: that of our own exception if there is one, else the last line."""
+    messages = [str(error)]
     for state in serve.status().applications.values():
-        said += [deployment.message for deployment in state.deployments.values()]
-    lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
+        messages += [deployment.message for deployment in state.deployments.values()]
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if re.match(r"(tlray\.errors\.)?[A-Z]\w*Error: ", line)]
     return (ours or lines or [type(error).__name__])[-1].removeprefix("tlray.errors.")[:300]
 
 
 def _wait_ready(url: str) -> None:
     end = time.monotonic() + READY_TIMEOUT_S
-    said = "no answer"
+    reason = "no answer"
     with httpx.Client(timeout=5, trust_env=False) as client:  # no proxy stands before our own host
         while time.monotonic() < end:
             try:
                 answer = client.get(f"{url}/readyz")
                 if answer.status_code == 200:
                     return
-                said = answer.text[:200]
+                reason = answer.text[:200]
             except httpx.HTTPError as error:
-                said = str(error)
+                reason = str(error)
             time.sleep(0.1)
-    raise RunError(f"{url}: not ready after {READY_TIMEOUT_S:g} s: {said}")
+    raise RunError(f"{url}: not ready after {READY_TIMEOUT_S:g} s: {reason}")

@@ -1,7 +1,6 @@
 """The documentation page at /docs: every operation of the OpenAPI document, and a form to try it.
 
-Written here because the usual page loads its scripts from a public server, and an endpoint in a closed
-network has none.
+FastAPI's own page loads scripts from a public server, which an endpoint in a closed network cannot reach.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ document.getElementById("f").addEventListener("submit", async (event) => {
 
 
 def render(openapi: dict[str, Any], model: str) -> str:
-    """An OpenAPI document -> HTML that loads nothing from anywhere; ``model`` fills the form."""
+    """An OpenAPI document -> an HTML page that loads no other files. ``model``: the form's first value."""
     info = openapi["info"]
     parts = [
         _HEAD.format(
@@ -64,14 +63,14 @@ def _operation(path: str, verb: str, operation: dict[str, Any]) -> str:
     rows = []
     for parameter in operation.get("parameters", []):
         default = parameter.get("schema", {}).get("default")
-        said = parameter.get("description", "") + ("" if default is None else f" (default {default})")
-        rows.append((f"{parameter['in']} {parameter['name']}", said))
+        text = parameter.get("description", "") + ("" if default is None else f" (default {default})")
+        rows.append((f"{parameter['in']} {parameter['name']}", text))
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         rows.append((f"body {kind}", content.get("schema", {}).get("description", "")))
     rows += [(status, answer.get("description", "")) for status, answer in operation["responses"].items()]
     table = "".join(f"<tr><th><code>{escape(a)}</code></th><td>{escape(b)}</td></tr>" for a, b in rows)
-    said = escape(operation.get("description", operation.get("summary", "")))
+    description = escape(operation.get("description", operation.get("summary", "")))
     return (
         f'<h2><span class="verb">{escape(verb.upper())}</span> <code>{escape(path)}</code></h2>'
-        f"<p>{said}</p><table>{table}</table>\n"
+        f"<p>{description}</p><table>{table}</table>\n"
     )

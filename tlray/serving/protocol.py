@@ -1,7 +1,7 @@
-"""What goes over the wire: a request's body taken apart, the answers, and the form of every error.
+"""The HTTP protocol: how a request's body is parsed, the shapes of all answers, and the form of every error.
 
-Nothing here knows Ray or torch. Every mistake of a client is a `Refusal`, which carries the HTTP
-status that says so; the application turns it into ``{"error": {"status", "reason", "detail"}}``.
+Needs neither Ray nor torch. Every mistake of a client is a `Refusal` with an HTTP status; the application
+turns it into ``{"error": {"status", "reason", "detail"}}``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ ACCEPTED = f"accepted: {RAW[0]}, {RAW[1]} or {MULTIPART}"
 
 
 class Refusal(Exception):
-    """A request that is not answered with predictions: HTTP status, one-word reason, detail."""
+    """An error that a request is answered with: HTTP status, one-word reason, detail in one line."""
 
     def __init__(self, status: int, reason: str, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
         self.status, self.reason, self.detail, self.retry_after_s = status, reason, detail, retry_after_s
 
     def __reduce__(self) -> tuple[type[Refusal], tuple[int, str, str, int | None]]:
-        return Refusal, (self.status, self.reason, self.detail, self.retry_after_s)  # crosses processes
+        # It is pickled between processes, and an exception's own way would pass the message alone.
+        return Refusal, (self.status, self.reason, self.detail, self.retry_after_s)
 
     @classmethod
     def of_fault(cls) -> Refusal:
@@ -178,30 +179,30 @@ class Health(BaseModel):
 
 
 class Reply(TypedDict):
-    """What a model's replica answers; times in seconds. A bad picture has an entry in ``bad`` instead."""
+    """The answer of a model's replica to the application; times in seconds."""
 
-    results: Any  # a list, one per picture; where the pictures have one answer together, that
-    bad: list[tuple[int, PictureError]]  # position in the request, why
-    fault: str | None  # the predictor itself failed: no mistake of the client
-    render_s: float | None  # where the predictor says
+    results: Any  # one for each sound picture, or the one answer to all pictures together
+    bad: list[tuple[int, PictureError]]  # position in the request and error of each bad picture
+    fault: str | None  # why the predictor failed; not a mistake of the client
+    render_s: float | None  # None: the predictor does not measure it
     model_s: float
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may bring."""
+    """How large one request may be."""
 
     max_body: int  # bytes
     max_pictures: int
 
     @classmethod
     def of(cls, settings: Serving) -> Limits:
-        """The limits that the settings mean."""
+        """The limits in the settings."""
         return cls(int(settings.max_body_mb * 1_000_000), settings.max_pictures)
 
 
 def check_headers(headers: dict[str, str], limits: Limits) -> None:
-    """Refuse by the header alone whatever can be: 415 for type and encoding, 413 for a declared length."""
+    """Refuse what the headers alone show to be wrong: 415 for type and encoding, 413 for the length."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise Refusal(415, "unsupported_encoding", f"Content-Encoding {encoding!r}: accepted: none")
@@ -224,18 +225,21 @@ def too_large(limits: Limits) -> Refusal:
 
 
 def prefers_png(accept: str | None) -> bool:
-    """Whether an Accept header names image/png, and JSON not at least as much (RFC 9110, 12.5.1)."""
-    wanted = {"image/png": 0.0, "application/json": 0.0}
+    """Whether an Accept header prefers image/png to JSON (RFC 9110, 12.5.1)."""
+    qualities = {"image/png": 0.0, "application/json": 0.0}
     for item in (accept or "").split(","):
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
         quality = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
-        if kind in wanted:
-            wanted[kind] = float(quality) if _QUALITY.fullmatch(quality) else 0.0
-    return wanted["image/png"] > wanted["application/json"]
+        if kind in qualities:
+            qualities[kind] = float(quality) if _QUALITY.fullmatch(quality) else 0.0
+    return qualities["image/png"] > qualities["application/json"]
 
 
 async def read_body(chunks: AsyncIterator[bytes], limits: Limits, grow: Callable[[int], None]) -> bytes:
-    """Collect a body; 413 as soon as it passes the limit, the rest unread. ``grow`` hears of every piece."""
+    """Collect a body; 413 as soon as it passes the limit, without reading the rest.
+
+    ``grow`` is called with the size of each chunk before it is kept.
+    """
     body = bytearray()
     async for chunk in chunks:
         if len(body) + len(chunk) > limits.max_body:
@@ -246,10 +250,10 @@ async def read_body(chunks: AsyncIterator[bytes], limits: Limits, grow: Callable
 
 
 def pictures(content_type: str | None, body: bytes, limits: Limits) -> list[bytes]:
-    """The pictures of a body, still encoded.
+    """The encoded pictures in a body. Whether their bytes are a picture shows later, when they are decoded.
 
-    Raises Refusal: 400 for an empty body, a multipart body that is none, a part that is no file;
-    413 for too many pictures. Whether the bytes are a picture is decided where they are decoded.
+    Raises Refusal: 400 for an empty body, a damaged multipart body or a part that is no file; 413 for too
+    many pictures.
     """
     if media_type(content_type) == MULTIPART:
         return _Multipart(content_type or "", limits).read(body)
@@ -259,10 +263,10 @@ def pictures(content_type: str | None, body: bytes, limits: Limits) -> list[byte
 
 
 class _Multipart:
-    """Takes a multipart/form-data body (RFC 7578) apart, in memory: the body's size is limited already."""
+    """Parses a multipart/form-data body (RFC 7578) in memory; its size has been limited before."""
 
     def __init__(self, content_type: str, limits: Limits) -> None:
-        # latin-1 is what the header was decoded with; the parser wants its bytes.
+        # The parser wants bytes, and the header was decoded as latin-1.
         _, options = parse_options_header(content_type.encode("latin-1", "replace"))
         boundary = options.get(b"boundary", b"")
         if not boundary:
@@ -311,7 +315,7 @@ class _Multipart:
             )
         self.spans, self.disposition = [], b""
 
-    # A header arrives in pieces wherever the parser's reading was cut.
+    # The parser may pass a header in several pieces.
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self.field += data[start:end]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tlray.inference.judging import Evaluation, is_significantly_better
+from tlray.inference.significance import Evaluation, is_significantly_better
 from tlray.tasks.base import Goal
 
 Weights = dict[str, torch.Tensor]

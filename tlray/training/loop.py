@@ -20,7 +20,7 @@ from tlray.config import Config
 from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
-from tlray.inference.judging import Evaluation
+from tlray.inference.significance import Evaluation
 from tlray.training import rundir
 from tlray.training.average import NO_AVERAGE, Outcome, Weights
 from tlray.training.batches import BatchSource, RenderedBatches

@@ -17,7 +17,7 @@ from tlray import storage
 from tlray.bundle import bundle
 from tlray.config import Config
 from tlray.errors import RunError, StorageError
-from tlray.inference.judging import Evaluation
+from tlray.inference.significance import Evaluation
 from tlray.models.backbone import Boundary
 from tlray.tasks.base import TIE
 from tlray.training import checkpoint, rundir

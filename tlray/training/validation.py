@@ -9,7 +9,7 @@ from tlray import tasks
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import share
 from tlray.data.schema import IMAGE, Row
-from tlray.inference.judging import Evaluation, SplitEvaluation
+from tlray.inference.significance import Evaluation, SplitEvaluation
 from tlray.tasks.base import Task
 from tlray.training import checkpoint
 from tlray.training.batches import BatchSource
@@ -50,7 +50,7 @@ class Validation:
         for run in runs:
             for states in self.worker.gather(own[run.name].states()):
                 total[run.name].merge(states)
-        return {name: evaluation.judged() for name, evaluation in total.items()}
+        return {name: evaluation.evaluation() for name, evaluation in total.items()}
 
     def _evaluation(self, run: Run, blocks: bool) -> SplitEvaluation:
         metrics = partial(run.task.metrics, self.labels)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlray import tasks
-from tlray.inference.judging import BLOCKS, Gain, SplitEvaluation, gain
+from tlray.inference.significance import BLOCKS, Gain, SplitEvaluation, gain
 from tlray.report.run_files import equal
 from tlray.tasks.base import Goal
 
@@ -19,8 +19,8 @@ LABELS = ["a", "b"]
 def parts(right: np.ndarray) -> SplitEvaluation:
     """A classifier that is right where it says so, of one class alone."""
     task = tasks.load({"name": "classification"})
-    found = SplitEvaluation(partial(task.metrics, LABELS))
-    said = [
+    evaluation = SplitEvaluation(partial(task.metrics, LABELS))
+    predictions = [
         {
             "index": int(not hit),
             "labels": [{"index": 0, "probability": 0.6}, {"index": 1, "probability": 0.4}],
@@ -29,13 +29,13 @@ def parts(right: np.ndarray) -> SplitEvaluation:
     ]
     rows = [{"label": 0} for _ in right]
     for start in range(0, len(right), 7):  # batches of any size
-        found.update(said[start : start + 7], rows[start : start + 7])
-    return found
+        evaluation.update(predictions[start : start + 7], rows[start : start + 7])
+    return evaluation
 
 
 def test_the_standard_error_of_the_accuracy_is_that_of_a_share() -> None:
-    found = parts(np.arange(400) % 5 > 0).standard_errors()
-    assert found["accuracy"] == pytest.approx(math.sqrt(0.8 * 0.2 / 400))
+    errors = parts(np.arange(400) % 5 > 0).standard_errors()
+    assert errors["accuracy"] == pytest.approx(math.sqrt(0.8 * 0.2 / 400))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -52,29 +52,31 @@ def multilabel(rng: np.random.Generator, n: int) -> SplitEvaluation:
     task = tasks.load({"name": "multilabel"})
     truth_NC = rng.random((n, 3)) < (0.06, 0.2, 0.4)
     p_NC = 1 / (1 + np.exp(-(rng.normal(size=(n, 3)) + 2 * truth_NC - 1)))
-    found = SplitEvaluation(partial(task.metrics, ["a", "b", "c"]))
-    said = [{"labels": [{"index": i, "probability": float(v)} for i, v in enumerate(row)]} for row in p_NC]
-    found.update(said, [{"labels": np.flatnonzero(row).tolist()} for row in truth_NC])
-    return found
+    evaluation = SplitEvaluation(partial(task.metrics, ["a", "b", "c"]))
+    predictions = [
+        {"labels": [{"index": i, "probability": float(v)} for i, v in enumerate(row)]} for row in p_NC
+    ]
+    evaluation.update(predictions, [{"labels": np.flatnonzero(row).tolist()} for row in truth_NC])
+    return evaluation
 
 
 def test_the_standard_error_of_a_metric_that_is_no_mean() -> None:
     """Against the spread of mAP over draws of other pictures."""
     draws = [multilabel(np.random.default_rng(seed), 200) for seed in range(60)]
     true = float(np.std([one.metrics[0].compute()["map"] for one in draws], ddof=1))
-    told = float(np.mean([one.standard_errors()["map"] for one in draws[:20]]))
-    assert told == pytest.approx(true, rel=0.25)
+    mean_error = float(np.mean([one.standard_errors()["map"] for one in draws[:20]]))
+    assert mean_error == pytest.approx(true, rel=0.25)
 
 
 def people(rng: np.random.Generator, by: str | None) -> SplitEvaluation:
     """Twelve people, ten pictures each, one person after the other: as they lie in a folder a person."""
     task = tasks.load({"name": "face_recognition"})
-    found = SplitEvaluation(partial(task.metrics, []), by=by)
+    evaluation = SplitEvaluation(partial(task.metrics, []), by=by)
     for person, centre_D in enumerate(rng.normal(size=(12, 16))):
         x_ND = centre_D + 0.8 * rng.normal(size=(10, 16))
         x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
-        found.update([{"embedding": x_D.tolist()} for x_D in x_ND], [{"label": person}] * 10)
-    return found
+        evaluation.update([{"embedding": x_D.tolist()} for x_D in x_ND], [{"label": person}] * 10)
+    return evaluation
 
 
 def test_pictures_of_one_person_are_left_out_together() -> None:
@@ -90,14 +92,14 @@ def test_pictures_of_one_person_are_left_out_together() -> None:
 def two_models(seed: int, by: str | None, people: int = 8) -> Gain:
     """How much better one is at telling people apart than another that sees the same pictures."""
     rng, task = np.random.default_rng(seed), tasks.load({"name": "face_recognition"})
-    found = [SplitEvaluation(partial(task.metrics, []), by=by) for _ in range(2)]
+    evaluations = [SplitEvaluation(partial(task.metrics, []), by=by) for _ in range(2)]
     for person, centre_D in enumerate(rng.normal(size=(people, 16))):
         noise_ND = rng.normal(size=(10, 16))
-        for parts, loud in zip(found, (0.8, 1.0), strict=True):
+        for parts, loud in zip(evaluations, (0.8, 1.0), strict=True):
             x_ND = centre_D + loud * (noise_ND + 0.5 * rng.normal(size=(10, 16)))
             x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
             parts.update([{"embedding": x_D.tolist()} for x_D in x_ND], [{"label": person}] * 10)
-    return gain(found[0].judged(), found[1].judged(), "verification_accuracy", "max")
+    return gain(evaluations[0].evaluation(), evaluations[1].evaluation(), "verification_accuracy", "max")
 
 
 def test_faces_are_judged_without_some_people_where_no_block_has_pairs() -> None:
@@ -114,18 +116,18 @@ def test_parts_of_workers_leave_out_the_same() -> None:
     whole, total = people(np.random.default_rng(3), "label"), people(np.random.default_rng(3), "label")
     empty = SplitEvaluation(total._make, by="label")
     empty.merge(total.states())
-    assert empty.judged().parts == whole.judged().parts and len(empty.judged().parts) == BLOCKS
+    assert empty.evaluation().parts == whole.evaluation().parts and len(empty.evaluation().parts) == BLOCKS
     assert empty.standard_errors() == whole.standard_errors()
 
 
 def test_blocks_are_parts_of_the_whole_whatever_the_batches() -> None:
     right = np.arange(100) % BLOCKS == 0
-    judged = parts(right).judged()
+    judged = parts(right).evaluation()
     assert judged.values["accuracy"] == 0.1
     assert [part["accuracy"] for part in judged.parts] == [1.0] + [0.0] * (BLOCKS - 1)
     again = parts(right[:0])
     again.merge(parts(right).states())
-    assert again.judged().values == judged.values and again.judged().parts == judged.parts
+    assert again.evaluation().values == judged.values and again.evaluation().parts == judged.parts
 
 
 def test_where_nothing_is_known_nothing_is_told() -> None:
@@ -137,7 +139,7 @@ def test_where_nothing_is_known_nothing_is_told() -> None:
 
 def test_trials_within_one_standard_error_are_told_as_equal() -> None:
     values = {"a": 0.85, "b": 0.885, "c": 0.9, "d": None}
-    found = {
+    story = {
         "goal": {"name": "accuracy"}, "best": "c",
         "trials": [
             *({"id": id_, "best": value, "status": "stopped"} for id_, value in values.items()),
@@ -145,9 +147,9 @@ def test_trials_within_one_standard_error_are_told_as_equal() -> None:
         ],
         "probes": [{"id": "p", "best": 0.89, "status": "finished"}],
     }  # fmt: skip
-    assert equal(found, {"accuracy": 0.02}) == ["b", "p"]
-    assert equal(found, {"accuracy": 0.002}) == []
-    assert equal(found, {"log_loss": 0.02}) == equal(found, {}) == equal({}, {"accuracy": 0.02}) == []
+    assert equal(story, {"accuracy": 0.02}) == ["b", "p"]
+    assert equal(story, {"accuracy": 0.002}) == []
+    assert equal(story, {"log_loss": 0.02}) == equal(story, {}) == equal({}, {"accuracy": 0.02}) == []
 
 
 def test_of_equal_goals_the_lower_log_loss_decides() -> None:
