@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over(ray_local, uri, tmp_path, caplog):
     newest = tmp_path / "run/checkpoints/step-00000008/optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     assert [r["epoch"] for r in run(settings)] == [2]
-    assert "passed over" in caplog.text
+    assert "damaged, the checkpoint before it is tried" in caplog.text
 
 
 def test_a_run_without_progress_stops_early(ray_local, uri, tmp_path):
