@@ -1,8 +1,8 @@
-"""The report of a run: one HTML file that needs nothing but itself.
+"""The report of a run: one HTML file without any other file beside it.
 
-`write` reads what lies in the run's folder (every part of it optional), asks the task what it has to
-show of the evaluation, fetches the few pictures that this wants, and renders ``report.html.j2``.
-The page makes no request of any kind, and a policy in its head forbids it to.
+`write` reads the files of the run's folder (each of them optional), has the task make figures of the
+evaluation, reads the few pictures that these show, and renders ``report.html.j2``.
+The page makes no request of any kind, and a policy in its head forbids requests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tlray.tasks.base import Task
 
 logger = logging.getLogger(__name__)
-PICTURE_PX = 288  # longer side of a picture in the page: twice what it is shown at
+PICTURE_PX = 288  # longer side of a picture's file; the page shows it at half that size
 
 
 def write(run_uri: str) -> str:
