@@ -122,7 +122,7 @@ def clear(config: Config) -> None:
     Raises ConfigError where the new run needs a part of the old one.
     """
     home = storage.absolute(config.run_uri)
-    ours = [storage.join(home, entry) for entry in rundir.ALL]
+    own_files = [storage.join(home, entry) for entry in rundir.ALL]
     needed = {
         "data.uri": config.data.uri,
         "model.head": config.model.head,
@@ -130,7 +130,7 @@ def clear(config: Config) -> None:
     }
     for key, place in needed.items():
         is_place = bool(place) and "/" in str(place) and not str(place).startswith("hf-hub:")
-        if is_place and any(f"{storage.absolute(str(place))}/".startswith(f"{uri}/") for uri in ours):
+        if is_place and any(f"{storage.absolute(str(place))}/".startswith(f"{uri}/") for uri in own_files):
             raise ConfigError(
                 f"{key} = {place!r}: lies in the run that --fresh deletes; accepted: another name than "
                 f"{config.name!r}"
@@ -138,7 +138,7 @@ def clear(config: Config) -> None:
     if any(
         storage.exists(storage.join(home, entry)) for entry in (rundir.CONFIG, rundir.METRICS, rundir.TRIALS)
     ):
-        for uri in ours:
+        for uri in own_files:
             storage.delete(uri)
 
 
