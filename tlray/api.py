@@ -62,7 +62,7 @@ def train(config: Config, show: Observer, verbose: bool = False, fresh: bool = F
     for note in notes:
         show.event({"kind": "note", "run": config.run_uri, "text": note})
     with runtime.session(verbose), runtime.events(show.event) as emit:
-        found = training.fit(config, emit, fresh=fresh)
+        found = training.fit(config, emit, fresh=fresh, checked=True)
         return found | conclude(config, found["bundle"], show)
 
 

@@ -1,4 +1,4 @@
-"""The exception tree: every mistake that a user can make ends here, in one line.
+"""The exceptions for every mistake that a user can make, each with a message of one line.
 
     TlrayError                 exit code 2, one line, no traceback
     |-- ConfigError            a key or value of the configuration
@@ -7,7 +7,7 @@
     |-- StorageError           a URI that cannot be read or written
     |-- BundleError            a bundle that is damaged, foreign or unsafe
     |-- RegistryError          a model name, version or alias
-    `-- RunError               a run that cannot start or go on (workers died, no resources)
+    `-- RunError               a run that cannot start or continue (workers died, no resources)
 
 A message says the value, where it stood, and what is accepted:
 ``optim.lr = -0.1 (clothing.yaml): must be greater than 0``.
@@ -38,7 +38,7 @@ _SECRETS = [
 
 
 class TlrayError(Exception):
-    """Base of all mistakes that are the user's to mend."""
+    """Base of all mistakes that the user can correct."""
 
 
 class ConfigError(TlrayError):
@@ -50,7 +50,7 @@ class DataError(TlrayError):
 
 
 class PictureError(DataError):
-    """Bytes are no usable picture; ``kind`` names why, ``status`` is the HTTP status that says so."""
+    """Bytes are no usable picture; ``kind`` is the reason, ``status`` the HTTP status of the answer."""
 
     STATUS: ClassVar[dict[str, int]] = {
         "not_a_picture": 415,
@@ -66,7 +66,7 @@ class PictureError(DataError):
         self.status = self.STATUS[kind]
 
     def __reduce__(self) -> tuple[type[PictureError], tuple[str, str]]:
-        # Exceptions with two arguments do not unpickle by default, and this one crosses processes.
+        # It is sent between processes, and exceptions with two arguments do not unpickle by default.
         return PictureError, (self.kind, str(self))
 
 
@@ -79,18 +79,18 @@ class BundleError(TlrayError):
 
 
 class RegistryError(TlrayError):
-    """A model name, version or alias is unknown or not free."""
+    """A model's name, version or alias is unknown or already taken."""
 
 
 class RunError(TlrayError):
-    """A run cannot start or cannot go on."""
+    """A run cannot start or cannot continue."""
 
 
 @contextlib.contextmanager
 def about(place: str | Callable[[], str]) -> Iterator[None]:
-    """Note on whatever goes wrong unexpectedly in the block what it was about; the command line shows it.
+    """Add a note that names ``place`` to an unexpected exception in the block; the command line shows it.
 
-    Mistakes of the user's say it themselves.
+    A TlrayError names the place in its message and stays as it is.
     """
     try:
         yield
@@ -112,8 +112,10 @@ def nearest(value: str, accepted: Iterable[str], show: int = 8) -> str:
 
 
 def spelling_hint(place: str) -> str:
-    """What may be wrong with the spelling of a place that is not there, for the end of a message: "" where
-    nothing is. Looks for nearby spellings on this machine."""
+    """The end of a message about a place that does not exist: what may be wrong with its spelling, or "".
+
+    A corrected spelling that exists on this machine is suggested.
+    """
     place = str(place)
     unquoted = unquote(place)
     drive = DRIVE.match(place)
@@ -129,21 +131,20 @@ def spelling_hint(place: str) -> str:
         (place.strip("'\""), "quotes stand around it"),
     ):
         if other and other != place:
-            there = os.path.lexists(os.path.expanduser(other.removeprefix("file://")))
-            meant = f"; did you mean {other!r}?" if there else ""
-            return f"; {why}{meant or f', as in {other!r}'}"
+            exists = os.path.lexists(os.path.expanduser(other.removeprefix("file://")))
+            return f"; {why}" + (f"; did you mean {other!r}?" if exists else f", as in {other!r}")
     return ""
 
 
 def redact(text: str) -> str:
-    """The text without user information in URIs, signed query values and known kinds of key."""
+    """The text without passwords in URIs, signatures in queries, and keys of known kinds."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def redact_tree(tree: Any) -> Any:
-    """A plain tree with every text redacted, and everything hidden that a key calls secret."""
+    """A plain tree with every text redacted, and values hidden whose key says that they are secret."""
     if isinstance(tree, dict):
         return {
             key: HIDDEN if _SECRET_KEYS.search(str(key)) and value not in (None, "") else redact_tree(value)

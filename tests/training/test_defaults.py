@@ -1,4 +1,4 @@
-"""What `auto` stands for: settled once, by task, family and number of pictures; what is given stays."""
+"""What `auto` stands for: chosen once, by task, family and number of pictures; what is given stays."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over(ray_local, uri, tmp_path, caplog):
     newest = tmp_path / "run/checkpoints/step-00000008/optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     assert [r["epoch"] for r in run(settings)] == [2]
-    assert "passed over" in caplog.text
+    assert "damaged, the checkpoint before it is tried" in caplog.text
 
 
 def test_a_run_without_progress_stops_early(ray_local, uri, tmp_path):
@@ -219,3 +219,23 @@ def test_what_workers_died_of_is_kept_whole(tmp_path):
     assert "in died" in place.read_text() and "a worker died" in place.read_text()
     wrapped.__cause__ = DataError("train row 3: no picture")
     assert fit._explain(settings, wrapped) is wrapped.__cause__
+
+
+def test_a_checked_configuration_is_not_checked_again(tmp_path, monkeypatch) -> None:
+    """Checking builds a model, which takes seconds, and `api.train` has done so before Ray starts."""
+
+    class TrainingBegins(Exception):
+        pass
+
+    def begins(scale) -> None:
+        raise TrainingBegins
+
+    calls = []
+    plain = fit.check
+    monkeypatch.setattr(fit, "check", lambda config: calls.append(config) or plain(config))
+    monkeypatch.setattr(fit.runtime, "resources", begins)
+    settings = make(dataset(tmp_path / "data", train=20, validation=9), tmp_path)
+    for checked, count in ((True, 0), (False, 1)):
+        with pytest.raises(TrainingBegins):
+            fit.fit(settings, checked=checked)
+        assert len(calls) == count

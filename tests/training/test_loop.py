@@ -197,8 +197,9 @@ def test_a_loop_that_has_ended_is_freed_at_once(tmp_path: Path) -> None:
     gc.disable()
     try:
         list(made.epochs())
-        kept = [weakref.ref(thing) for thing in (made, made.batches, *made.runs)]
-        del made
-        assert [ref() for ref in kept] == [None] * 4
+        modules = [run.model.module for run in made.runs]
+        kept = [weakref.ref(thing) for thing in (made, made.batches, *made.runs, *modules)]
+        del made, modules
+        assert [ref() for ref in kept] == [None] * 6
     finally:
         gc.enable()

@@ -132,8 +132,8 @@ def test_a_rate_that_would_be_a_guess_is_measured_once_and_kept(
     assert found.search.space["optim.lr"].choice == [0.0005, 0.001, 0.002]
     assert [event["kind"] for event in told] == ["range_test", "note"]
     assert told[-1]["text"] == (
-        f"rate 0.001: found by a range test of {STEPS} steps, since the norms of {NO_NORMS} are none of "
-        "those whose rates are known"
+        f"rate 0.001: found by a range test of {STEPS} steps, since no rate is known for networks "
+        f"with norms like those of {NO_NORMS}"
     )
     assert fit.resolve_config(found, emit=told.append) == found
     assert fit.resolve_config(asked, emit=told.append) == found and len(calls) == 1  # as the run has it

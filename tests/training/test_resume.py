@@ -120,7 +120,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     del manifest["fingerprint"], manifest["config"]["augment"]["views"], manifest["config"]["search"]
     storage.write_json(str(place), manifest)
     (note,) = resume.check_training(made, "f")
-    assert "did not keep the fingerprint" in note
+    assert "without a fingerprint" in note
     assert "augment.views = 2: this run began with None" in refusal(
         settings(tmp_path, **{"augment.views": 2})
     )

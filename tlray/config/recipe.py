@@ -1,4 +1,4 @@
-"""YAML as plain values, read as people mean it; a key that stands there twice is a mistake."""
+"""YAML as plain values by the rules of YAML 1.2; a key that stands twice in a mapping is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlray.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
 _DIGITS = "0123456789"
-# Tag, pattern, and the characters that a value of it begins with.
+# Tag, pattern, and the characters that such a value can begin with.
 _PLAIN = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", f"-+{_DIGITS}"),
@@ -24,8 +24,8 @@ _PLAIN = (
 
 
 class _Loader(yaml.SafeLoader):
-    """The core schema of YAML 1.2: ``1e-3`` is a number; ``no``, ``1:30`` and ``2024-01-01`` are text,
-    which YAML 1.1 takes for false, 90 and a date."""
+    """The core schema of YAML 1.2: ``1e-3`` is a number, and ``no``, ``1:30`` and ``2024-01-01`` are text.
+    PyYAML follows YAML 1.1, where the last three are false, 90 and a date."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
         first: [(_TAG + tag, re.compile(rf"(?:{p})\Z")) for tag, p, firsts in _PLAIN if first in firsts]
@@ -45,7 +45,7 @@ _Loader.add_constructor(_TAG + "float", _Loader.construct_yaml_float)
 
 
 class _Invalid(Exception):
-    """No YAML, or a key twice: ``line`` from 1 (None: unknown), ``why`` in words."""
+    """A mistake in YAML: ``line`` from 1 (None: unknown), ``why`` in words ("": the syntax)."""
 
     def __init__(self, line: int | None, why: str) -> None:
         super().__init__(why)
@@ -53,7 +53,7 @@ class _Invalid(Exception):
 
 
 def read(text: str, path: str) -> Any:
-    """A file's text. Raises ConfigError with the file, the line and the key."""
+    """The value of a file's text. Raises ConfigError with the file, the line and the key."""
     try:
         return _plain(text)
     except _Invalid as error:
@@ -76,27 +76,27 @@ def _plain(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if (double := _double(node)) is not None:
-            why = f"{double.value!r} stands there twice; accepted: each key once"
-            raise _Invalid(double.start_mark.line + 1, why)
+        if (repeated := _repeated_key(node)) is not None:
+            why = f"{repeated.value!r} stands there twice; accepted: each key once"
+            raise _Invalid(repeated.start_mark.line + 1, why)
         value = loader.construct_document(node)
-        json.dumps(value, default=str, skipkeys=True)  # an alias inside of what it stands for is a ValueError
+        json.dumps(value, default=str, skipkeys=True)  # raises ValueError for an alias within its own anchor
         return value
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise _Invalid(mark.line + 1 if mark else None, "") from None
 
 
-def _double(root: yaml.Node) -> yaml.ScalarNode | None:
-    """The first key that a mapping has twice. Looked for before anything is built: merged keys may repeat."""
-    waiting, seen = [root], set[int]()
-    while waiting:
-        node = waiting.pop(0)
-        if id(node) in seen:  # an alias
+def _repeated_key(root: yaml.Node) -> yaml.ScalarNode | None:
+    """The first key that stands twice in a mapping, looked for before ``<<`` merges keys that may repeat."""
+    pending, visited = [root], set[int]()
+    while pending:
+        node = pending.pop(0)
+        if id(node) in visited:  # an alias
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+            pending += node.value
         elif isinstance(node, yaml.MappingNode):
             keys = set[tuple[str, str]]()
             for key, value in node.value:
@@ -104,5 +104,5 @@ def _double(root: yaml.Node) -> yaml.ScalarNode | None:
                     if (key.tag, key.value) in keys:
                         return key
                     keys.add((key.tag, key.value))
-                waiting += [key, value]
+                pending += [key, value]
     return None

@@ -1,8 +1,8 @@
 """The one typed configuration tree: a YAML file, then dotted overrides (``optim.lr=0.01``).
 
 Imports neither ray nor torch, so that a mistake is reported before anything slow starts.
-Settings of a task (label smoothing, loss, ...) belong to its file in ``tlray/tasks`` and stand
-under ``task:`` beside its name; they are checked there, when the task is made.
+A task's own settings (label smoothing, loss, ...) stand under ``task:`` beside its name. The task's file in
+``tlray/tasks`` defines them, and checks them when the task is made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
-if TYPE_CHECKING:  # behind `defaults.resolve_auto` there is no "auto" any more
+if TYPE_CHECKING:  # for code that runs after `defaults.resolve_auto`, which leaves no "auto"
     AutoRate = float
     AutoFactor = float
     AutoShare = float
@@ -40,7 +40,7 @@ COMMAND_LINE = "command line"
 
 
 class Strict(BaseModel):
-    """A part of the tree: frozen, and unknown keys are errors."""
+    """A part of the tree: it never changes, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -53,11 +53,11 @@ class Data(Strict):
     validation_split: str = "validation"
     test_split: str = "test"
     cache_mb: Count = 1024  # encoded pictures that each rendering process keeps in memory
-    shuffle_window: Count = 8192  # rows among which an epoch's order mixes, beyond shuffled row groups
+    shuffle_window: Count = 8192  # rows that are shuffled together, after the row groups were shuffled
 
 
 class Input(Strict):
-    """The model's input: every value left out comes from the backbone's pretrained weights."""
+    """The model's input; a value that is left out is that of the backbone's pretrained weights."""
 
     size: Annotated[int, Field(ge=16, le=4096)] | None = None  # side of the square input, px
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
@@ -66,26 +66,26 @@ class Input(Strict):
 
 
 class Augmentation(Strict):
-    """Training-only randomness, a pure function of (seed, epoch, row)."""
+    """Random changes of training pictures, the same for the same seed, epoch and row."""
 
-    # mild, wide: one random operation a picture from a space of TrivialAugment; rand: RandAugment's two;
-    # colour: the three settings below; photometric: SSD's. Where labels have places: colours alone.
+    # mild, wide: one random operation of TrivialAugment's; rand: two of RandAugment's; colour: brightness,
+    # contrast and saturation below; photometric: SSD's. With boxes or masks, only operations on colour.
     policy: Literal["auto", "none", "colour", "mild", "wide", "rand", "photometric"] = "auto"
-    scale: AutoScale = AUTO  # share of the picture's area that a crop keeps; 1, 1: framed as in evaluation
+    scale: AutoScale = AUTO  # share of the picture's area that a crop keeps; 1, 1: as in evaluation
     ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # width / height of the crop
-    scale_jitter: tuple[Positive, Positive] | None = None  # in place of crops: factors of size
+    scale_jitter: tuple[Positive, Positive] | None = None  # resize by a factor between these, without crops
     hflip: Share = 0.5
     vflip: Share = 0.0
-    brightness: Share = 0.2  # of the policy colour
+    brightness: Share = 0.2  # this and the next two: for the policy colour
     contrast: Share = 0.2
     saturation: Share = 0.2
-    erase: Share = 0.0  # how often a random rectangle is erased; never where labels have places
-    # A task lists those that its labels can follow (`Task.supported_augmentations`); see mixing.py.
-    mixup: NonNegative = 0.0  # alpha of Beta(alpha, alpha), the share of another picture; 0: none
-    cutmix: NonNegative = 0.0  # the same for a rectangle of another; where both are set, one at even odds
-    mosaic: Share = 0.0  # of the pictures that are made of four; their crops are the mosaic's own
-    class_balance: Share = 0.0  # how often a crop shows a pixel of a class drawn evenly from the picture's
-    views: Count | None = None  # different ones of each picture; 1: the plain picture alone; None: always new
+    erase: Share = 0.0  # how often a random rectangle is erased; not with boxes or masks
+    # Each task accepts those of the next four that its labels can follow (`Task.supported_augmentations`); see mixing.py.
+    mixup: NonNegative = 0.0  # alpha of Beta(alpha, alpha), which draws another picture's share; 0: none
+    cutmix: NonNegative = 0.0  # the same for a rectangle of another picture; both set: each at even odds
+    mosaic: Share = 0.0  # share of the pictures that are made of four, with crops of their own
+    class_balance: Share = 0.0  # share of crops placed on a class, drawn evenly from the picture's
+    views: Count | None = None  # variants of each picture; 1: the picture itself; None: a new one each epoch
 
     @field_validator("scale", "ratio", "scale_jitter")
     @classmethod
@@ -96,7 +96,7 @@ class Augmentation(Strict):
 
 
 class ModelSettings(Strict):
-    """The pretrained network and how much of it stays as it is."""
+    """The pretrained network, and how much of it is frozen."""
 
     backbone: str = "resnet10t-nano"
     weights: str = "builtin"  # builtin | timm | none | hf-hub:NAME | a local or s3:// .safetensors file
@@ -105,20 +105,20 @@ class ModelSettings(Strict):
     )
     drop_rate: Share = 0.0
     drop_path_rate: Share = 0.0
-    head: str | None = None  # a bundle (with its backbone), or a .safetensors file, whose head is the start
+    head: str | None = None  # a bundle (then with its backbone) or .safetensors file to start from
 
 
 class Optim(Strict):
     """Optimiser and schedule: warm-up, then cosine."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: AutoRate = AUTO  # of the head
-    backbone_lr_ratio: AutoShare = AUTO  # learning rate of the backbone / of the head
-    layer_decay: AutoFactor = AUTO  # factor per stage, from the head down
-    weight_decay: NonNegative = 0.05  # not of norms and biases, nor of what the model exempts
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd; adamw's beta1
-    warmup_ratio: Share = 0.1  # share of the steps in which the rate rises
-    final_lr_ratio: Share = 0.0  # of the peak, at the last step
+    lr: AutoRate = AUTO  # highest learning rate of the head
+    backbone_lr_ratio: AutoShare = AUTO  # learning rate of the backbone divided by that of the head
+    layer_decay: AutoFactor = AUTO  # factor of the learning rate from each stage to the one before it
+    weight_decay: NonNegative = 0.05  # not on norms and biases, nor on parameters that the model exempts
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd; beta1 of adamw
+    warmup_ratio: Share = 0.1  # share of the steps in which the learning rate rises
+    final_lr_ratio: Share = 0.0  # learning rate of the last step divided by the highest
     clip_grad_norm: Positive | None = 1.0
 
 
@@ -126,24 +126,24 @@ class Train(Strict):
     """The length of a run, its arithmetic and its checkpoints."""
 
     epochs: AutoCount = AUTO
-    batch_size: AutoCount = AUTO  # of all workers together
+    batch_size: AutoCount = AUTO  # rows of a step over all workers
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
     early_stop_epochs: Count | None = None  # epochs without improvement before the run ends
-    checkpoint_every_steps: Count | None = None  # besides the one at each epoch's end
+    checkpoint_every_steps: Count | None = None  # within an epoch; one is written at its end anyway
     keep_checkpoints: Count = 2
-    soup: Annotated[int, Field(ge=0, le=64)] = 6  # snapshots of the last half that may be averaged; 0: none
+    soup: Annotated[int, Field(ge=0, le=64)] = 6  # snapshots in the last half of training to average; 0: none
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of a moving average of the weights
 
 
 class Scale(Strict):
-    """How many workers, and what each one needs."""
+    """How many workers train, and what each of them needs."""
 
     num_workers: Count = 1
-    gpus_per_worker: NonNegative | Literal["auto"] = "auto"  # auto: one each where the cluster has any
-    cpus_per_worker: Count | Literal["auto"] = "auto"  # auto: the machine's cores shared out, threads too
-    max_failures: Annotated[int, Field(ge=0)] = 3  # lost workers before the run gives up
+    gpus_per_worker: NonNegative | Literal["auto"] = "auto"  # auto: 1 if the cluster has GPUs
+    cpus_per_worker: Count | Literal["auto"] = "auto"  # auto: an equal part of the cores; also its threads
+    max_failures: Annotated[int, Field(ge=0)] = 3  # how often lost workers are replaced before the run fails
 
 
 class Choice(Strict):
@@ -153,7 +153,7 @@ class Choice(Strict):
 
 
 class Uniform(Strict):
-    """A number between two others; ``log`` spreads it evenly over orders of magnitude."""
+    """A number between two others; ``log``: uniform in its logarithm."""
 
     low: float
     high: float
@@ -168,7 +168,7 @@ class Uniform(Strict):
 
 
 def _kind(value: Any) -> str:
-    """Which of the two a value of the space means, so that a mistake is told in the words of that one."""
+    """Whether a value of the space is meant as a Choice or as a Uniform; errors then name that one alone."""
     return (
         "choice"
         if isinstance(value, Choice) or (isinstance(value, dict) and "choice" in value)
@@ -190,26 +190,26 @@ else:
 
 
 class Search(Strict):
-    """What ``tlray tune`` tries: any dotted key of this tree -> Choice or Uniform."""
+    """What ``tlray tune`` tries, and how. ``space``: any dotted key of this tree -> Choice or Uniform."""
 
-    space: AutoSpace = AUTO  # auto: three freeze depths x half, all and twice of the rate that auto chooses
+    space: AutoSpace = AUTO  # auto: three freeze depths x 0.5, 1 and 2 times the learning rate of auto
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    num_trials: Count = 9  # grid: its whole product, whatever this says
+    num_trials: Count = 9  # of tpe and random; grid tries every combination
     scheduler: Literal["asha", "none"] = "asha"
-    grace_epochs: Count = 2  # that every trial gets before it may be stopped
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    grace_epochs: Count = 2  # epochs of a trial before it may be stopped
+    reduction_factor: Annotated[int, Field(ge=2)] = 3  # of asha: one of so many trials goes on at each rung
     max_concurrent: Count | Literal["auto"] = "auto"
-    probe: bool = True  # of a classifier's frozen features, fitted exactly, before the trials: it may win
-    start_with_probe: bool | Literal["auto"] = "auto"  # its head; auto: below 50 pictures a class
+    probe: bool = True  # first fit a linear classifier on frozen features; it may win (classification)
+    start_with_probe: bool | Literal["auto"] = "auto"  # from its head; auto: below 50 pictures a class
     soup: Annotated[int, Field(ge=0, le=32)] = 5  # best trials whose weights are averaged at the end; 0: none
-    extend: bool = True  # where the winner has an axis' last value, try the next one
-    deepen: bool = False  # linear probes first; the others start with the best one's head, or are ruled out
-    scores: bool = False  # kNN, ridge and LogME of backbones and depths first; with deepen they may rule out
-    fuse: bool = True  # trials of one worker side by side, over the same batches and one frozen prefix
-    side_by_side: Count = 16  # trials at most in one process
-    cache: str | None = "cache"  # folder or s3:// URI of features that later searches find again
-    cache_mb: Count = 10_240
-    cache_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"  # fp16: 3 digits; see max_error of `tlray cache ls`
+    extend: bool = True  # if the winner has the last value of an axis, try the next value
+    deepen: bool = False  # train frozen trials first; the others start from the best head, or are left out
+    scores: bool = False  # score backbones and depths first (kNN, ridge, LogME); deepen: leave some out
+    fuse: bool = True  # trials of one worker train side by side, on the same batches and frozen features
+    side_by_side: Count = 16  # most trials in one process
+    cache: str | None = "cache"  # folder or s3:// URI where features are kept for later searches
+    cache_mb: Count = 10_240  # of the cache
+    cache_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"  # `tlray cache ls` shows its largest rounding error
     memory_mb: Count = 2048  # features that each process may keep in memory
 
 
@@ -221,7 +221,7 @@ class Serving(Strict):
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Count = 1
     target_ongoing_requests: Positive = 8
-    max_queued_requests: Count = 256  # beyond it: 503 with Retry-After
+    max_queued_requests: Count = 256  # more are answered 503 with Retry-After
     max_batch_size: Count = 16
     batch_wait_s: NonNegative = 0.005
     max_body_mb: Positive = 32
@@ -230,21 +230,21 @@ class Serving(Strict):
     timeout_s: Positive = 30
     cpus_per_replica: Positive = 1
     gpus_per_replica: NonNegative = 0
-    gallery: str = "gallery"  # folder or s3:// URI of the people enrolled; all replicas have to see it
+    gallery: str = "gallery"  # folder or s3:// URI of enrolled people, which every replica can reach
 
 
 class Track(Strict):
-    """Where metrics go besides the report."""
+    """Where metrics are written besides the report."""
 
     tensorboard: bool = True
     mlflow: str | None = None  # tracking URI
 
 
 class Config(Strict):
-    """The whole tree. ``name`` is the run's identity: the same name again goes on where it was."""
+    """The whole tree. ``name`` identifies the run: the same name again continues it."""
 
     name: str = "run"
-    runs: str = "runs"  # folder or s3:// URI under which the run's folder lies
+    runs: str = "runs"  # folder or s3:// URI that the run's folder lies in
     models: str = "models"  # the registry's folder or s3:// URI
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     task: dict[str, Any] = {"name": "classification"}
@@ -272,9 +272,8 @@ class Config(Strict):
         return f"{self.runs.rstrip('/')}/{self.name}"
 
     def override(self, changes: Mapping[str, Any], origin: str | Mapping[str, str] = "override") -> Config:
-        """A new tree with dotted keys set; ``origin``: where they come from, all of them or each.
-
-        Raises ConfigError as `load` does.
+        """A new tree with dotted keys changed. ``origin``: where the values come from, for error messages:
+        one text, or one for each key. Raises ConfigError as `load` does.
         """
         tree = self.model_dump(mode="json")
         origins = dict.fromkeys(changes, origin) if isinstance(origin, str) else dict(origin)
@@ -286,8 +285,8 @@ class Config(Strict):
 def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (None: all defaults) and apply ``key=value`` overrides, values in YAML syntax.
 
-    Raises ConfigError, one line, for a missing or unreadable file, a key that stands there twice, an unknown
-    key (with the nearest one) or a value out of range.
+    Raises ConfigError for a file that cannot be read, a key that stands twice, an unknown key (the message
+    names the nearest known one) and a value out of range.
     """
     tree: Any = {}
     if path is not None:
@@ -313,5 +312,5 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(tree: dict[str, Any], origin: str) -> Config:
-    """Check a plain tree; ``origin`` (a file's name) stands in the message."""
+    """The configuration of a plain tree; ``origin``: a file's name for error messages. Raises ConfigError."""
     return validate(Config, tree, origin)

@@ -1,8 +1,8 @@
-"""The report of a run: one HTML file that needs nothing but itself.
+"""The report of a run: one HTML file without any other file beside it.
 
-`write` reads what lies in the run's folder (every part of it optional), asks the task what it has to
-show of the evaluation, fetches the few pictures that this wants, and renders ``report.html.j2``.
-The page makes no request of any kind, and a policy in its head forbids it to.
+`write` reads the files of the run's folder (each of them optional), has the task make figures of the
+evaluation, reads the few pictures that these show, and renders ``report.html.j2``.
+The page makes no request of any kind, and a policy in its head forbids requests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tlray.tasks.base import Task
 
 logger = logging.getLogger(__name__)
-PICTURE_PX = 288  # longer side of a picture in the page: twice what it is shown at
+PICTURE_PX = 288  # longer side of a picture's file; the page shows it at half that size
 
 
 def write(run_uri: str) -> str:
@@ -86,31 +86,31 @@ def write(run_uri: str) -> str:
 
 
 def _read(uri: str, notes: list[str]) -> dict[str, Any]:
-    """A JSON object of the run's folder; empty where there is none. What is there but unreadable is noted."""
+    """The JSON object in a file; empty where there is no file. A file that cannot be read is noted."""
     try:
         if not storage.exists(uri):
             return {}
-        found = storage.read_json(uri)
+        content = storage.read_json(uri)
     except (TlrayError, ValueError) as error:
-        said = str(error)
-        notes.append(said if said.startswith(uri) else f"{uri}: {said}")
+        reason = str(error)
+        notes.append(reason if reason.startswith(uri) else f"{uri}: {reason}")
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         notes.append(f"{uri}: holds no JSON object")
         return {}
-    return found
+    return content
 
 
 def _goal(run: RunFiles, notes: list[str]) -> ReportedGoal | None:
-    """The metric that decides: the search's own word, else the task's."""
-    if said := run.trials.get("goal"):
-        return ReportedGoal(str(said["name"]), str(said.get("direction", "max")))
+    """The metric that decides: the search's, otherwise the task's."""
+    if goal := run.trials.get("goal"):
+        return ReportedGoal(str(goal["name"]), str(goal.get("direction", "max")))
     task = _task(run, notes)
     return None if task is None else ReportedGoal(str(task.goal.name), str(task.goal.direction))
 
 
 def _task(run: RunFiles, notes: list[str]) -> Task | None:
-    """The run's task; None where it has none, or one that this version does not know."""
+    """The run's task; None where it is missing, or unknown to this version."""
     from tlray import tasks
 
     if not run.task_settings:
@@ -124,7 +124,7 @@ def _task(run: RunFiles, notes: list[str]) -> Task | None:
 
 
 def _evaluated(run: RunFiles, notes: list[str]) -> Sequence[charts.Section]:
-    """What the task shows of its evaluation."""
+    """The figures that the task makes of the evaluation."""
     task = _task(run, notes) if run.evaluation.get("rows") else None
     return [] if task is None else task.figures(run.evaluation)
 
@@ -139,7 +139,7 @@ def _pictures(run: RunFiles, sections: Sequence[charts.Section], notes: list[str
     from tlray.data.schema import ID, IMAGE
 
     split, rows = run.evaluation["split"], run.evaluation["rows"]
-    found: dict[int, str] = {}
+    pictures: dict[int, str] = {}
     try:
         dataset = Dataset.open(run.data_uri)
         place = {row: row for row in wanted}
@@ -153,13 +153,13 @@ def _pictures(run: RunFiles, sections: Sequence[charts.Section], notes: list[str
             if uri := _thumbnail(
                 image["bytes"], partial(task.draw, record=rows[row], labels=run.evaluation["labels"]), notes
             ):
-                found[row] = uri
+                pictures[row] = uri
     except TlrayError as error:
         notes.append(f"pictures: {error}")
-        return found
+        return pictures
     if missing := len(wanted) - len(place):
         notes.append(f"pictures: {missing} of {len(wanted)} are no longer in {run.data_uri} ({split})")
-    return found
+    return pictures
 
 
 def _thumbnail(data: bytes, draw: Callable[[PIL.Image.Image], PIL.Image.Image], notes: list[str]) -> str:

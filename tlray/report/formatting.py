@@ -1,4 +1,4 @@
-"""Values as words: cells, settings, keys."""
+"""Values as text: cells, settings, keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cell(value: Any, column: Column | None = None) -> str:
 
 
 def sort_key(value: Any) -> str:
-    """What a table is sorted by: numbers as numbers, text in lower case, nothing last."""
+    """The value that the page's script sorts a cell by: numbers exact, text in lower case, "" for none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "" if value is None else str(value).lower()
     return repr(value) if math.isfinite(value) else ""
@@ -43,10 +43,11 @@ def plain(value: Any) -> str:
 
 
 def short(key: str, others: Sequence[str] = ()) -> str:
-    """The last part of a dotted key, the whole where another key ends the same."""
+    """The last part of a dotted key, or the whole key where another one ends with the same part."""
     last = key.rsplit(".", 1)[-1]
     return key if sum(o.rsplit(".", 1)[-1] == last for o in others) > 1 else last.replace("_", " ")
 
 
 def slug(text: str) -> str:
+    """A text as an id in HTML."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"

@@ -1,4 +1,4 @@
-"""The files of a run's folder, as the report reads them: any part may be missing."""
+"""The files of a run's folder for the report, any of which may be missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 class ReportedGoal(NamedTuple):
-    """The metric that decides, and which way is better (max, min)."""
+    """The metric that decides, and its better direction (max, min)."""
 
     name: str
     direction: str
@@ -20,7 +20,7 @@ class ReportedGoal(NamedTuple):
 
 @dataclass
 class RunFiles:
-    """The files of a run's folder; an empty dict where one is missing."""
+    """The content of each file; an empty dict for a file that is missing."""
 
     uri: str
     config: Json = field(default_factory=dict)
@@ -42,28 +42,28 @@ class RunFiles:
 
     @property
     def task_settings(self) -> Json:
-        # The manifest's first: it also holds what was decided on validation.
+        # The manifest's come first: they include what was chosen on validation, as thresholds.
         task = self.manifest.get("task") or self.config.get("task")
         return dict(task) if isinstance(task, Mapping) else {}
 
     @property
     def winner(self) -> Json:
-        """The best trial, probe or average; empty for a plain training."""
+        """The row of the best trial, probe or average; empty for a single training."""
         best = self.trials.get("best")
         return next((row for row in contenders(self.trials) if row["id"] == best), {})
 
     @property
     def errors(self) -> Json:
-        """Standard errors of the evaluation's metrics, where there are few pictures."""
+        """Standard errors of the evaluation's metrics, which only small data sets have."""
         return dict(self.evaluation.get("standard_errors") or {})
 
     @property
     def epochs(self) -> list[Json]:
-        """Epochs of the winner or the plain training, in order."""
-        found = self.metrics.get("epochs") or []
-        if not found and isinstance(next(iter(self.winner.get("curve") or []), None), Mapping):
-            found = self.winner["curve"]
-        return [dict(epoch) for epoch in found if isinstance(epoch, Mapping)]
+        """Epochs of the winner or of the single training, in order."""
+        epochs = self.metrics.get("epochs") or []
+        if not epochs and isinstance(next(iter(self.winner.get("curve") or []), None), Mapping):
+            epochs = self.winner["curve"]
+        return [dict(epoch) for epoch in epochs if isinstance(epoch, Mapping)]
 
     @property
     def stages(self) -> list[tuple[str, float]]:
@@ -73,16 +73,15 @@ class RunFiles:
 
 
 def contenders(search: Mapping[str, Any]) -> list[Json]:
-    """Trials, probes and averages that were kept, of what trials.json holds."""
+    """The rows of trials.json that can win: trials, probes, and averages that were judged."""
     averages = [row for row in search.get("averages", []) if row["best"] is not None]
     return [*search.get("trials", []), *search.get("probes", []), *averages]
 
 
 def equal(search: Mapping[str, Any], errors: Mapping[str, Any]) -> list[str]:
-    """Contenders whose best is within one standard error of the winner's: these pictures do not tell
-    them apart.
+    """Ids of contenders within one standard error of the winner, which these pictures cannot tell apart.
 
-    ``search``: as in trials.json; ``errors``: those of its winner's metrics, of few pictures alone.
+    ``search``: as in trials.json; ``errors``: standard errors of the winner's metrics, empty where unknown.
     """
     error = finite(errors.get(search.get("goal", {}).get("name")))
     rows = [row for row in contenders(search) if row["status"] != "failed"]

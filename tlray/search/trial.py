@@ -211,7 +211,7 @@ def story(run_uri: str) -> list[Record]:
 
 
 def free_memory() -> None:
-    """Give back now what finished training held: loops and their runs know each other."""
+    """Free what a training that has ended still holds: an exception and its frames refer to each other."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

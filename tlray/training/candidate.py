@@ -1,6 +1,6 @@
-"""A candidate: the trainable part of a model, its optimiser and its schedule.
+"""A candidate: a model, its optimiser and its schedule of learning rates.
 
-The loop trains a list of candidates over one stream of batches; plain training is a list of one.
+The loop trains several candidates on one stream of batches; plain training has one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a forward pass has a precision."""
+    """A context in which a forward pass computes in a precision."""
     dtype = _DTYPES.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -52,11 +52,11 @@ class Candidate:
             self.forward = DistributedDataParallel(self.forward, device_ids=ids)
 
     def train_mode(self) -> None:
-        """Training mode; frozen stages stay in evaluation mode by themselves."""
+        """Put the model into training mode; its frozen stages stay in evaluation mode."""
         self.forward.train()
 
     def lr(self, step: int) -> float:
-        """Learning rate of the head at a step."""
+        """The head's learning rate at a step."""
         return self.optim.lr * schedule(step, self.num_steps, self.warmup_steps, self.optim.final_lr_ratio)
 
     def step(
@@ -64,11 +64,11 @@ class Candidate:
     ) -> torch.Tensor:
         """One update; returns the batch's mean loss (scalar, detached, on the device).
 
-        ``weight`` is this rank's share of the global batch times the number of ranks: gradients are
-        averaged over ranks, and every row shall count the same.
+        ``weight`` is this rank's share of the global batch times the number of ranks. Gradients are averaged
+        over ranks, so this makes every row count the same.
         """
-        if (trained := getattr(self.model.module, "trained", None)) is not None:
-            trained(step / self.num_steps)
+        if (set_progress := getattr(self.model.module, "trained", None)) is not None:
+            set_progress(step / self.num_steps)
         factor = self.lr(step) / self.optim.lr
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -86,9 +86,9 @@ class Candidate:
         return loss.detach()
 
     def share_statistics(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Give all workers the first one's running statistics, those that a bundle would have.
+        """Give all workers the running statistics of rank 0, which are those that a bundle gets.
 
-        Each worker's batch norm sees its own rows. ``gather``: everybody's value, by rank.
+        Batch norm sees other rows in each worker. ``gather``: as `worker.Worker.gather`.
         """
         if self.world == 1:
             return
@@ -121,12 +121,13 @@ class Candidate:
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
                 if value.shape == parameter.shape:
-                    # A fused step goes through memory: all must lie there in one order (channels last, say).
+                    # A fused step needs the same memory layout in both, as channels last.
                     values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def schedule(step: int, num_steps: int, warmup_steps: int, final_ratio: float) -> float:
-    """Linear warm-up, then half a cosine down to ``final_ratio`` (arXiv 1608.03983): a factor in 0..1."""
+    """The factor (0..1) of the highest learning rate at a step: linear warm-up, then half a cosine down to
+    ``final_ratio`` (arXiv 1608.03983)."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
@@ -134,8 +135,11 @@ def schedule(step: int, num_steps: int, warmup_steps: int, final_ratio: float) -
 
 
 def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
-    """Groups by learning rate and decay: backbone stages below the head; no decay on norms and biases, nor on
-    what timm's model exempts (position embeddings, tokens)."""
+    """An optimiser with a group of parameters for each learning rate and weight decay.
+
+    Stages of the backbone have lower rates than the head. Norms, biases and what timm's model exempts
+    (position embeddings, tokens) have no decay.
+    """
     backbone: Backbone = module.backbone  # type: ignore[assignment]
     in_backbone = {id(p) for p in backbone.parameters()}
     head = [p for p in module.parameters() if id(p) not in in_backbone and p.requires_grad]
@@ -155,10 +159,10 @@ def _optimizer(module: nn.Module, settings: Optim) -> torch.optim.Optimizer:
         if chosen
     ]
     if settings.optimizer == "sgd":
-        # Not fused: where the first step of fp16 overflows, that keeps a momentum that nobody has written.
+        # Not fused: where the first step in fp16 overflows, fused SGD keeps an uninitialised momentum.
         return eager.optimizer(torch.optim.SGD)(
             groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
         )
-    # Fused: one pass over the weights, a third of the time of the default's many; on a CPU, too.
+    # Fused: one pass over the weights takes a third of the time of the default's many, on a CPU, too.
     adamw = eager.optimizer(torch.optim.AdamW)
     return adamw(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)

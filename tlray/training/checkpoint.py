@@ -1,9 +1,9 @@
-"""Training checkpoints: bundles that also hold the optimiser and the cursor; the newest sound one is found.
+"""Training checkpoints: bundles that also hold the optimiser and the position in training.
 
-    RUN/checkpoints/step-00000120/    a bundle + optimizer.safetensors + state.json + what bundles leave out
+    RUN/checkpoints/step-00000120/    a bundle, and beside it the files named below
 
-They are published whole and checked when they are read. A damaged one is passed over for the one
-before it, so neither a full disk nor a kill in the middle of a write can stop a run for good.
+A checkpoint is published whole and checked when it is read. Where one is damaged, the one before it is used:
+neither a full disk nor a kill during a write ends a run for good.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from tlray.training.rundir import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-STATE, OPTIMIZER, TRAINING_ONLY = "state.json", "optimizer.safetensors", "training_only.safetensors"
-AVERAGES = "averages.safetensors"
+STATE = "state.json"  # the position, past epochs, and the state of the gradient scaler
+OPTIMIZER = "optimizer.safetensors"
+TRAINING_ONLY = "training_only.safetensors"  # weights that a bundle leaves out
+AVERAGES = "averages.safetensors"  # of weights, see average.py
 
 
 def _folder(run_uri: str) -> str:
@@ -40,14 +42,14 @@ def save(
     config: Mapping[str, Any],
     keep: int,
 ) -> str:
-    """Publish the state of training after ``state["step"]`` steps, then drop all but the newest ``keep``."""
+    """Publish a checkpoint of ``state["step"]`` steps, then delete all but the newest ``keep``; its URI."""
 
     def beside(folder: Path) -> None:
         save_file(candidate.optimizer_tensors(), folder / OPTIMIZER)
         save_file(bundle.weights(candidate.model.module, training_only=True), folder / TRAINING_ONLY)
         save_file(candidate.snapshots.tensors(), folder / AVERAGES)
-        facts = {**state, "scaler": candidate.scaler.state_dict()}
-        (folder / STATE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        stored = {**state, "scaler": candidate.scaler.state_dict()}
+        (folder / STATE).write_text(json.dumps(stored) + "\n", encoding="utf-8")
 
     uri = storage.join(_folder(run_uri), f"step-{state['step']:08d}")
     bundle.save(uri, candidate.model, metrics, config, beside=beside)
@@ -64,13 +66,13 @@ def listing(run_uri: str) -> list[str]:
 
 
 def restore(run_uri: str, candidate: Candidate) -> dict[str, Any] | None:
-    """Load the newest sound checkpoint into a candidate; its state, or None where there is none."""
+    """Load the newest sound checkpoint into a candidate; its state, or None without one."""
     for name in reversed(listing(run_uri)):
         uri = storage.join(_folder(run_uri), name)
         try:
             return _read(uri, candidate)
         except (BundleError, StorageError, OSError, ValueError, KeyError) as error:
-            log.warning("%s: passed over, the checkpoint before it is tried: %s", uri, error)
+            log.warning("%s: damaged, the checkpoint before it is tried: %s", uri, error)
     return None
 
 
@@ -80,7 +82,7 @@ def _read(uri: str, candidate: Candidate) -> dict[str, Any]:
         state_dict = load_file(folder / bundle.WEIGHTS) | load_file(folder / TRAINING_ONLY)
         candidate.model.module.load_state_dict(state_dict)
         candidate.load_optimizer_tensors(load_file(folder / OPTIMIZER))
-        if (folder / AVERAGES).exists():  # not of an earlier version
+        if (folder / AVERAGES).exists():  # checkpoints of an earlier version have none
             candidate.snapshots.load(load_file(folder / AVERAGES), candidate.device)
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     candidate.scaler.load_state_dict(state.pop("scaler"))
@@ -88,5 +90,5 @@ def _read(uri: str, candidate: Candidate) -> dict[str, Any]:
 
 
 def golden_rows(num_rows: int, count: int = 3) -> Sequence[int]:
-    """Which rows of the validation split become golden samples: spread evenly."""
+    """Rows of the validation split, spread evenly, that become golden samples."""
     return sorted({i * num_rows // count for i in range(min(count, num_rows))})

@@ -1,4 +1,4 @@
-"""Training through Ray Train: the loop (loop.py) in as many workers as the configuration asks for."""
+"""Training with Ray Train: the loop (loop.py) in as many workers as the configuration says."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class Member:
-    """A worker of a Ray Train group."""
+    """A worker of Ray Train, as `worker.Worker`."""
 
     def __init__(self, threads: int) -> None:
         context = ray.train.get_context()
@@ -51,37 +51,40 @@ class Member:
 
 
 def resolve_config(config: Config, fresh: bool = False, emit: Emit | None = None) -> Config:
-    """The configuration as training takes it: places that all workers find, a value for every ``auto``.
+    """The configuration that training runs with: absolute places, and a value for every ``auto``.
 
-    ``fresh``: whatever the run of this name began with. ``emit``: gets what is told of a range test, which is
-    run with it alone, where the learning rate would be a guess. Raises TlrayError.
+    A run of this name that exists keeps its task settings, except with ``fresh``. With ``emit``, a learning
+    rate that would be a guess is measured by a range test, whose events it gets. Raises TlrayError.
     """
     config = runtime.placed(config)
     if not fresh:
-        config = resume.as_begun(config)
+        config = resume.with_stored_task(config)
     head = config.model.head
     if head and config.model.weights == "builtin" and storage.exists(storage.join(head, bundle.MANIFEST)):
         # A bundle's head goes with its backbone.
         config = config.override({"model.weights": storage.join(head, bundle.WEIGHTS)})
-    done = defaults.resolve_auto(config)
+    resolved = defaults.resolve_auto(config)
     if emit is None or not config.data.uri or not defaults.is_guess(config):
-        return done
-    rate = _measured(done, emit)
-    return done if rate is None else defaults.resolve_auto(config.override({"optim.lr": rate}, "range test"))
+        return resolved
+    rate = _measured_rate(resolved, emit)
+    if rate is None:
+        return resolved
+    return defaults.resolve_auto(config.override({"optim.lr": rate}, "range test"))
 
 
-def _measured(config: Config, emit: Emit) -> float | None:
-    """The rate that a range test finds, or found when the same run was started before; None: it found none.
+def _measured_rate(config: Config, emit: Emit) -> float | None:
+    """The learning rate of a range test, None where the test found none.
 
-    What it found stays in the run's folder: another machine may come to another rate by a rounding error.
+    The outcome is kept in the run's folder and used again, since another machine may find another rate by a
+    rounding error.
     """
     place, run, name = storage.join(config.run_uri, RANGE_TEST), config.run_uri, config.model.backbone
-    asked = range_test.asked(config, Dataset.open(config.data.uri).fingerprint)
+    inputs = range_test.inputs(config, Dataset.open(config.data.uri).fingerprint)
     try:
-        known = storage.read_json(place) if storage.exists(place) else {}
+        stored = storage.read_json(place) if storage.exists(place) else {}
     except StorageError:  # damaged
-        known = {}
-    if not isinstance(known, dict) or known.get("asked") != asked:
+        stored = {}
+    if not isinstance(stored, dict) or stored.get("asked") != inputs:
         torch.set_num_threads(runtime.cores())
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=cuda):
@@ -96,11 +99,11 @@ def _measured(config: Config, emit: Emit) -> float | None:
                 raise RunError(_too_large(config)) from error
         del model
         if cuda:
-            torch.cuda.empty_cache()  # which workers need now
-        known = {"asked": asked, "rate": range_test.choose(points), "points": points}
-        storage.write_json(place, known)
-    rate: float | None = known["rate"]
-    why = f"the norms of {name} are none of those whose rates are known"
+            torch.cuda.empty_cache()  # workers need the memory now
+        stored = {"asked": inputs, "rate": range_test.choose(points), "points": points}
+        storage.write_json(place, stored)
+    rate: float | None = stored["rate"]
+    why = f"no rate is known for networks with norms like those of {name}"
     if rate is None:
         text = f"rate {config.optim.lr:g}: a guess, since {why} and the loss did not fall in a range test"
     else:
@@ -117,7 +120,7 @@ def _too_large(config: Config) -> str:
 
 
 def check(config: Config) -> Model:
-    """Everything that can be wrong before training starts, found on the driver; the model as it would begin.
+    """Check on the driver all that can be wrong before training starts; the model it would start with.
 
     ``config``: as `resolve_config` gives it. Raises TlrayError.
     """
@@ -147,7 +150,7 @@ def check(config: Config) -> Model:
 
 
 def _check_goal(config: Config, task: Task, data: Dataset, labels: list[str]) -> None:
-    """Raise DataError where the labels of the validation split give the goal no value."""
+    """Raise DataError where the goal has no value for the labels of the validation split."""
     split, columns = config.data.validation_split, list(task.columns)
     data.require(columns)
     groups = range(len(data.group_rows(split)))
@@ -160,17 +163,22 @@ def _check_goal(config: Config, task: Task, data: Dataset, labels: list[str]) ->
 
 
 def fit(
-    config: Config, emit: Emit | None = None, callbacks: Sequence[Any] = (), fresh: bool = False
+    config: Config,
+    emit: Emit | None = None,
+    callbacks: Sequence[Any] = (),
+    fresh: bool = False,
+    checked: bool = False,
 ) -> dict[str, Any]:
-    """Train through Ray Train with ``config.scale`` workers; the run's result. Blocks.
+    """Train with ``config.scale`` workers of Ray Train, and wait for the end; see `result`.
 
-    ``fresh``: what the run of this name left is deleted first, once everything else was checked.
-    ``callbacks``: of ray.train.UserCallback, they run in Ray Train's controller. Lost workers are replaced
-    up to ``scale.max_failures`` times and go on from the newest checkpoint.
-    Raises TlrayError, RunError where the workers died for good.
+    ``fresh``: delete the run of this name first, once everything is checked. ``callbacks``: each a
+    ray.train.UserCallback, called in Ray Train's controller. ``checked``: the configuration is that of
+    `resolve_config` and has passed `check`. Lost workers are replaced up to ``scale.max_failures`` times, and
+    go on from the newest checkpoint. Raises TlrayError; RunError where the workers died for good.
     """
-    config = resolve_config(config, fresh, emit or _silent)
-    check(config)
+    if not checked:
+        config = resolve_config(config, fresh, emit or _silent)
+        check(config)
     need = runtime.resources(config.scale)
     if fresh:
         resume.clear(config)
@@ -189,7 +197,7 @@ def fit(
             use_gpu=need.gpus_per_worker > 0,
             resources_per_worker={"CPU": need.cpus_per_worker, **_gpu(need.gpus_per_worker)},
         ),
-        # A run does not resume from Ray's own state of it (but by checkpoint.py): each start has its own.
+        # A run continues from our checkpoints and never from Ray's state, so each start has a new state.
         run_config=ray.train.RunConfig(
             name=f"start-{time.time_ns()}",
             storage_path=path,
@@ -200,48 +208,48 @@ def fit(
     )  # fmt: skip
     try:
         trainer.fit()
-    except Exception as error:  # Ray wraps whatever happened in a worker
+    except Exception as error:  # Ray wraps every error of a worker
         raise _explain(config, error) from error
     finally:
         storage.delete(storage.join(config.run_uri, RAY))
     refusal = storage.join(config.run_uri, REFUSED)
     if storage.exists(refusal):
-        told = storage.read_json(refusal)
-        raise getattr(errors, told["error"], TlrayError)(told["message"])
+        mistake = storage.read_json(refusal)
+        raise getattr(errors, mistake["error"], TlrayError)(mistake["message"])
     return result(config)
 
 
 def result(config: Config) -> dict[str, Any]:
-    """What a finished run came to: its bundle, the metrics of the best epoch, epochs, steps, seconds.
+    """The result of a finished run: its bundle, the metrics of the best epoch, epochs, steps, seconds.
 
-    Where no epoch had a value of the goal, the last one's, and ``note`` says so.
+    Where the goal had no value in any epoch, the metrics are those of the last one, and ``note`` says so.
     """
     story = storage.read_json(storage.join(config.run_uri, METRICS))["epochs"]
     if not story:
         raise RunError(f"{config.run_uri}: ended without an epoch; the same with --fresh begins anew")
-    top = [r for r in story if r["best"] is not None and r["goal"] == story[-1]["best"]]
-    tied = [r for r in top if r.get(f"val_{TIE}") == story[-1].get("tie")]
-    best = next(iter(tied or top), None)
-    average = story[-1].get("average", {})
+    last = story[-1]
+    best_epochs = [r for r in story if r["best"] is not None and r["goal"] == last["best"]]
+    equal_tie = [r for r in best_epochs if r.get(f"val_{TIE}") == last.get("tie")]
+    best = next(iter(equal_tie or best_epochs), None)
+    average = last.get("average", {})
     if average.get("kept"):
-        best = story[-1] | average
-    kept = best or story[-1]
-    found = {
+        best = last | average
+    summary = {
         "run": config.run_uri,
         "bundle": storage.join(config.run_uri, BEST),
-        "metrics": {k: v for k, v in kept.items() if k.startswith("val_") or k == "train_loss"},
+        "metrics": {k: v for k, v in (best or last).items() if k.startswith("val_") or k == "train_loss"},
         "epochs": len(story),
-        "steps": story[-1]["step"],
-        "seconds": story[-1]["seconds"],
+        "steps": last["step"],
+        "seconds": last["seconds"],
     }
     if best is None:
         goal = tasks.load(config.task).goal.name
-        found["note"] = f"no epoch had a value of {goal}: the weights of the last one are kept, unverified"
-    return found
+        summary["note"] = f"no epoch had a value of {goal}: the weights of the last one are kept, unverified"
+    return summary
 
 
 def _silent(event: dict[str, Any]) -> None:
-    """Nobody listens."""
+    """In place of an ``emit`` that was not given."""
 
 
 def _gpu(number: float) -> dict[str, float]:
@@ -252,7 +260,7 @@ def _work(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     config = parse(settings["config"], "run")
     refusal = storage.join(config.run_uri, REFUSED)
-    if storage.exists(refusal):  # Ray restarts workers whatever they died of
+    if storage.exists(refusal):  # Ray restarts workers after any error, and this one would come again
         return
     try:
         for record in epochs(config, Member(settings["threads"]), settings["emit"]):
@@ -267,22 +275,22 @@ def _work(settings: dict[str, Any]) -> None:
 
 
 def _explain(config: Config, error: BaseException) -> TlrayError:
-    """The user's mistake inside what Ray raised, or one line that names model and settings."""
-    seen: list[BaseException] = [error]
-    for found in seen:
-        if isinstance(found, TlrayError):
-            return found
+    """The user's mistake within the exception of Ray, or one line that names model and settings."""
+    chain: list[BaseException] = [error]
+    for link in chain:
+        if isinstance(link, TlrayError):
+            return link
         inner = [
-            found.__cause__,
-            getattr(found, "cause", None),
-            *getattr(found, "worker_failures", {}).values(),
+            link.__cause__,
+            getattr(link, "cause", None),
+            *getattr(link, "worker_failures", {}).values(),
         ]
-        seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
-    whole = "\n".join("".join(traceback.format_exception(one)) for one in seen)
+        chain += [e for e in inner if isinstance(e, BaseException) and e not in chain]
+    tracebacks = "\n".join("".join(traceback.format_exception(link)) for link in chain)
     place = storage.join(config.run_uri, ERROR)
-    with contextlib.suppress(StorageError):  # what is told below matters more
-        storage.write_bytes(place, whole.encode(errors="backslashreplace"))
-    reason = str(seen[-1]).strip().splitlines()[-1:] or [type(seen[-1]).__name__]
+    with contextlib.suppress(StorageError):  # the message below matters more
+        storage.write_bytes(place, tracebacks.encode(errors="backslashreplace"))
+    reason = str(chain[-1]).strip().splitlines()[-1:] or [type(chain[-1]).__name__]
     return RunError(
         f"{config.run_uri}: workers died more than scale.max_failures = {config.scale.max_failures} times "
         f"with model.backbone = {config.model.backbone}, precision = {config.train.precision}, "

@@ -72,17 +72,22 @@ class Loop:
         self.refused: dict[str, Exception] = {}  # candidates of many that could not be built, by name
         self.runs: list[Run] = []
         models = InitialModels(self.data, worker.device, many=len(configs) > 1)
-        for one in configs:
+        for candidate in configs:
             try:
                 self.runs.append(
                     Run(
-                        one, models.build, self.order.steps_per_epoch, worker, self.validation.golden, sparing
+                        candidate,
+                        models.build,
+                        self.order.steps_per_epoch,
+                        worker,
+                        self.validation.golden,
+                        sparing,
                     )
                 )
             except Exception as error:
                 if not sparing:
                     raise
-                self.refused[one.name] = error
+                self.refused[candidate.name] = error
         if not self.runs:
             raise self.refused[config.name]
         self.source = loader.Source(

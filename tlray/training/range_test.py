@@ -1,7 +1,7 @@
-"""The range test: a learning rate for a network of which nothing is known, found by a few steps of training.
+"""The range test: a learning rate for a network of an unknown kind, measured by a few steps of training.
 
-The rate rises by a constant factor a step, from far too low to too high (Smith, arXiv 1506.01186), and the
-loss says where it is right. Nothing of what is trained here is kept.
+At each step the rate rises by the same factor, from far too low to far too high, and the loss shows which
+rates are right (Smith, arXiv 1506.01186). The weights that are trained here are thrown away.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tlray.training import resume
 from tlray.training.candidate import Candidate
 
 STEPS = 60
-LOW, HIGH = 1e-5, 1e-1  # of AdamW's rate of the head
-SGD = 10.0  # times as high are the rates of SGD
-SMOOTHING = 0.9  # of the loss: the share of what came before
-AROUND = 3  # steps on either side, between which a fall is measured
-FALLS = 0.99  # of the first loss: a lowest one above it is noise
-DIVERGED = 4.0  # times the lowest loss so far: from there on nothing is learnt
-FREE = ("search", "train.epochs", "optim.lr")  # what may differ besides `resume.FREE`
+LOW, HIGH = 1e-5, 1e-1  # the head's first and last learning rate, with AdamW
+SGD = 10.0  # factor of these rates with SGD
+SMOOTHING = 0.9  # of the loss: the weight of its previous mean
+AROUND = 3  # steps before and after a step, between which the fall of the loss is measured
+FALLS = 0.99  # of the first loss: a lowest loss above it is noise
+DIVERGED = 4.0  # the test ends at a loss that is so many times the lowest one
+FREE = ("search", "train.epochs", "optim.lr")  # with `resume.FREE`: keys that do not change the outcome
 
 
 class Point(NamedTuple):
@@ -39,8 +39,8 @@ class Point(NamedTuple):
     loss: float
 
 
-def asked(config: Config, fingerprint: str) -> dict[str, Any]:
-    """All that the outcome depends on, the data's fingerprint among it."""
+def inputs(config: Config, fingerprint: str) -> dict[str, Any]:
+    """Everything that the outcome depends on: settings, and the fingerprint of the data."""
     settings = flatten(config.model_dump(mode="json"))
     free = (*resume.FREE, *FREE)
     return {**{k: v for k, v in settings.items() if not within(k, free)}, "fingerprint": fingerprint}
@@ -49,8 +49,8 @@ def asked(config: Config, fingerprint: str) -> dict[str, Any]:
 def choose(points: Sequence[Point]) -> float | None:
     """The rate at which the loss falls fastest, in two digits; None where it did not fall.
 
-    Since that is hard to say of some noisy steps, it is at least a tenth and at most a third of the rate of
-    the lowest loss, at which training is about to break up.
+    Noise can put that anywhere, so the rate is at least a tenth and at most a third of the rate of the lowest
+    loss, above which training diverges.
     """
     if not points:
         return None
@@ -63,16 +63,17 @@ def choose(points: Sequence[Point]) -> float | None:
 
 
 class _Rising(Candidate):
-    """A candidate whose rate rises with the steps."""
+    """A candidate whose learning rate rises with each step."""
 
     def lr(self, step: int) -> float:
         return self.optim.lr * float((HIGH / LOW) ** (step / (STEPS - 1)))
 
 
-def measure(config: Config, model: Model, tell: Callable[[int, int], None]) -> list[Point]:
-    """Train a model, which is spoilt by it, at rising rates; the same points for the same seed.
+def measure(config: Config, model: Model, progress: Callable[[int, int], None]) -> list[Point]:
+    """Train a model, which is useless afterwards, at rising rates; the same points for the same seed.
 
-    ``config``: as training has it but for the rate; ``tell``: is told steps done, and of how many.
+    ``config``: that of the training, apart from the rate; ``progress``: called with steps done, and of how
+    many.
     """
     torch.set_flush_denormal(True)  # as in training
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -92,7 +93,7 @@ def measure(config: Config, model: Model, tell: Callable[[int, int], None]) -> l
     points: list[Point] = []
     mean, lowest_loss = 0.0, math.inf
     for step in range(STEPS):
-        # What the first worker will see: a batch of all of them may be more than one device has room for.
+        # The first worker's part of the batch: the whole one may not fit onto one device.
         rows = order.local_batch(step, 0)
         if not len(rows):
             rows = order.global_batch(step)[:1]
@@ -105,6 +106,6 @@ def measure(config: Config, model: Model, tell: Callable[[int, int], None]) -> l
         if not math.isfinite(loss) or smooth > DIVERGED * lowest_loss:
             break
         points.append(Point(candidate.lr(step), smooth))
-        tell(step + 1, STEPS)
-    tell(STEPS, STEPS)
+        progress(step + 1, STEPS)
+    progress(STEPS, STEPS)
     return points

@@ -1,4 +1,4 @@
-"""Names of the files in a run's folder, with who writes each."""
+"""Names of the files in a run's folder, and the module that writes each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from tlray import storage
 from tlray.bundle.files import BEST as BEST
 from tlray.bundle.files import MANIFEST
 
-CONFIG = "config.json"  # the configuration as training takes it, without an "auto"; by whoever begins the run
+CONFIG = "config.json"  # the resolved configuration, without an "auto"; fit.py, search/
 BEST_MANIFEST = f"{BEST}/{MANIFEST}"  # of the bundle of the best epoch, or of a search's winner
 CHECKPOINTS = "checkpoints"  # a folder for each checkpoint; checkpoint.py
-METRICS = "metrics.json"  # the epochs so far, and where the time went; run.py
-HEAD = "head.safetensors"  # of the best epoch, where a search trains deeper from it; run.py
-ERROR = "error.txt"  # the traceback behind the one line that was shown; fit.py, loop.py
-REFUSED = "refused.json"  # a mistake of the user that a worker met, no reason to try again; fit.py
+METRICS = "metrics.json"  # the epochs so far, and the time of each stage; run.py
+HEAD = "head.safetensors"  # of the best epoch, for deeper trials of a search to start from; run.py
+ERROR = "error.txt"  # the traceback of an error that was shown in one line; fit.py, run.py
+REFUSED = "refused.json"  # a user's mistake found in a worker, which Ray must not start again; fit.py
 TRIALS = "trials.json"  # all trials of a search; search/trial_log.py
 TRIAL_FOLDERS = "trials"  # a run's folder for each of them
 EVALUATION = "evaluation.json"  # the winner on the validation split; api.py

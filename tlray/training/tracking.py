@@ -1,4 +1,4 @@
-"""Metrics of a run to TensorBoard event files and, by a setting, to MLflow: one `Tracker`, on rank 0."""
+"""Metrics of a run for TensorBoard and, by a setting, for MLflow: one `Tracker`, on rank 0."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ _MAX_PARAM = 500  # characters that MLflow keeps of a value
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError where a tracker that the settings ask for is not installed. Starts nothing."""
+    """Raise ConfigError where the settings ask for a tracker that is not installed. Starts nothing."""
     if config.track.mlflow is not None:
         _mlflow(config.track.mlflow)
 
 
 class Tracker:
-    """Writes one record after another; raises ConfigError where MLflow is wanted and not there.
+    """Writes one record after another. Raises ConfigError where MLflow is asked for and does not answer.
 
-    Tracking is not the work: a store that fails later is warned about once and left out.
+    A tracker that fails later does not stop the run: one warning is logged, and the tracker is left out.
     """
 
     def __init__(self, run_uri: str, config: Config) -> None:
         self._run_uri, self._config = run_uri, config
         self._board: Any = None
-        self._stage: str | None = None  # object storage takes whole files: events are staged and put again
+        # Object storage takes whole files only: events are written to this folder and uploaded each time.
+        self._stage: str | None = None
         self._mlflow: Any = None
         self._mlflow_run = ""
         if config.track.mlflow is not None:
             self._start_mlflow(config.track.mlflow)
 
     def log(self, record: dict[str, Any], step: int) -> None:
-        """Add the numbers of a record at an optimiser step; whatever is no finite number is passed over."""
+        """Add the finite numbers of a record at an optimiser step."""
         numbers = {key: number for key, value in record.items() if (number := finite(value)) is not None}
         if self._config.track.tensorboard:
             self._to_board(numbers, step)
@@ -50,7 +51,7 @@ class Tracker:
             self._to_mlflow(numbers, step)
 
     def close(self) -> None:
-        """Flush and end; calling it twice does no harm."""
+        """Write what is left, and end; a second call does nothing."""
         if self._board is not None:
             self._board.close()
             self._put()
@@ -74,8 +75,8 @@ class Tracker:
                 folder = storage.open_fs(target)[1]
             else:
                 folder = self._stage = tempfile.mkdtemp(prefix="tlray-tensorboard-")
-            # A run that goes on from a checkpoint does some steps again: what was told of them is void.
-            # The suffix keeps two starts within a second from writing one file.
+            # A run that continues from a checkpoint repeats some steps: their old events are purged.
+            # The suffix gives two starts within one second files of their own.
             self._board = SummaryWriter(folder, purge_step=step, filename_suffix=f".{time.time_ns()}")
         for key, value in numbers.items():
             self._board.add_scalar(key.replace("val_", "validation/", 1), value, step)
@@ -92,19 +93,19 @@ class Tracker:
 
     def _start_mlflow(self, uri: str) -> None:
         client = _mlflow(uri).MlflowClient(tracking_uri=uri)
-        known = storage.join(self._run_uri, rundir.MLFLOW)
+        id_file = storage.join(self._run_uri, rundir.MLFLOW)
         try:
-            if storage.exists(known):
-                self._mlflow_run = storage.read_json(known)["run_id"]
+            if storage.exists(id_file):
+                self._mlflow_run = storage.read_json(id_file)["run_id"]
                 client.update_run(self._mlflow_run, status="RUNNING")
             else:
-                found = client.get_experiment_by_name("tlray")
-                number = found.experiment_id if found else client.create_experiment("tlray")
-                run = client.create_run(number, run_name=self._config.name)
+                experiment = client.get_experiment_by_name("tlray")
+                id_ = experiment.experiment_id if experiment else client.create_experiment("tlray")
+                run = client.create_run(id_, run_name=self._config.name)
                 self._mlflow_run = run.info.run_id
                 for key, value in flatten(self._config.model_dump(mode="json")).items():
                     client.log_param(self._mlflow_run, key, str(value)[:_MAX_PARAM])
-                storage.write_json(known, {"run_id": self._mlflow_run})
+                storage.write_json(id_file, {"run_id": self._mlflow_run})
         except TlrayError:
             raise
         except Exception as error:

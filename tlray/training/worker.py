@@ -1,4 +1,4 @@
-"""The processes that train together, and what they tell each other."""
+"""The processes that train together, and how they exchange values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Worker(Protocol):
     threads: int
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, by rank, on every rank: a barrier."""
+        """The values of all ranks, in their order; every rank has to call it, and waits for the others."""
         ...
 
 
 @dataclass
 class LocalWorker:
-    """A process that trains alone."""
+    """The only process of a training."""
 
     threads: int
     rank: int = 0
