@@ -197,6 +197,21 @@ def test_only_storage_makes_filesystems() -> None:
     assert wrong == []
 
 
+def test_timm_and_optimisers_come_without_the_compiler() -> None:
+    """torch._dynamo takes 5 s to import; `tlray.models.eager` does without it."""
+    wrong = []
+    for path, tree in parsed():
+        if dotted(path) == ["tlray", "models", "eager"]:
+            continue
+        for name, line in imports(tree, path):
+            if name.split(".")[0] == "timm" or below(name, ["torch.optim", "torch._dynamo"]):
+                wrong.append(f"{where(path, line)} imports {name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.optim."):
+                wrong.append(f"{where(path, node.lineno)} calls {ast.unparse(node.func)}")
+    assert wrong == []
+
+
 def test_no_pickle_is_ever_loaded() -> None:
     unsafe = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     wrong = []
