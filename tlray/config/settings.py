@@ -80,7 +80,7 @@ class Augmentation(Strict):
     contrast: Share = 0.2
     saturation: Share = 0.2
     erase: Share = 0.0  # how often a random rectangle is erased; not with boxes or masks
-    # Each task accepts those of the next four that its labels can follow (`Task.supported_augmentations`); see mixing.py.
+    # Each task accepts those of the next four that its labels can follow: `Task.supported_augmentations`.
     mixup: NonNegative = 0.0  # alpha of Beta(alpha, alpha), which draws another picture's share; 0: none
     cutmix: NonNegative = 0.0  # the same for a rectangle of another picture; both set: each at even odds
     mosaic: Share = 0.0  # share of the pictures that are made of four, with crops of their own
