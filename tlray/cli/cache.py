@@ -28,7 +28,7 @@ def add(app: typer.Typer) -> None:
 def ls(cache: Cache = "cache", json: Json = False) -> None:
     """List the entries, the longest unused first."""
     with output(json) as out:
-        from tlray.cli.progress import table
+        from tlray.observer.display import table
         from tlray.search.feature_cache import FeatureCache
 
         found = FeatureCache(cache).ls()

@@ -149,7 +149,7 @@ def rank(
     """Compare pretrained backbones, and their depths, on your pictures in minutes; trains nothing."""
     with output(json) as out:
         from tlray import api, config
-        from tlray.cli.progress import table
+        from tlray.observer.display import table
 
         settings = config.load(recipe, overrides or [])
         with out.watch() as show, show.step(f"Rank on {settings.data.uri}", quiet_start=True):
@@ -207,7 +207,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 def trials_table(found: dict[str, Any]) -> str:
     """All that a search compares, best first; ``*``: the winner, ``≈``: one of its equals."""
-    from tlray.cli.progress import duration, settings, table
+    from tlray.observer.display import duration, settings, table
     from tlray.report.run_files import contenders
 
     goal, trials = found.get("goal", {}), contenders(found)
@@ -234,7 +234,7 @@ def trials_table(found: dict[str, Any]) -> str:
 
 def plans_table(plans: list[dict[str, Any]]) -> str:
     """What groups of trials cost by depth, predicted and, afterwards, measured."""
-    from tlray.cli.progress import duration, table
+    from tlray.observer.display import duration, table
     from tlray.search.cost import columns
 
     lines = []

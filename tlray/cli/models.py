@@ -199,8 +199,8 @@ def models(models: Models = "models", json: Json = False) -> None:
     """List the registry."""
     with output(json) as out:
         from tlray.bundle import registry
-        from tlray.cli.progress import table
         from tlray.errors import spelling_hint
+        from tlray.observer.display import table
 
         found = registry.list_models(models)
         out.result = {

@@ -31,10 +31,10 @@ class Output:
             print(text, flush=True)
 
     def watch(self, num_steps: int = 0) -> Any:
-        """A `tlray.cli.progress.Display`: on stdout, with --json on stderr."""
+        """A `tlray.observer.display.Display`: on stdout, with --json on stderr."""
         from rich.console import Console
 
-        from tlray.cli.progress import Display
+        from tlray.observer.display import Display
 
         return Display(Console(stderr=self.as_json, highlight=False), num_steps)
 

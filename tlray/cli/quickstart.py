@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tlray import api, runtime, storage
-from tlray.cli.progress import Display, duration
 from tlray.config import Config, parse
 from tlray.data.schema import IMAGE, LABEL
 from tlray.errors import DataError, RunError, spelling_hint
+from tlray.observer.display import Display, duration
 from tlray.storage import targets
 
 STEPS = ("Sample", "Ingest", "Search", "Evaluate", "Promote", "Serve")

@@ -35,6 +35,7 @@ from tlray.data.schema import Row
 from tlray.errors import DataError, PictureError, RunError, StorageError, TlrayError
 from tlray.inference.inputs import Inputs
 from tlray.ingestion import writer
+from tlray.observer import Progress
 from tlray.tasks.base import Prediction
 
 PLAN = "plan.json"  # lies in an unfinished target; the manifest takes its place
@@ -45,7 +46,6 @@ PREDICTIONS = "predictions.json"  # manifest of what `predict` leaves
 _CACHE_MB = 64  # rows are read in order: more than the row group at hand is of no use
 
 Apply = Callable[[torch.Tensor, list[Geometry]], pa.Table]
-Progress = Callable[[str, int, int], None]
 
 
 class Work(Protocol):

@@ -22,6 +22,7 @@ from tlray.inference.inputs import Inputs
 from tlray.inference.neighbors import EMBEDDINGS
 from tlray.models import weights as origins
 from tlray.models.backbone import Backbone
+from tlray.observer import Progress
 
 RGB = tuple[float, float, float]
 
@@ -122,7 +123,7 @@ def embed(
     source: Inputs,
     out: str,
     stage: str | None = None,
-    progress: batch.Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Embeddings of every picture at ``out``; the manifest, with rows and seconds of this call.
 

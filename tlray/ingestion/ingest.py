@@ -30,12 +30,10 @@ from tlray.ingestion import boxes, given, mask_codes, plan, preflight, preview, 
 from tlray.ingestion.findings import SHOWN, Finding
 from tlray.ingestion.formats.base import STATED
 from tlray.ingestion.survey import survey
+from tlray.observer import Progress
 from tlray.storage import targets
 
 PREVIEW = "preview.html"  # in the data set's folder
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total): stages "list", "inspect", "write"."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,7 @@ def ingest(
     case, width, separators or the form of a number alone. ``one_class``: a single class is meant, which
     otherwise is taken for a layout that was not understood. Raises DataError for an unusable source, more
     than ``max_bad_share`` unusable pictures, or (``strict``) any error or warning of the report.
+    ``progress`` is told of the stages "list", "inspect" and "write".
     """
     tell = progress or (lambda stage, done, total: None)
     _check(source, target, max_side, validation, test, seed, max_bad_share)

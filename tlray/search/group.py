@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ import ray
 from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import RunError, TlrayError
+from tlray.observer import Emit
 from tlray.search.cost import CostPlan, measure
 from tlray.search.features import PrefixBatches
 from tlray.search.halving import SuccessiveHalving
@@ -34,7 +35,6 @@ from tlray.training.worker import LocalWorker, Worker
 
 log = logging.getLogger(__name__)
 
-Emit = Callable[[dict[str, Any]], None]
 
 
 class Group:

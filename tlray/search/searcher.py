@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tlray.config import Config
+from tlray.observer import Emit
 from tlray.search import extend
 from tlray.search.probe import start
 from tlray.search.probe_first import ProbeFirst
@@ -35,7 +35,7 @@ class TrialSearcher(Searcher):
         config: Config,
         space: Space,
         table: TrialLog,
-        tell: Callable[[dict[str, Any]], None] = lambda event: None,
+        tell: Emit = lambda event: None,
     ) -> None:
         """``tell`` gets a ``note`` and ``search_more`` where the space grows, see extend.py."""
         super().__init__(metric=SCORE, mode=table.goal.direction)

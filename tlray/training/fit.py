@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -22,6 +22,7 @@ from tlray.config import Config, parse
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
 from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
+from tlray.observer import Emit
 from tlray.tasks.base import TIE, Task
 from tlray.training import defaults, range_test, resume
 from tlray.training.build import initial_model
@@ -29,8 +30,6 @@ from tlray.training.loop import epochs
 from tlray.training.rundir import BEST, CONFIG, ERROR, METRICS, REFUSED
 
 log = logging.getLogger(__name__)
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 class Member:

@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -27,14 +26,13 @@ from tlray.data.sampler import Order, share
 from tlray.data.schema import IMAGE, Row
 from tlray.errors import StorageError
 from tlray.inference.judging import Evaluation, SplitEvaluation
+from tlray.observer import Emit
 from tlray.training import checkpoint, rundir
 from tlray.training.average import NO_AVERAGE, Outcome, Weights
 from tlray.training.batches import BatchSource, RenderedBatches
 from tlray.training.build import copy_model, initial_model, start_key
 from tlray.training.run import Record, Run
 from tlray.training.worker import Worker
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 def epochs(config: Config, worker: Worker, emit: Emit) -> Iterator[Record]:
