@@ -72,7 +72,7 @@ class Embedder:
     @classmethod
     def backbone(cls, name: str, weights: str | None, size: int | None = None) -> Embedder:
         """A bare backbone; its weights are those that come with it where none are named."""
-        chosen = weights or ("builtin" if name in origins.BUILTIN else "timm")
+        chosen = weights or origins.default(name)
         if chosen.endswith(".safetensors") and not chosen.startswith("hf-hub:"):
             chosen = storage.absolute(chosen)
         return cls(name, chosen, size)

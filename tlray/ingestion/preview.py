@@ -43,7 +43,7 @@ def render(
     page = b""
     for side, quality in _SIZES:
         shown = {
-            split: [_shot(row, task, kinds, names, side, quality) for row in there]
+            split: [shot(row, task, kinds, names, side, quality) for row in there]
             for split, there in rows.items()
         }
         page = template.render(
@@ -90,7 +90,7 @@ def _classes(row: Mapping[str, Any], kinds: Mapping[str, schema.Kind]) -> set[in
     return set()
 
 
-def _shot(
+def shot(
     row: dict[str, Any],
     task: Any,
     kinds: Mapping[str, schema.Kind],

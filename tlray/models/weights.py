@@ -54,6 +54,11 @@ BUILTIN = {
 }
 
 
+def default(name: str) -> str:
+    """``model.weights`` for the pretrained weights that come with a backbone."""
+    return "builtin" if name in BUILTIN else "timm"
+
+
 class Origin(NamedTuple):
     """Where weights come from: their name in the configuration, a kind, a URI, timm's description."""
 

@@ -21,7 +21,7 @@ from tlray.bundle.bundle import Model
 from tlray.config import Config, parse
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
-from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
+from tlray.errors import DataError, RunError, StorageError, TlrayError
 from tlray.observer import Emit
 from tlray.tasks.base import TIE, Task
 from tlray.training import defaults, range_test, resume
@@ -120,13 +120,10 @@ def check(config: Config) -> Model:
 
     Of a configuration that is `settled`. Raises TlrayError.
     """
-    if not config.data.uri:
-        raise ConfigError(
-            "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
-        )
+    uri = config.data.required_uri()
     task = tasks.load(config.task)
     tasks.check_augment(task, config.augment)
-    data = Dataset.open(config.data.uri)
+    data = Dataset.open(uri)
     labels = tasks.labels_of(task, data)
     for key in ("train_split", "validation_split"):
         split = getattr(config.data, key)
