@@ -67,6 +67,16 @@ def test_help_is_instant_and_names_every_verb(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
+def test_the_help_of_ingest_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    from tlray.ingestion import formats
+
+    assert cli.run(["ingest", "--help"]) == 0
+    text = capsys.readouterr().out
+    said = text[text.index("--format") : text.index("--task")]
+    readable = set(formats.names()) - {"refused", "unsupported"}  # the module that knows what is not read
+    assert [name for name in ["auto", *readable] if not re.search(rf"\b{name}\b", said)] == []
+
+
 def test_a_mistake_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
     done = tlray("train", RECIPE, "optim.lr=-0.1", "--json", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
