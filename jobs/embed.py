@@ -1,4 +1,4 @@
-"""Embeddings of a data set as Parquet: `ray job submit ... -- python jobs/embed.py MODEL DATA OUT`."""
+"""Embed a data set into Parquet: `ray job submit ... -- python jobs/embed.py MODEL DATA OUT`."""
 
 import sys
 

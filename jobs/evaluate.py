@@ -1,4 +1,4 @@
-"""Score a bundle: `ray job submit ... -- python jobs/evaluate.py BUNDLE DATA --split test`."""
+"""Evaluate a bundle on a split: `ray job submit ... -- python jobs/evaluate.py BUNDLE DATA --split test`."""
 
 import sys
 

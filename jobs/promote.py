@@ -1,4 +1,4 @@
-"""Make a result name@version: `ray job submit ... -- python jobs/promote.py RUN|BUNDLE NAME`."""
+"""Put a model into the registry: `ray job submit ... -- python jobs/promote.py RUN|BUNDLE NAME`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Backbones and depths compared on your pictures: `ray job submit ... -- python jobs/rank.py CONFIG`."""
+"""Compare backbones and their stages on your pictures: `ray job submit ... -- python jobs/rank.py CONFIG`."""
 
 import sys
 

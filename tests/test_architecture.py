@@ -29,7 +29,7 @@ FLOORS = [
     ["cli"],
 ]
 LEVEL = {name: level for level, rooms in enumerate(FLOORS) for name in rooms}
-MOST_ARROWS = 90  # of one room to another; a new one has to be worth raising this
+MOST_ARROWS = 100  # of one room to another; a new one has to be worth raising this
 # Forbidden although the order would allow it: serving sees the bundle and what lies below, never where
 # models come from.
 APART = {"serving": ("tlray.ingestion", "tlray.data.loader", "tlray.data.synthetic")}
@@ -165,7 +165,9 @@ def test_no_module_imports_a_job() -> None:
 def test_the_package_itself_imports_nothing_of_ours() -> None:
     path = PACKAGE / "__init__.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert [name for name, _ in imports(tree, path) if name.startswith("tlray")] == []
+    typing = type_only(tree)
+    loaded = [name for name, line in imports(tree, path) if line not in typing]
+    assert [name for name in loaded if name.startswith("tlray")] == []
 
 
 def test_ray_stays_in_its_rooms() -> None:

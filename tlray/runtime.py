@@ -72,6 +72,11 @@ def prepare(verbose: bool = False) -> None:
         os.environ.setdefault(name, value)
     if not verbose:
         warnings.filterwarnings("ignore", module=r"(ray|torch|timm)\b")
+        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in notebooks
+    _set_levels(verbose)
+
+
+def _set_levels(verbose: bool) -> None:
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
@@ -110,6 +115,7 @@ def _connect(verbose: bool) -> None:
         # The dashboard is on: without its State API a stopped trial's resources are never freed, and a
         # search hangs (github.com/ray-project/ray/issues/54305).
         settings |= {"address": "local", "num_cpus": 2 * cores(), "include_dashboard": True}
+    _set_levels(verbose)  # `import ray` sets its own, and again when modules are imported by `init`
     try:
         ray.init(**settings)
     except ConnectionError as error:
@@ -120,8 +126,7 @@ def _connect(verbose: bool) -> None:
     except Exception as error:  # Ray's own words for "it took too long" are a plain Exception
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"Ray did not start: {first[:200]}") from error
-    for name in LOGGERS:  # Ray's modules set their own levels as they are imported
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    _set_levels(verbose)
 
 
 def disconnect() -> None:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from tlray import cli, errors
-from tlray.cli import progress
 from tlray.errors import DataError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +65,16 @@ def test_help_is_instant_and_names_every_verb(tmp_path: Path) -> None:
     assert min(times) < 1  # 0.25 s on an idle machine
     code = "import sys, tlray.cli; assert not {'ray', 'torch', 'pyarrow', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_help_of_ingest_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    from tlray.ingestion import formats
+
+    assert cli.run(["ingest", "--help"]) == 0
+    text = capsys.readouterr().out
+    said = text[text.index("--format") : text.index("--task")]
+    readable = set(formats.names()) - {"refused", "unsupported"}  # the module that knows what is not read
+    assert [name for name in ["auto", *readable] if not re.search(rf"\b{name}\b", said)] == []
 
 
 def test_a_mistake_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
@@ -366,55 +372,3 @@ def test_what_a_task_of_ray_raised_is_told(
     assert "in work" in whole
     fail_with(raised(DataError("cat/4.png: is a dog")), monkeypatch)
     assert mistake(capfd, "report", "x") == "tlray: cat/4.png: is a dog"
-
-
-def shown(act: Callable[[progress.Display], None], **settings: Any) -> list[str]:
-    stream = io.StringIO()
-    with progress.Display(Console(file=stream, width=100), **settings) as display:
-        act(display)
-    return [line.rstrip() for line in stream.getvalue().splitlines()]
-
-
-def test_plain_lines_tell_steps_epochs_and_trials() -> None:
-    def act(display: progress.Display) -> None:
-        with display.step("Ingest"):
-            display.progress("inspect", 5, 10)
-            display.progress("inspect", 10, 10)
-        with display.step("Search"):
-            display.event({"kind": "search_start", "trials": 2})
-            params = {"model.freeze": "all", "optim.lr": 0.003}
-            display.event({"kind": "trial_start", "id": "a", "params": params, "epochs": 4})
-            display.event({"kind": "trial_epoch", "id": "a", "epoch": 4, "goal": 0.5})
-            end = {"status": "finished", "best": 0.5, "epochs": 4, "seconds": 65, "params": params}
-            display.event({"kind": "trial_end", "id": "a", "goal_name": "accuracy", **end})
-            display.event({"kind": "search_more", "trials": 1})
-            end = {**end, "id": "b", "goal_name": "accuracy"}
-            display.event({"kind": "trial_end", **end})
-            display.event({"kind": "nothing known"})
-        display.event({"kind": "range_test", "done": 60, "of": 60})
-        display.event({"kind": "start", "run": "r", "step": 30, "steps": 60})
-        record = {"epoch": 3, "epochs": 6, "train_loss": 0.25, "goal": 0.75, "goal_name": "accuracy"}
-        display.event({"kind": "epoch", "run": "r", **record, "seconds": 9})
-
-    lines = shown(act, num_steps=2)
-    assert lines[0] == "[1/2] Ingest" and lines[3] == "[2/2] Search"
-    assert lines[1].startswith("      inspect: 10 in")
-    assert lines[4] == "      2 trials, 1 at a time"
-    assert " ".join(lines[5].split()).startswith(
-        "1/2 freeze=all lr=0.003 accuracy 0.5000 4 epochs 1:05 min finished"
-    )
-    assert " ".join(lines[6].split()).startswith("2/3 freeze=all")
-    assert lines[-3].startswith("      range test: 60 in")
-    assert lines[-2:] == [
-        "      goes on at step 30 of 60",
-        "      epoch 3/6  loss 0.2500  accuracy 0.7500  9 s",
-    ]
-
-
-def test_a_bar_knows_how_long_still() -> None:
-    bar = progress.Bar("train", done=60, total=100, first=20)
-    bar.began -= 20
-    left = bar.left_s()
-    assert left == pytest.approx(20, abs=1)  # 40 in 20 s, 40 to go
-    assert progress.Bar("train", done=20, total=100, first=20).left_s() is None
-    assert [progress.duration(s) for s in (7.6, 125, 4200)] == ["8 s", "2:05 min", "1:10 h"]

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from tlray import tasks
 from tlray.bundle.bundle import Model
-from tlray.cli.progress import probe_line
 from tlray.config import Config, parse
 from tlray.models.backbone import Backbone, Features
+from tlray.observer.display import probe_line
 from tlray.search import probe
 from tlray.search.probe import Labels, Linear, drawn, fit, held_out
 from tlray.training.build import build_model

@@ -1,7 +1,7 @@
-"""The command line: a verb is parsed, checked and becomes one call. `jobs/` and `tlray` both enter at `main`.
+"""The command line: each verb parses its options and makes one call. `tlray` and `jobs/` both call `main`.
 
-Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours or of the machine;
-130 interrupted. Nothing slow is imported here: `tlray --help` answers at once.
+Exit codes: 0 done; 2 a mistake of the user, one line on stderr; 1 a fault of tlray or the machine;
+130 interrupted. Nothing slow is imported here, so that `tlray --help` answers at once.
 """
 
 from __future__ import annotations
@@ -57,24 +57,24 @@ cache.add(app)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a verb. Comes back after success, raises SystemExit(code) else."""
+    """Run a verb; returns after success and raises SystemExit(code) otherwise."""
     code = run(list(sys.argv[1:] if argv is None else argv))
     if code:
         raise SystemExit(code)
 
 
 def run(argv: list[str]) -> int:
-    """Run a verb and give its exit code."""
+    """Run a verb and return its exit code."""
     argv, verbose = _hoist(argv)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        # `ray job stop`, systemd and Kubernetes ask by SIGTERM: end as after Ctrl-C, with clean-up.
+        # `ray job stop`, systemd and Kubernetes send SIGTERM: clean up and end as after Ctrl-C.
         signal.signal(signal.SIGTERM, _interrupt)
     except ValueError:
         before = None  # not the main thread
     try:
         done = typer.main.get_command(app).main(argv, prog_name="tlray", standalone_mode=False)
-        if done == INTERRUPTED:  # typer swallows Ctrl-C and says so only by this
+        if done == INTERRUPTED:  # typer catches Ctrl-C and reports it only by this code
             return _fail(None, INTERRUPTED, "interrupted", verbose)
         return done if isinstance(done, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -82,7 +82,7 @@ def run(argv: list[str]) -> int:
     except SystemExit:  # how Ray Train's own handler of Ctrl-C ends a run
         return _fail(None, INTERRUPTED, "interrupted", verbose)
     except BrokenPipeError:
-        return 1  # whoever read stdout has gone
+        return 1  # the reader of stdout has ended
     except Exception as error:
         if isinstance(error, _USAGE):
             return _usage(error)
@@ -94,7 +94,7 @@ def run(argv: list[str]) -> int:
             signal.signal(signal.SIGTERM, before)
 
 
-# typer >= 0.2x carries its own copy of click, older ones use click: ask typer which class it is.
+# New versions of typer contain a copy of click, older ones use click itself: this finds the class in both.
 _USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
@@ -119,7 +119,7 @@ def _fail(error: BaseException | None, code: int, said: str, verbose: bool) -> i
 
 
 def _hoist(argv: list[str]) -> tuple[list[str], bool]:
-    """Let -v stand anywhere, as people put it."""
+    """Accept -v at any place."""
     end = argv.index("--") if "--" in argv else len(argv)
     flags = ("-v", "--verbose")
     rest = [item for item in argv[:end] if item not in flags] + argv[end:]

@@ -1,4 +1,4 @@
-"""The verb of the prefix store: cache ls, rm, gc."""
+"""The verb for kept features: cache ls, rm, gc."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlray.cli.output import Json, output
 if TYPE_CHECKING:
     from tlray.search.feature_cache import Entry
 
-Cache = Annotated[str, typer.Option("--cache", help="The store: a folder or s3:// URI.")]
+Cache = Annotated[str, typer.Option("--cache", help="Where features are kept: a folder or s3:// URI.")]
 MB = 2**20
 
 
@@ -22,17 +22,19 @@ def add(app: typer.Typer) -> None:
     cache = typer.Typer(no_args_is_help=True)
     for verb in (ls, rm, gc):
         cache.command()(verb)
-    app.add_typer(cache, name="cache", help="What searches keep of frozen prefixes: list it, remove it.")
+    app.add_typer(cache, name="cache", help="List and remove the features that searches keep.")
 
 
 def ls(cache: Cache = "cache", json: Json = False) -> None:
-    """List the entries, the longest unused first."""
+    """List the entries, those unused longest first."""
     with output(json) as out:
-        from tlray.cli.progress import table
+        from tlray.observer.display import table
         from tlray.search.feature_cache import FeatureCache
 
-        found = FeatureCache(cache).ls()
-        out.result = {"cache": cache, "entries": [_facts(entry) for entry in found], "bytes": _bytes(found)}
+        entries = FeatureCache(cache).ls()
+        out.result = {
+            "cache": cache, "entries": [_facts(entry) for entry in entries], "bytes": _bytes(entries),
+        }  # fmt: skip
         headings = ["digest", "split", "backbone", "outputs", "type", "rows", "MB", "max error", "used"]
         rows = [
             [
@@ -41,17 +43,19 @@ def ls(cache: Cache = "cache", json: Json = False) -> None:
                 f"{max(entry.max_error.values()):.1e}",
                 datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M"),
             ]
-            for entry in found
+            for entry in entries
         ]  # fmt: skip
         out.say(table(headings, rows) if rows else f"{cache}: empty")
 
 
 def rm(
-    digests: Annotated[list[str], typer.Argument(metavar="DIGEST...", help="Whole, or how they begin.")],
+    digests: Annotated[
+        list[str], typer.Argument(metavar="DIGEST...", help="Digests, whole or their first characters.")
+    ],
     cache: Cache = "cache",
     json: Json = False,
 ) -> None:
-    """Remove entries; readers keep what they have open."""
+    """Remove entries; processes that read one at the moment can finish."""
     with output(json) as out:
         from tlray.search.feature_cache import FeatureCache
 
@@ -62,17 +66,18 @@ def rm(
 
 def gc(
     limit_mb: Annotated[
-        int | None, typer.Option(min=0, help="Evict the longest unused until the rest fits; else leftovers.")
+        int | None,
+        typer.Option(min=0, help="Also remove entries, those unused longest first, until this size is met."),
     ] = None,
     cache: Cache = "cache",
     json: Json = False,
 ) -> None:
-    """Remove leftovers; --limit-mb: entries, too."""
+    """Remove what interrupted searches left; with --limit-mb whole entries, too."""
     with output(json) as out:
         from tlray.search.feature_cache import FeatureCache
 
-        store = FeatureCache(cache)
-        leftovers, gone = store.sweep(), store.gc(limit_mb)
+        features = FeatureCache(cache)
+        leftovers, gone = features.sweep(), features.gc(limit_mb)
         out.result = {
             "cache": cache, "removed": [_facts(entry) for entry in gone], "bytes": _bytes(gone),
             "leftovers": leftovers,

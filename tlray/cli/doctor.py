@@ -25,7 +25,7 @@ ENDPOINT_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Check:
-    """One fact. ``ok`` None: neither good nor bad; ``required``: nothing works without."""
+    """One fact. ``ok`` None: neither good nor bad; ``required``: nothing works without it."""
 
     name: str
     value: str
@@ -38,16 +38,16 @@ class Check:
 
 
 def examine(verbose: bool = False) -> list[Check]:
-    """Look at everything; never raises for what it finds. Joins a cluster, starts none."""
+    """Check everything; a problem is a `Check`, never an exception. Joins a cluster but starts none."""
     return [*_software(), *_machine(), *_gpus(), *_cluster(verbose), *_storage()]
 
 
-def to_text(found: list[Check]) -> str:
-    """One line a fact, what is missing marked and said again at the end."""
+def to_text(checks: list[Check]) -> str:
+    """One line for each fact; the missing ones are marked, and explained at the end."""
     marks = {True: "ok", False: "!!", None: "  "}
-    width = max(len(f.name) for f in found)
-    lines = [f"{marks[f.ok]}  {f.name:<{width}}  {f.value}" for f in found]
-    hints = [f"{f.name}: {f.hint}" for f in found if f.ok is False]
+    width = max(len(check.name) for check in checks)
+    lines = [f"{marks[check.ok]}  {check.name:<{width}}  {check.value}" for check in checks]
+    hints = [f"{check.name}: {check.hint}" for check in checks if check.ok is False]
     return "\n".join([*lines, "", *(hints or ["nothing is missing"])])
 
 
@@ -100,7 +100,7 @@ def _machine() -> list[Check]:
 
 
 def _memory_gib() -> float | None:
-    """What this process may use: the machine's, or its container's limit."""
+    """Memory that this process may use: that of the machine, or the limit of its container."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -122,7 +122,7 @@ def _gpus() -> list[Check]:
     if not said:
         return [Check("GPUs", "none: training runs on the CPU")]
     facts = [Check(f"GPU {n}", line.strip()) for n, line in enumerate(said.splitlines())]
-    import torch  # takes seconds; only where there is something to ask it
+    import torch  # takes seconds, so only on machines with a GPU
 
     usable = torch.cuda.is_available()
     hint = "torch cannot use the GPUs: driver and torch's CUDA version do not go together"
@@ -146,7 +146,7 @@ def _cluster(verbose: bool) -> list[Check]:
 
 
 def _storage() -> list[Check]:
-    """Whether object storage answers, where the environment says that it is used. Shows no credentials."""
+    """Whether object storage answers, if the environment has settings for it. Shows no credentials."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_REGION")
     if not any(os.environ.get(name) for name in names):
         return [Check("object storage", "not set up (no AWS_* variables): s3:// URIs need them")]
@@ -163,7 +163,7 @@ def _storage() -> list[Check]:
     try:
         urllib.request.urlopen(endpoint, timeout=ENDPOINT_TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        pass  # it answers; that it wants to know who asks is well
+        pass  # it answers; that it demands credentials is fine
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return [Check("object storage", shown, False, f"{shown} does not answer: {reason}")]

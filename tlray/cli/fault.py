@@ -1,4 +1,4 @@
-"""An error that nobody expected: one line for the screen, the whole traceback in a file."""
+"""An unexpected error: one line on the screen, the whole traceback in a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _WHOLE = "a fault of tlray's or of the machine; the whole traceback is"
 
 
 def origin(error: BaseException) -> BaseException:
-    """What was raised first, where Ray wraps what a task or an actor raised."""
+    """The original exception of a task or an actor, which Ray wraps in its own."""
     while type(error).__module__.split(".")[0] == "ray":
-        # Ray Data raises its own kinds from the task's error, which holds what the task raised.
+        # Ray Data raises its own exception from that of the task, whose `cause` is the original one.
         inner = getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException):
             break
@@ -26,10 +26,10 @@ def origin(error: BaseException) -> BaseException:
 
 
 def line(error: BaseException, argv: Sequence[str]) -> str:
-    """What happened, where, and the file in which the whole traceback lies; written now."""
+    """One line on what happened and where; writes the traceback to a file, which the line names."""
     first = origin(error)
     said = [text for text in str(first).strip().splitlines() if text.strip()] or [""]
-    # Of what Ray could not unpickle there is the text of a traceback, whose last line says what it was.
+    # For an exception that Ray could not unpickle, the text is its traceback; the last line is the message.
     what = said[-1 if type(first).__module__.split(".")[0] == "ray" else 0].strip()[:300]
     notes = "".join(f" ({note})" for note in getattr(first, "__notes__", []))
     begun = f"unexpected {type(first).__name__}{': ' if what else ''}{redact(what)}{redact(notes)}"

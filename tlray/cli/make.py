@@ -1,4 +1,5 @@
-"""Verbs that make something out of pictures: sample, ingest, train, tune, report, quickstart; and doctor."""
+"""Verbs that make data sets and models of pictures: sample, ingest, train, tune, rank, report, quickstart;
+and doctor."""
 
 from __future__ import annotations
 
@@ -6,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tlray.cli.output import Json, metrics, output, verbose
+from tlray.cli.output import Json, Output, output, verbose
 from tlray.errors import ConfigError
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in optim.lr=0.01.")
 ]
 Recipe = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, as in jobs/recipes/.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run of this name left; begin anew.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the run of this name and start again.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -24,12 +25,12 @@ def add(app: typer.Typer) -> None:
 
 def sample(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder or s3:// URI to draw into.")],
-    per_class: Annotated[int, typer.Option(help="Pictures of each of the ten kinds.")] = 150,
+    per_class: Annotated[int, typer.Option(help="Pictures of each of the ten classes.")] = 150,
     size: Annotated[int, typer.Option(help="Side of a picture, px.")] = 96,
-    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Each seed draws other pictures.")] = 0,
     json: Json = False,
 ) -> None:
-    """Draw a labelled sample: ten kinds of textured objects over cluttered backgrounds."""
+    """Draw labelled sample pictures: ten classes of textured objects over cluttered backgrounds."""
     from tlray.data.synthetic import draw
 
     with output(json) as out:
@@ -41,28 +42,41 @@ def sample(
 
 def ingest(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Labelled pictures: folder or s3:// URI.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Labelled pictures: a folder, a table or an s3:// URI.")
+    ],
     target: Annotated[
-        str | None, typer.Argument(metavar="DST", help="Where the data set goes; not needed with --dry-run.")
+        str | None,
+        typer.Argument(metavar="DST", help="Folder or URI for the data set; not needed with --dry-run."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show layout, task, classes and counts; read no picture.")
     ] = False,
     format: Annotated[
-        str, typer.Option(help="Layout of SRC: auto, or a name as the error for a wrong one lists them.")
+        str,
+        typer.Option(
+            help="Layout of SRC. auto: detect it. folder: one folder for each class. table: CSV, JSON lines, "
+            "Parquet or lists, of files and labels. voc, coco, yolo, boxes_csv, createml, labelme, cvat: the "
+            "files of that format. masks: a mask for each picture. webdataset: tar files. arrow: saved data "
+            "sets with pictures. lfw: names of files as Aaron_Eckhart_0001.jpg."
+        ),
     ] = "auto",
-    task: Annotated[str, typer.Option(help="Which kind of labels: auto, or a task's name.")] = "auto",
-    max_side: Annotated[int | None, typer.Option(help="Shrink larger pictures to this side, px.")] = None,
-    validation: Annotated[float, typer.Option(help="Share cut off where SRC has no such split.")] = 0.1,
-    test: Annotated[float, typer.Option(help="The same for test.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Decides what is cut off.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Findings of the report are fatal.")] = False,
-    max_bad_share: Annotated[float, typer.Option(help="More unusable pictures than this are fatal.")] = 0.05,
+    task: Annotated[str, typer.Option(help="The task that the labels are for: auto, or a name.")] = "auto",
+    max_side: Annotated[int | None, typer.Option(help="Shrink pictures to this longest side, px.")] = None,
+    validation: Annotated[
+        float, typer.Option(help="Share of the pictures for validation, if SRC has no such split.")
+    ] = 0.1,
+    test: Annotated[float, typer.Option(help="The same for the test split.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the random splits.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at any error or warning of the report.")
+    ] = False,
+    max_bad_share: Annotated[float, typer.Option(help="Stop if a larger share is unusable.")] = 0.05,
     one_class: Annotated[
-        bool, typer.Option("--one-class", help="A single class is meant; otherwise that is refused.")
+        bool, typer.Option("--one-class", help="Accept pictures of a single class.")
     ] = False,
     merge_classes: Annotated[
-        bool, typer.Option("--merge-classes", help="Cat, cat and CAT are one class; so are 1 and 1.0.")
+        bool, typer.Option("--merge-classes", help="Make one class of Cat, cat and CAT, and of 1 and 1.0.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -71,24 +85,24 @@ def ingest(
         if dry_run:
             from tlray.ingestion.survey import survey
 
-            seen = survey(source, format, task, merge_classes, one_class)
-            out.result = seen.to_dict()
-            out.say(seen.to_text())
+            layout = survey(source, format, task, merge_classes, one_class)
+            out.result = layout.to_dict()
+            out.say(layout.to_text())
             return
         if target is None:
             raise ConfigError("DST is missing; accepted: tlray ingest SRC DST, or tlray ingest SRC --dry-run")
         from tlray import api
 
         with out.watch() as show, show.step(f"Ingest {source}", quiet_start=True):
-            found = api.ingest(
+            made = api.ingest(
                 source, target, show, verbose(context), format=format, task=task, max_side=max_side,
                 validation=validation, test=test, seed=seed, strict=strict, max_bad_share=max_bad_share,
                 merge_classes=merge_classes, one_class=one_class,
             )  # fmt: skip
-        out.result = found.to_dict()
-        out.say(f"{target}: {_splits(found.splits)}, {sum(map(len, found.labels.values()))} classes")
-        out.say(found.report.to_text().rstrip())
-        out.say(f"Look at {found.preview}")
+        out.result = made.to_dict()
+        out.say(f"{target}: {_splits(made.splits)}, {sum(map(len, made.labels.values()))} classes")
+        out.say(made.report.to_text().rstrip())
+        out.say(f"Look at {made.preview}")
 
 
 def train(
@@ -98,14 +112,14 @@ def train(
     fresh: Fresh = False,
     json: Json = False,
 ) -> None:
-    """Fine-tune one model. The same name again goes on where the run stood, on the same data and settings."""
+    """Fine-tune one model. With the name of an unfinished run, resume it: same data, same settings."""
     with output(json) as out:
         from tlray import api, config
 
         settings = config.load(recipe, overrides or [])
         with out.watch() as show, show.step(f"Train {settings.run_uri}", quiet_start=True):
             out.result = api.train(settings, show, verbose(context), fresh)
-        _tell(out, settings.name)
+        _say_result(out, settings.name)
 
 
 def tune(
@@ -113,12 +127,12 @@ def tune(
     recipe: Recipe,
     overrides: Overrides = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Measure and say what the search will cost; train nothing.")
+        bool, typer.Option("--explain", help="Measure what the search will cost; train nothing.")
     ] = False,
     fresh: Fresh = False,
     json: Json = False,
 ) -> None:
-    """Search for the best model over freeze depth, learning rate and whatever the recipe names."""
+    """Search for the best model over freeze depth, learning rate and any other setting."""
     with output(json) as out:
         from tlray import api, config
 
@@ -132,7 +146,7 @@ def tune(
         out.say(trials_table(out.result))
         if out.result.get("plans"):
             out.say(plans_table(out.result["plans"]))
-        _tell(out, settings.name)
+        _say_result(out, settings.name)
 
 
 def rank(
@@ -141,24 +155,24 @@ def rank(
     overrides: Overrides = None,
     backbone: Annotated[
         list[str] | None,
-        typer.Option("--backbone", help="Which one; may be given again. Default: the recipe's."),
+        typer.Option("--backbone", help="A backbone to compare; may be repeated. Default: the recipe's."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=20, help="Training pictures to look at, at most.")] = 1000,
+    rows: Annotated[int, typer.Option(min=20, help="How many training pictures to use, at most.")] = 1000,
     json: Json = False,
 ) -> None:
-    """Compare pretrained backbones, and their depths, on your pictures in minutes; trains nothing."""
+    """Compare pretrained backbones and their stages on your pictures in minutes; train nothing."""
     with output(json) as out:
         from tlray import api, config
-        from tlray.cli.progress import table
+        from tlray.observer.display import table
 
         settings = config.load(recipe, overrides or [])
         with out.watch() as show, show.step(f"Rank on {settings.data.uri}", quiet_start=True):
-            found = api.rank(settings, backbone or [settings.model.backbone], rows, show, verbose(context))
-        out.result = {"data": settings.data.uri, "scores": found}
-        shown = {"linear": ".4f", "knn": ".4f", "logme": ".4f", "ms": ".2f", "million_parameters": ".1f"}
+            scores = api.rank(settings, backbone or [settings.model.backbone], rows, show, verbose(context))
+        out.result = {"data": settings.data.uri, "scores": scores}
+        formats = {"linear": ".4f", "knn": ".4f", "logme": ".4f", "ms": ".2f", "million_parameters": ".1f"}
         cells = [
-            [s["backbone"], s["stage"], str(s["dimensions"]), *(f"{s[k]:{f}}" for k, f in shown.items())]
-            for s in found
+            [s["backbone"], s["stage"], str(s["dimensions"]), *(f"{s[k]:{f}}" for k, f in formats.items())]
+            for s in scores
         ]
         out.say(table(["backbone", "stage", "size", "linear", "knn", "logme", "ms", "M parameters"], cells))
 
@@ -167,7 +181,7 @@ def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or s3:// URI of a run.")],
     json: Json = False,
 ) -> None:
-    """Write the report of a run anew."""
+    """Write the report of a run again."""
     with output(json) as out:
         from tlray.report import write
 
@@ -178,48 +192,42 @@ def report(
 def quickstart(
     context: typer.Context,
     folder: Annotated[
-        str | None, typer.Argument(metavar="[FOLDER]", help="Your labelled pictures; else a sample is drawn.")
+        str | None,
+        typer.Argument(metavar="[FOLDER]", help="Your labelled pictures. Default: a sample is drawn."),
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="The same as FOLDER.")] = None,
-    work: Annotated[str, typer.Option(help="Folder that everything is written to.")] = "tlray-quickstart",
+    work: Annotated[str, typer.Option(help="Folder for everything that is written.")] = "tlray-quickstart",
     json: Json = False,
 ) -> None:
-    """The whole road once: ingest, search, promote, serve, ask. Under 5 minutes on two cores."""
+    """Run all steps once: ingest, search, promote, serve, ask. Under 5 minutes on two cores."""
     with output(json) as out:
-        from tlray.cli import quickstart as whole_road
+        from tlray.cli import quickstart as steps
 
-        out.result = whole_road.run(data or folder, work, out.watch, out.say, verbose(context))
+        out.result = steps.run(data or folder, work, out.watch, out.say, verbose(context))
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:
-    """Say what this machine and its cluster offer, and what is missing."""
+    """Show what this machine and its cluster have, and what is missing."""
     with output(json) as out:
         from tlray.cli import doctor as examine
 
-        found = examine.examine(verbose(context))
-        missing = [f.name for f in found if f.ok is False]
-        out.result = {"missing": missing, "found": [f.to_dict() for f in found]}
-        out.say(examine.to_text(found))
-        required = any(f.ok is False and f.required for f in found)
+        checks = examine.examine(verbose(context))
+        missing = [check.name for check in checks if check.ok is False]
+        out.result = {"missing": missing, "found": [check.to_dict() for check in checks]}
+        out.say(examine.to_text(checks))
+        required = any(check.ok is False and check.required for check in checks)
     if required:
         raise typer.Exit(1)
 
 
-def trials_table(found: dict[str, Any]) -> str:
-    """All that a search compares, best first; ``*``: the winner, ``≈``: one of its equals."""
-    from tlray.cli.progress import duration, settings, table
-    from tlray.report.run_files import contenders
+def trials_table(result: dict[str, Any]) -> str:
+    """Trials, probes and averages of a search, best first; ``*``: the winner, ``≈``: equal to it."""
+    from tlray.observer.display import duration, settings, table
+    from tlray.report.run_files import ranked
 
-    goal, trials = found.get("goal", {}), contenders(found)
-    upside = -1 if goal.get("direction", "max") == "max" else 1
-
-    def place(trial: dict[str, Any]) -> tuple[bool, float, bool]:
-        return trial.get("best") is None, upside * (trial.get("best") or 0), trial["id"] != found.get("best")
-
-    ranked = sorted(trials, key=place)
     rows = [
         [
-            "*" if t["id"] == found.get("best") else "≈" if t["id"] in found.get("equal", ()) else "",
+            "*" if t["id"] == result.get("best") else "≈" if t["id"] in result.get("equal", ()) else "",
             str(t["id"]),
             f"of {', '.join(t['of'])}" if "of" in t else settings(t["params"]),
             f"{t['best']:.4f}" if t.get("best") is not None else "-",
@@ -227,14 +235,15 @@ def trials_table(found: dict[str, Any]) -> str:
             duration(t["seconds"]) if t.get("seconds") is not None else "-",
             t["status"],
         ]
-        for t in ranked
+        for t in ranked(result)
     ]
-    return table(["", "trial", "settings", goal.get("name", "best"), "epochs", "time", "status"], rows)
+    goal = result.get("goal", {}).get("name", "best")
+    return table(["", "trial", "settings", goal, "epochs", "time", "status"], rows)
 
 
 def plans_table(plans: list[dict[str, Any]]) -> str:
-    """What groups of trials cost by depth, predicted and, afterwards, measured."""
-    from tlray.cli.progress import duration, table
+    """The cost of each group of trials by depth: predicted, and after the search measured."""
+    from tlray.observer.display import duration, table
     from tlray.search.cost import columns
 
     lines = []
@@ -250,17 +259,20 @@ def plans_table(plans: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _tell(out: Any, name: str) -> None:
-    found = out.result
-    if found.get("note"):
-        out.say(f"note        {found['note']}")
-    out.say(f"model       {found['bundle']}")
-    of = metrics(found["evaluation"], found["standard_errors"])
-    out.say(f"validation  {of}  ({found['pictures']} pictures)")
-    if found.get("equal"):
-        out.say(f"            within one standard error of the winner: {', '.join(found['equal'])}")
-    out.say(f"report      {found['report']}")
-    out.say(f"next        tlray promote {found['run']} {name}")
+def _say_result(out: Output, name: str) -> None:
+    """What `train` and `tune` print at their end."""
+    from tlray.observer.display import metrics
+
+    result = out.result
+    if result.get("note"):
+        out.say(f"note        {result['note']}")
+    out.say(f"model       {result['bundle']}")
+    values = metrics(result["evaluation"], result["standard_errors"])
+    out.say(f"validation  {values}  ({result['pictures']} pictures)")
+    if result.get("equal"):
+        out.say(f"            within one standard error of the winner: {', '.join(result['equal'])}")
+    out.say(f"report      {result['report']}")
+    out.say(f"next        tlray promote {result['run']} {name}")
 
 
 def _splits(splits: dict[str, int]) -> str:

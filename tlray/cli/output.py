@@ -1,18 +1,21 @@
-"""Where a verb's words go: people read stdout and watch stderr; with --json stdout has one line."""
+"""Where the output of a verb goes: results and progress to stdout; with --json stdout has one line."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object, last on stdout.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the results as one JSON object, the last line of stdout.")
+]
 Splits = Annotated[
-    list[str] | None, typer.Option("--split", help="Of a data set; may be given again. All by default.")
+    list[str] | None,
+    typer.Option("--split", help="A split of the data set; may be repeated. Default: all splits."),
 ]
 Models = Annotated[str, typer.Option("--models", help="The registry: a folder or s3:// URI.")]
 
@@ -25,20 +28,20 @@ class Output:
         self.result: dict[str, Any] = {}
 
     def say(self, text: str) -> None:
-        """A result in words; not with --json."""
+        """Print a line of the result for people; nothing with --json."""
         if not self.as_json:
             print(text, flush=True)
 
     def watch(self, num_steps: int = 0) -> Any:
-        """A `tlray.cli.progress.Display`: on stdout, with --json on stderr."""
+        """A `tlray.observer.display.Display`: on stdout, with --json on stderr."""
         from rich.console import Console
 
-        from tlray.cli.progress import Display
+        from tlray.observer.display import Display
 
         return Display(Console(stderr=self.as_json, highlight=False), num_steps)
 
     def emit(self) -> None:
-        """Print the JSON line now, where one is wanted (a verb that blocks does it before)."""
+        """Print the JSON line now, with --json; for verbs that then block or fail."""
         if self.as_json and self.result:
             from tlray.storage.json_values import without_nan  # brings pyarrow
 
@@ -48,21 +51,13 @@ class Output:
 
 @contextlib.contextmanager
 def output(as_json: bool) -> Iterator[Output]:
-    """Collect a verb's results; with ``as_json`` whatever else is printed goes to stderr."""
+    """Collect the results of a verb; with ``as_json`` everything else that is printed goes to stderr."""
     out = Output(as_json)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield out
         out.emit()
 
 
-def metrics(found: dict[str, float], errors: Mapping[str, float] | None = None) -> str:
-    """``accuracy 0.9123 ± 0.0140  macro_f1 0.9001``: all of a task's metrics in a line, with standard errors
-    where they are known."""
-    known = errors or {}
-    return "  ".join(
-        f"{name} {value:.4f}" + (f" ± {known[name]:.4f}" if name in known else "")
-        for name, value in found.items()
-    )
 
 
 def verbose(context: typer.Context) -> bool:

@@ -1,4 +1,4 @@
-"""The whole road once, on a drawn sample or on the user's own pictures: `tlray quickstart`."""
+"""All steps once, on a drawn sample or on the user's own pictures: `tlray quickstart`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 from tlray import api, runtime, storage
-from tlray.cli.progress import Display, duration
 from tlray.config import Config, parse
 from tlray.data.schema import IMAGE, LABEL
 from tlray.errors import DataError, RunError, spelling_hint
+from tlray.observer.display import Display, duration
 from tlray.storage import targets
 
 STEPS = ("Sample", "Ingest", "Search", "Evaluate", "Promote", "Serve")
 NAME = "quickstart"
-MAX_SIDE = 256  # px; pictures are decoded faster near the size that the model sees
+MAX_SIDE = 256  # px; decoding is faster if pictures are not much larger than the model's input
 REQUEST_TIMEOUT_S = 60.0
 
 
 def recipe(work: str, data: str, name: str) -> Config:
-    """A search that is small enough for two cores: three freeze depths x two learning rates."""
+    """A search small enough for two cores: three freeze depths x two learning rates."""
     return parse(
         {
             "name": name,
@@ -53,10 +53,10 @@ def run(
     say: Callable[[str], None],
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Ingest, search, evaluate, promote, serve, ask once; everything is shut down at the end.
+    """Ingest, search, evaluate, promote, serve and ask once; everything is shut down at the end.
 
-    ``source`` None: a sample is drawn. ``watch(num_steps)`` makes the `Display`. What is written lies
-    below ``work``; running again makes another run and another version beside the older ones.
+    ``source`` None: draw a sample. ``watch(num_steps)`` makes the `Display`, ``say`` prints a line of the
+    result. Everything is written below ``work``. Each call makes a new run and a new version of the model.
     """
     began = time.monotonic()
     if source is not None and not storage.exists(source):
@@ -67,13 +67,13 @@ def run(
     work = storage.absolute(work)
     config = recipe(work, storage.join(work, "data"), time.strftime("run-%Y%m%d-%H%M%S"))
     with watch(len(STEPS) - (source is not None)) as show, contextlib.ExitStack() as session:
-        found = _walk(source, work, config, show, verbose, session)
-    found["seconds"] = round(time.monotonic() - began, 1)
-    _tell(found, config, say)
-    return found
+        result = _steps(source, work, config, show, verbose, session)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    _say_result(result, config, say)
+    return result
 
 
-def _walk(
+def _steps(
     source: str | None,
     work: str,
     config: Config,
@@ -88,7 +88,7 @@ def _walk(
             from tlray.data.synthetic import draw
 
             draw(source, progress=show.progress)
-    # Mistakes in the pictures show before Ray is started, and Ray is started once for all that follows.
+    # Ray starts when the checks of `ingest` have passed, once for all steps from here on.
     with show.step("Ingest: check the pictures, make a data set"):
         made = api.ingest(source, config.data.uri, show, verbose, session, max_side=MAX_SIDE)
     splits = ", ".join(f"{split} {rows}" for split, rows in made.splits.items())
@@ -96,16 +96,12 @@ def _walk(
     with show.step("Search: freeze depth x learning rate"):
         search = api.tune(config, show, verbose)
     with show.step("Evaluate: the winner on pictures it has never seen"):
-        from tlray.inference.evaluate import evaluate
-
         split = next(s for s in ("test", "validation") if made.splits.get(s))
-        scores = evaluate(search["bundle"], config.data.uri, split, show.progress)
+        scores = api.evaluate(search["bundle"], config.data.uri, split, show, verbose=verbose)
     with show.step("Promote: give it a name and a version"):
-        from tlray.bundle import registry
-
-        version = registry.promote(search["bundle"], config.models, NAME)
+        version = api.promote(search["bundle"], NAME, config.models)["version"]
     with show.step("Serve: start the endpoint and ask it"):
-        answer = _ask(config, split, verbose)
+        answer = _ask(config, split, show, verbose)
     return {
         "run": search["run"],
         "bundle": search["bundle"],
@@ -120,19 +116,18 @@ def _walk(
     }
 
 
-def _ask(config: Config, split: str, verbose: bool) -> dict[str, Any]:
+def _ask(config: Config, split: str, show: Display, verbose: bool) -> dict[str, Any]:
     """Serve the model and send one picture of a split as a real client would."""
     import httpx
 
     from tlray.data.dataset import Dataset
-    from tlray.serving import deploy
 
     data = Dataset.open(config.data.uri)
     row = data.rows(split, [0], [IMAGE, LABEL]).to_pylist()[0]
     names = data.labels()
     file = storage.join(config.run_uri, "asked.jpg")
     storage.write_bytes(file, row[IMAGE]["bytes"])
-    with deploy.run([NAME], config.serve, config.models, verbose=verbose) as server:
+    with api.serve([NAME], config.serve, show, config.models, verbose) as server:
         url = f"{server.url}/v1/models/{NAME}/predict"
         reply = httpx.post(
             url,
@@ -146,17 +141,17 @@ def _ask(config: Config, split: str, verbose: bool) -> dict[str, Any]:
     return {"url": url, "asked": file, "truth": names[row[LABEL]], "answer": reply.json()}
 
 
-def _tell(found: dict[str, Any], config: Config, say: Callable[[str], None]) -> None:
-    answer, models = found["answer"], found["models"]
+def _say_result(result: dict[str, Any], config: Config, say: Callable[[str], None]) -> None:
+    answer, models = result["answer"], result["models"]
     best = answer["predictions"][0]
     ranked = "  ".join(f"{item['label']} {item['probability']:.3f}" for item in best["labels"][:3])
-    scores = "  ".join(f"{name} {value:.4f}" for name, value in found["metrics"].items())
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     say("")
-    say(f"Asked     POST {found['url']}  with {found['asked']} ({found['truth']})")
+    say(f"Asked     POST {result['url']}  with {result['asked']} ({result['truth']})")
     say(f"Answer    {ranked}  ({answer['timing']['total_ms']:.0f} ms, {answer['model']}@{answer['version']})")
-    say(f"Model     {found['model']}: {found['split']} {scores}")
-    say(f"Report    {found['report']}")
-    say(f"Time      {duration(found['seconds'])}")
+    say(f"Model     {result['model']}: {result['split']} {scores}")
+    say(f"Report    {result['report']}")
+    say(f"Time      {duration(result['seconds'])}")
     say("")
     say("Next:")
     say(f"  tlray serve {NAME} --models {models}")

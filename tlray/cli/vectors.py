@@ -22,89 +22,68 @@ def embed(
         str, typer.Argument(metavar="MODEL", help="A bundle, a run, a model's name, or a backbone's.")
     ],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A data set, or a folder of pictures.")],
-    to: Annotated[str, typer.Argument(metavar="OUT", help="Where the Parquet goes; goes on where it stood.")],
+    to: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URI for the Parquet files.")],
     stage: Annotated[
-        str | None, typer.Option(help="A stage of the backbone; else the final features.")
+        str | None, typer.Option(help="A stage of the backbone. Default: the final features.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="MODEL is a backbone: builtin, timm, none, hf-hub:NAME, a file.")
+        str | None,
+        typer.Option(help="Of a backbone as MODEL: builtin, timm, none, hf-hub:NAME or a .safetensors file."),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Of a backbone: side of its input, px.")] = None,
+    size: Annotated[int | None, typer.Option(help="Of a backbone as MODEL: side of its input, px.")] = None,
     split: Splits = None,
     models: Models = "models",
     json: Json = False,
 ) -> None:
-    """Embeddings of every picture, as Parquet. The same again goes on where a killed job stood."""
+    """Embed every picture into Parquet. The same command again resumes a job that was killed."""
     with output(json) as out:
-        from tlray import runtime
-        from tlray.storage import targets
+        from tlray import api
 
-        targets.check_folder(to)
-        runtime.prepare(verbose(context))
-        from tlray.inference import embed as embedding
-        from tlray.inference import inputs
-
-        embedder = _embedder(model, weights, size, models)
-        source = inputs.find([data], split or [])
-        with (
-            out.watch() as show,
-            show.step(f"Embed {data}", quiet_start=True),
-            runtime.session(verbose(context)),
-        ):
-            found = embedding.embed(embedder, source, to, stage, show.progress)
-        out.result = {**batch_result(found, to), "dim": found["dim"]}
-        out.say(f"{batch_line(found, to)}, {found['dim']} numbers each")
+        with out.watch() as show, show.step(f"Embed {data}", quiet_start=True):
+            result = api.embed(
+                model, data, split or [], to, show, stage, weights, size, models, verbose(context)
+            )
+        out.result = {**batch_result(result, to), "dim": result["dim"]}
+        out.say(f"{batch_line(result, to)}, {result['dim']} numbers each")
         out.say(f"next        tlray similar {to} PICTURE|ID")
 
 
 def similar(
-    to: Annotated[str, typer.Argument(metavar="OUT", help="What `tlray embed` left.")],
-    wanted: Annotated[str, typer.Argument(metavar="PICTURE|ID", help="A row's id or path, or a picture.")],
-    top: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
-    model: Annotated[str | None, typer.Option(help="The bundle, if it is no longer where it was.")] = None,
-    sheet: Annotated[str | None, typer.Option("--picture", help="JPEG to draw them into.")] = None,
+    to: Annotated[str, typer.Argument(metavar="OUT", help="The embeddings that `tlray embed` wrote.")],
+    query: Annotated[str, typer.Argument(metavar="PICTURE|ID", help="A picture, or a row's id or path.")],
+    top: Annotated[int, typer.Option(min=1, help="How many pictures to show.")] = 5,
+    model: Annotated[str | None, typer.Option(help="The bundle, if it was moved since.")] = None,
+    sheet: Annotated[
+        str | None, typer.Option("--picture", help="JPEG file to draw the pictures into.")
+    ] = None,
     models: Models = "models",
     json: Json = False,
 ) -> None:
-    """The pictures most like one: by cosine, over all embeddings."""
+    """Find the pictures most similar to one, by the cosine of their embeddings."""
     with output(json) as out:
         from tlray import api, storage
-        from tlray.inference import neighbors as similar
+        from tlray.inference import neighbors
         from tlray.storage import targets
 
         if sheet is not None:
             targets.check_file(sheet)
-        other = api.bundle_of(model, models) if model is not None else None
+        moved = api.bundle_of(model, models) if model is not None else None
 
         def vector(manifest: dict[str, Any], picture: bytes) -> Any:
-            from tlray.inference import embed  # torch, which neighbours of a row do without
+            from tlray.inference import embed  # imports torch, which a query by id does not need
 
-            return embed.vector(manifest, picture, other)
+            return embed.vector(manifest, picture, moved)
 
-        found, query, manifest = similar.similar(to, wanted, vector, top)
+        hits, picture, manifest = neighbors.similar(to, query, vector, top)
         if sheet is not None:
-            storage.write_bytes(sheet, similar.sheet(query, found, manifest))
+            storage.write_bytes(sheet, neighbors.sheet(picture, hits, manifest))
         out.result = {
             "out": to,
-            "query": wanted,
-            "hits": [similar.to_dict(hit) for hit in found],
+            "query": query,
+            "hits": [neighbors.to_dict(hit) for hit in hits],
             "picture": sheet,
         }
-        for hit in found:
-            out.say(f"{hit.similarity:.4f}  {hit.id}  {similar.summary(hit)}")
+        for hit in hits:
+            out.say(f"{hit.similarity:.4f}  {hit.id}  {neighbors.summary(hit)}")
         if sheet is not None:
             out.say(sheet)
-
-
-def _embedder(ref: str, weights: str | None, size: int | None, models: str) -> Any:
-    """What MODEL means: a backbone where weights are named or built in, else a bundle."""
-    from tlray import api, storage
-    from tlray.errors import ConfigError
-    from tlray.inference import embed
-    from tlray.models.weights import BUILTIN
-
-    if weights is not None or ref in BUILTIN:
-        return embed.Embedder.backbone(ref, weights, size)
-    if size is not None:
-        raise ConfigError(f"--size {size}: {ref} is a bundle, which has its own; accepted: a backbone's name")
-    return embed.Embedder(storage.absolute(api.bundle_of(ref, models)))

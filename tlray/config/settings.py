@@ -55,6 +55,14 @@ class Data(Strict):
     cache_mb: Count = 1024  # encoded pictures that each rendering process keeps in memory
     shuffle_window: Count = 8192  # rows that are shuffled together, after the row groups were shuffled
 
+    def required_uri(self) -> str:
+        """`uri`. Raises ConfigError where it is not set."""
+        if not self.uri:
+            raise ConfigError(
+                "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
+            )
+        return self.uri
+
 
 class Input(Strict):
     """The model's input; a value that is left out is that of the backbone's pretrained weights."""

@@ -80,6 +80,12 @@ class Dataset:
     # ---- splits and labels
 
     @property
+    def task(self) -> str | None:
+        """Name of the task that ingest read the labels for; None: the data set is not of ingest."""
+        name = self._manifest.get("task")
+        return name if isinstance(name, str) else None
+
+    @property
     def splits(self) -> list[str]:
         """Names of the splits: train, validation, test, then others."""
         order = ["train", "validation", "test"]

@@ -8,7 +8,6 @@ occlusion, blur and noise vary; the clutter has the same textures. The same argu
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,10 @@ from PIL import Image, ImageFilter
 
 from tlray import storage
 from tlray.errors import ConfigError
+from tlray.observer import Progress
 from tlray.storage import targets
 
 Map = npt.NDArray[np.float32]  # (side, side), colours (side, side, 3)
-Progress = Callable[[str, int, int], None]
 
 SHAPES = ("disc", "square", "triangle", "star", "ring")
 TEXTURES = ("striped", "dotted", "checked", "wavy", "grained")

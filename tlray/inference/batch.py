@@ -35,6 +35,7 @@ from tlray.data.schema import Row
 from tlray.errors import DataError, PictureError, RunError, StorageError, TlrayError
 from tlray.inference.inputs import Inputs
 from tlray.ingestion import writer
+from tlray.observer import Progress
 from tlray.tasks.base import Prediction
 
 PLAN = "plan.json"  # in an unfinished target; the manifest replaces it
@@ -45,7 +46,6 @@ PREDICTIONS = "predictions.json"  # the manifest that `predict` writes
 _CACHE_MB = 64  # rows are read in order, so only the current row group is useful
 
 Apply = Callable[[torch.Tensor, list[Geometry]], pa.Table]
-Progress = Callable[[str, int, int], None]
 
 
 class Work(Protocol):

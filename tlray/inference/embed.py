@@ -22,6 +22,7 @@ from tlray.inference.inputs import Inputs
 from tlray.inference.neighbors import EMBEDDINGS
 from tlray.models import weights as origins
 from tlray.models.backbone import Backbone
+from tlray.observer import Progress
 
 RGB = tuple[float, float, float]
 
@@ -72,7 +73,7 @@ class Embedder:
     @classmethod
     def backbone(cls, name: str, weights: str | None, size: int | None = None) -> Embedder:
         """A backbone without a head. ``weights``: None means those that come with the backbone."""
-        chosen = weights or ("builtin" if name in origins.BUILTIN else "timm")
+        chosen = weights or origins.default(name)
         if chosen.endswith(".safetensors") and not chosen.startswith("hf-hub:"):
             chosen = storage.absolute(chosen)
         return cls(name, chosen, size)
@@ -123,7 +124,7 @@ def embed(
     source: Inputs,
     out: str,
     stage: str | None = None,
-    progress: batch.Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the embeddings of every picture to ``out`` -> the manifest, with rows and seconds of this call.
 

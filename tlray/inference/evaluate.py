@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from tlray.data import loader, schema
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 from tlray.inference.significance import SplitEvaluation
+from tlray.observer import Progress
 
 BATCH_SIZE = 64
 FEW = 1000  # a split with fewer rows has standard errors beside its metrics
@@ -41,7 +41,7 @@ def evaluate(
     bundle_uri: str,
     data_uri: str,
     split: str = "test",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Predict every row of a split once: ``{"split", "metrics", "standard_errors", "labels", "rows", ...}``.
 

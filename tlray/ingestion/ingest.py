@@ -42,13 +42,11 @@ from tlray.ingestion.findings import SHOWN, Finding
 from tlray.ingestion.formats.base import STATED
 from tlray.ingestion.report import Report, examine
 from tlray.ingestion.survey import survey
+from tlray.observer import Progress
 from tlray.storage import targets
 from tlray.storage.in_place import publish_in_place
 
 PREVIEW = "preview.html"  # in the data set's folder
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total): stages "list", "inspect", "write"."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def ingest(
     names that differ only in case, width, separators or the form of a number. ``one_class`` allows a single
     class, which otherwise means that the layout was not understood. Raises DataError for an unusable source,
     for more than ``max_bad_share`` unusable pictures, and under ``strict`` for any error or warning of the
-    report.
+    report. ``progress`` is told of the stages "list", "inspect" and "write".
     """
     report_progress = progress or (lambda stage, done, total: None)
     _check(source, target, max_side, validation, test, seed, max_bad_share)

@@ -43,7 +43,7 @@ def render(
     page = b""
     for side, quality in _SIZES:
         pages = {
-            split: [_shot(row, task, kinds, names, side, quality) for row in rows_of_split]
+            split: [shot(row, task, kinds, names, side, quality) for row in rows_of_split]
             for split, rows_of_split in rows.items()
         }
         page = template.render(
@@ -93,7 +93,7 @@ def _classes(row: Mapping[str, Any], kinds: Mapping[str, schema.Kind]) -> set[in
     return set()
 
 
-def _shot(
+def shot(
     row: dict[str, Any],
     task: Any,
     kinds: Mapping[str, schema.Kind],

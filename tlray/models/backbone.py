@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -382,6 +383,14 @@ class Backbone(nn.Module):
             rows = math.ceil(h / self.strides[i])
             return tokens.transpose(1, 2).reshape(x.shape[0], x.shape[2], rows, -1)
         return x
+
+
+def names(pattern: str = "*", pretrained: bool = True) -> list[str]:
+    """Names of backbones that match a shell pattern; ``pretrained``: only those with weights."""
+    builtin = [name for name in source.BUILTIN if fnmatchcase(name, pattern)]
+    # timm gives a name once for each set of weights, with its tag: resnet50.a1_in1k
+    others = timm.list_models(pattern, pretrained=pretrained)
+    return [*builtin, *dict.fromkeys(name.partition(".")[0] for name in others)]
 
 
 class Traits(NamedTuple):

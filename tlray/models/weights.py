@@ -53,6 +53,11 @@ BUILTIN = {
 }
 
 
+def default(name: str) -> str:
+    """``model.weights`` for the pretrained weights that come with a backbone."""
+    return "builtin" if name in BUILTIN else "timm"
+
+
 class Origin(NamedTuple):
     """The source of weights: the setting, its kind, its URI, and timm's description of the weights."""
 

@@ -41,8 +41,43 @@ def write(run_uri: str) -> str:
     Whatever is missing or unreadable is left out and named at the page's end. Raises RunError where
     there is no run at all, StorageError where the page cannot be written.
     """
-    storage.absolute(run_uri)  # raises for what is no URI
     notes: list[str] = []
+    run = _open(run_uri, notes)
+    shown = _evaluated(run, notes)
+    page = _environment().get_template("report.html.j2").render(
+        title=run.name,
+        head=view.headline(run),
+        curves=view.curves(run),
+        trials=view.trials(run),
+        sections=[*shown, *view.baseline(run), *view.cost(run), *view.evidence(run)],
+        pictures=_pictures(run, shown, notes),
+        paths=[str(row.get("path") or row.get("id") or "") for row in run.evaluation.get("rows") or []],
+        data=view.data(run.preflight),
+        time=view.time(run),
+        changed=view.changed(run.config),
+        config=yaml.safe_dump(redact_tree(run.config), sort_keys=False, allow_unicode=True)
+        if run.config
+        else "",
+        facts=view.facts(run),
+        notes=notes,
+        **_page(),
+    )
+    target = storage.join(run_uri, rundir.REPORT)
+    storage.write_bytes(target, page.encode())
+    return target
+
+
+def summary(run_uri: str) -> str:
+    """Headline and table of trials of a run as a piece of HTML, for notebooks. Raises RunError as `write`."""
+    run = _open(run_uri, [])
+    return _environment().get_template("summary.html.j2").render(
+        title=run.name, head=view.headline(run), trials=view.trials(run)
+    )
+
+
+def _open(run_uri: str, notes: list[str]) -> RunFiles:
+    """The files of a run. Raises RunError where there are none; what cannot be read is noted."""
+    storage.absolute(run_uri)  # raises for what is no URI
     run = RunFiles(
         uri=run_uri,
         config=_read(storage.join(run_uri, rundir.CONFIG), notes),
@@ -62,27 +97,7 @@ def write(run_uri: str) -> str:
     if run.data_uri:
         run.preflight = _read(storage.join(run.data_uri, "preflight.json"), notes)
     run.goal = _goal(run, notes)
-    shown = _evaluated(run, notes)
-    page = _render(
-        title=run.name,
-        head=view.headline(run),
-        curves=view.curves(run),
-        trials=view.trials(run),
-        sections=[*shown, *view.baseline(run), *view.cost(run), *view.evidence(run)],
-        pictures=_pictures(run, shown, notes),
-        paths=[str(row.get("path") or row.get("id") or "") for row in run.evaluation.get("rows") or []],
-        data=view.data(run.preflight),
-        time=view.time(run),
-        changed=view.changed(run.config),
-        config=yaml.safe_dump(redact_tree(run.config), sort_keys=False, allow_unicode=True)
-        if run.config
-        else "",
-        facts=view.facts(run),
-        notes=notes,
-    )
-    target = storage.join(run_uri, rundir.REPORT)
-    storage.write_bytes(target, page.encode())
-    return target
+    return run
 
 
 def _read(uri: str, notes: list[str]) -> dict[str, Any]:
@@ -168,21 +183,25 @@ def _thumbnail(data: bytes, draw: Callable[[PIL.Image.Image], PIL.Image.Image], 
     from tlray.data import image
 
     try:
-        picture = draw(image.decode(data))
+        return thumbnail(draw(image.decode(data)))
     except TlrayError as error:
         notes.append(f"pictures: {error}")
         return ""
+
+
+def thumbnail(picture: PIL.Image.Image) -> str:
+    """An RGB picture as a small JPEG in a ``data:`` URI."""
+    picture = picture.copy()
     picture.thumbnail((PICTURE_PX, PICTURE_PX))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=80, optimize=True)  # new bytes: no EXIF goes along
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _render(**values: Any) -> str:
-    """The page. Everything is escaped and redacted on its way out, plots excepted (our own SVG)."""
-    here = Path(__file__).parent
+def _environment() -> jinja2.Environment:
+    """Templates in which every value is escaped and redacted, plots excepted (our own SVG)."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         finalize=_shown,
         undefined=jinja2.StrictUndefined,
@@ -196,12 +215,16 @@ def _render(**values: Any) -> str:
     environment.filters["cell"] = formatting.cell
     environment.filters["key"] = formatting.sort_key
     environment.filters["duration"] = charts.duration
+    return environment
+
+
+def _page() -> dict[str, Any]:
+    """Script and style of the page, and the hash by which its policy allows that script."""
+    here = Path(__file__).parent
     script = (here / "report.js").read_text(encoding="utf-8")
     style = (here / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
-        **values, script=Markup(script), style=Markup(style), script_hash=digest
-    )
+    return {"script": Markup(script), "style": Markup(style), "script_hash": digest}
 
 
 def _shown(value: Any) -> Any:

@@ -78,6 +78,17 @@ def contenders(search: Mapping[str, Any]) -> list[Json]:
     return [*search.get("trials", []), *search.get("probes", []), *averages]
 
 
+def ranked(search: Mapping[str, Any]) -> list[Json]:
+    """The contenders, best first; of equal ones the winner first, those without a value last."""
+    sign = -1 if search.get("goal", {}).get("direction", "max") == "max" else 1
+
+    def place(row: Json) -> tuple[bool, float, bool]:
+        value = finite(row.get("best"))
+        return value is None, sign * (value or 0), row["id"] != search.get("best")
+
+    return sorted(contenders(search), key=place)
+
+
 def equal(search: Mapping[str, Any], errors: Mapping[str, Any]) -> list[str]:
     """Ids of contenders within one standard error of the winner, which these pictures cannot tell apart.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from tlray.observer import Emit
 
 if TYPE_CHECKING:
     from tlray.config import Config
@@ -20,10 +21,7 @@ def explain(config: Config) -> list[dict[str, Any]]:
 
 
 def tune(
-    config: Config,
-    emit: Callable[[dict[str, Any]], None] | None = None,
-    fresh: bool = False,
-    options: TuneOptions | None = None,
+    config: Config, emit: Emit | None = None, fresh: bool = False, options: TuneOptions | None = None
 ) -> SearchResult:
     """Run or go on with the search of this name; see `tlray.search.tuner.run`."""
     from tlray.search.tuner import run

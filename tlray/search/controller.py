@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.train
 
+from tlray.observer import Emit
+
 
 class ControllerHandle(ray.train.UserCallback):
     """Runs inside Ray Train's controller and says who that is."""
 
-    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
     def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from tlray import storage
 from tlray.config import Config, parse
 from tlray.config.tree import flatten
 from tlray.errors import RunError, TlrayError
+from tlray.observer import Emit
 from tlray.search.cost import CostPlan, measure
 from tlray.search.features import PrefixBatches
 from tlray.search.space import lineage
@@ -23,8 +24,6 @@ from tlray.training.loop import Loop
 from tlray.training.run import Record
 from tlray.training.rundir import CONFIG
 from tlray.training.worker import LocalWorker, Worker
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 class Group:

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tlray.errors import RunError
+from tlray.observer import Emit
 from tlray.search.trial import Record, Trial
 
-Emit = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 

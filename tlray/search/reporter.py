@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray import tune
 
+from tlray.observer import Emit
 from tlray.search.placement import TrialHandle
 from tlray.search.trial_log import TrialLog
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 class TrialReporter(tune.Callback):

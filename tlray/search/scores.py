@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-import torch
 
 from tlray.config import Config
 from tlray.search import transferability
@@ -65,7 +64,7 @@ def correlation(told: Sequence[dict[str, Any]], direction: str) -> dict[str, flo
 
     None over fewer than ``FEWEST`` places, or where all are equal.
     """
-    from torchmetrics.functional import spearman_corrcoef
+    from scipy.stats import spearmanr  # takes most of a second to import
 
     known = [one for one in told if one["best"] is not None]
     sign = 1 if direction == "max" else -1
@@ -74,5 +73,5 @@ def correlation(told: Sequence[dict[str, Any]], direction: str) -> dict[str, flo
     for name in NAMES:
         values = [one[name] for one in known]
         usable = len(known) >= FEWEST and len(set(values)) > 1 and len(set(results)) > 1
-        out[name] = float(spearman_corrcoef(torch.tensor(values), torch.tensor(results))) if usable else None
+        out[name] = float(spearmanr(values, results).statistic) if usable else None
     return out

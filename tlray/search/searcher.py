@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from tlray.config import Config
 from tlray.config.tree import flatten
 from tlray.errors import ConfigError
+from tlray.observer import Emit
 from tlray.search import extend
 from tlray.search.probe import start
 from tlray.search.probe_first import ProbeFirst
@@ -41,7 +41,7 @@ class TrialSearcher(Searcher):
         config: Config,
         space: Space,
         table: TrialLog,
-        tell: Callable[[dict[str, Any]], None] = lambda event: None,
+        tell: Emit = lambda event: None,
         inner: Searcher | None = None,
     ) -> None:
         """``tell`` gets a ``note`` and ``search_more`` where the space grows, see extend.py.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from tlray.errors import DataError
 from tlray.inference.embed import Bare
 from tlray.models import weights as origins
 from tlray.models.backbone import Backbone, Boundary
+from tlray.observer import Progress
 from tlray.tasks.base import Task
 
 ROWS = 1000  # of the training split that are looked at
@@ -37,7 +38,6 @@ BATCH = 32
 FOLDS, NEIGHBOURS = 5, 5
 POOLED = "pooled"
 
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

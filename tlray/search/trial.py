@@ -15,7 +15,7 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +26,7 @@ from ray import tune
 from tlray import runtime, storage
 from tlray.config import Config, parse
 from tlray.errors import StorageError, TlrayError
+from tlray.observer import Emit
 from tlray.search.controller import ControllerHandle
 from tlray.search.searcher import SCORE
 from tlray.training import checkpoint, fit, loop, rundir
@@ -34,7 +35,6 @@ from tlray.training.worker import LocalWorker
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-Emit = Callable[[dict[str, Any]], None]
 STOP_TIMEOUT_S = 30.0
 WORST = 1e30  # stands for "no value yet": a scheduler cannot compare NaN
 

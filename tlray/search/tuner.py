@@ -32,6 +32,7 @@ from tlray.bundle.bundle import Model
 from tlray.config import Choice, Config
 from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError, DataError, RunError, TlrayError
+from tlray.observer import Emit
 from tlray.search import group, probe, scores, soup
 from tlray.search import space as spaces
 from tlray.search.halving import SuccessiveHalving
@@ -58,7 +59,6 @@ from tlray.training.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 
-Emit = Callable[[dict[str, Any]], None]
 REUSE = True  # a trial of one worker begins in the process of the one before
 THREADS = 4  # of a CPU trial where scale.cpus_per_worker is auto: many small trials use cores better
 BUILT = ("model.", "input.", "task.", "train.batch_size")  # choices that show only when a model is built

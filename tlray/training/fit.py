@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -21,7 +21,8 @@ from tlray.bundle.bundle import Model
 from tlray.config import Config, parse
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
-from tlray.errors import ConfigError, DataError, RunError, StorageError, TlrayError
+from tlray.errors import DataError, RunError, StorageError, TlrayError
+from tlray.observer import Emit
 from tlray.tasks.base import TIE, Task
 from tlray.training import defaults, range_test, resume
 from tlray.training.build import initial_model
@@ -29,8 +30,6 @@ from tlray.training.loop import epochs
 from tlray.training.rundir import BEST, CONFIG, ERROR, METRICS, RANGE_TEST, RAY, REFUSED
 
 log = logging.getLogger(__name__)
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 class Member:
@@ -124,13 +123,10 @@ def check(config: Config) -> Model:
 
     ``config``: as `resolve_config` gives it. Raises TlrayError.
     """
-    if not config.data.uri:
-        raise ConfigError(
-            "data.uri = '' (configuration): accepted: the folder or s3:// URI that `tlray ingest` made"
-        )
+    uri = config.data.required_uri()
     task = tasks.load(config.task)
     tasks.check_augment(task, config.augment)
-    data = Dataset.open(config.data.uri)
+    data = Dataset.open(uri)
     labels = tasks.labels_of(task, data)
     for key in ("train_split", "validation_split"):
         split = getattr(config.data, key)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from tlray.data import loader
 from tlray.data.dataset import Dataset
 from tlray.data.sampler import Order
 from tlray.inference.significance import Evaluation
+from tlray.observer import Emit
 from tlray.training import rundir
 from tlray.training.average import NO_AVERAGE, Outcome, Weights
 from tlray.training.batches import BatchSource, RenderedBatches
@@ -29,7 +29,6 @@ from tlray.training.run import Record, Run
 from tlray.training.validation import Validation
 from tlray.training.worker import Worker
 
-Emit = Callable[[dict[str, Any]], None]
 PROGRESS_EVERY_S = 1.0  # seconds between "step" events
 
 

@@ -1,14 +1,14 @@
-"""What a person sees while a verb works: which step of how many, how far, how long still.
+"""The progress display, by rich: which step of how many, how much of it is done, how long it still takes.
 
-On a terminal a live region shows what runs; everywhere else the same facts come as plain lines, seldom
-enough to be read. Finished things (an epoch, a trial, a step) are lines that stay, in both.
+On a terminal a live region shows what is running. In notebooks and log files the same facts are plain lines,
+with `PLAIN_EVERY_S` seconds between them. A finished epoch, trial or step is a line that stays.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -27,19 +27,19 @@ LABEL_WIDTH = 30
 
 @dataclass
 class Bar:
-    """Something that is ``done`` of ``total``; times in seconds, monotonic."""
+    """Progress of one stage, run or trial: ``done`` of ``total``; times in seconds, monotonic."""
 
     label: str
     done: float = 0
     total: float = 0
-    first: float = 0  # where it stood when it began: a resumed run has done some before
+    first: float = 0  # ``done`` at the start, above 0 for a resumed run
     note: str = ""
     born: float = field(default_factory=time.monotonic)
-    began: float = field(default_factory=time.monotonic)  # where the pace counts from
+    began: float = field(default_factory=time.monotonic)  # the pace is measured from here
     told: float = field(default_factory=time.monotonic)
 
     def move(self, done: float) -> None:
-        """Now ``done``. The pace counts from the first sign of life: starting up is not the pace."""
+        """Set ``done``. The pace is measured from the first call on: start-up time is no part of it."""
         if self.done == self.first < done:
             self.first, self.began = done, time.monotonic()
         self.done = done
@@ -49,7 +49,7 @@ class Bar:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     def left_s(self) -> float | None:
-        """Seconds still to go at the pace so far; None: not known yet."""
+        """Seconds to go at the pace so far; None: not known yet."""
         gone, here = time.monotonic() - self.began, self.done - self.first
         if gone < 1 or here <= 0 or not self.total:
             return None
@@ -67,7 +67,7 @@ class Display:
     """Shows progress on a stream. Use as a context; every method may be called from any thread."""
 
     def __init__(self, console: Console | None = None, num_steps: int = 0, quiet: bool = False) -> None:
-        """``num_steps``: of the whole verb, 0 where it has one only; ``quiet``: show nothing at all."""
+        """``num_steps``: steps of the whole verb, 0 if it has only one; ``quiet``: show nothing."""
         self.console = console or Console(stderr=True, highlight=False)
         self.num_steps, self.quiet = num_steps, quiet
         self._step, self._title, self._header, self._began = 0, "", "", time.monotonic()
@@ -94,14 +94,14 @@ class Display:
             self._live = None
 
     def begin(self) -> None:
-        """Say the running step's title, once: mistakes that show before it are said alone."""
+        """Show the title of the running step, once. An error before it is shown without a title."""
         with self._lock:
             header, self._header = self._header, ""
             if header:
                 self.line(header, "bold")
 
     def line(self, text: str, style: str = "") -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if not self.quiet:
             with self._lock:
                 self.begin()
@@ -110,9 +110,9 @@ class Display:
 
     @contextmanager
     def step(self, title: str, quiet_start: bool = False) -> Iterator[None]:
-        """One step of the verb: a line when it begins, one with its time when it ended well.
+        """A step of the verb: prints its title at the start and its time at the end, unless it failed.
 
-        ``quiet_start``: the first line comes with the first progress or `begin`.
+        ``quiet_start``: print the title only at the first progress, or at `begin`.
         """
         began = time.monotonic()
         with self._lock:
@@ -135,7 +135,7 @@ class Display:
         self.line(f"      done in {duration(self.seconds[title])}", "dim")
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` of a stage, as ingest, the sample and evaluation tell it."""
+        """Show ``done`` of ``total`` rows or pictures of a stage."""
         with self._lock:
             self.begin()
             bar = self._bars.get(stage)
@@ -151,7 +151,7 @@ class Display:
                 self._tell(bar)
 
     def event(self, event: Event) -> None:
-        """Take an event of training or of a search; unknown kinds are passed over."""
+        """Show an event of training or of a search; unknown kinds are ignored."""
         with self._lock:
             kind = str(event.get("kind"))
             if kind == "note":
@@ -217,7 +217,7 @@ class Display:
             self.line("      " + self._trial_line(event))
 
     def _trial_line(self, event: Event) -> str:
-        """A trial that ended, and how long the search goes on."""
+        """A trial that ended, and how long the search still takes."""
         said, best = settings(event.get("params", {})), event.get("best")
         known = isinstance(best, float | int)
         score = f"{event.get('goal_name', 'best')} {best:.4f}" if known else "no result"
@@ -231,7 +231,7 @@ class Display:
         )
 
     def _search_left_s(self) -> float | None:
-        """Seconds still to go, from trials ended and the share done of those that run."""
+        """Seconds to go, from the number of ended trials and the progress of the running ones."""
         running = sum(self._bars[name].share for name in self._trials if name in self._bars)
         done = self._ended + running
         left, done = self._wanted - done, done - self._over
@@ -240,7 +240,7 @@ class Display:
         return (time.monotonic() - self._search_began) / done * max(0.0, left)
 
     def _tell(self, bar: Bar, more: str = "") -> None:
-        """Off a terminal, a line about something running, now and then."""
+        """Where there is no live region, print a line about a running bar every `PLAIN_EVERY_S` seconds."""
         if self._live is None and time.monotonic() - bar.told > PLAIN_EVERY_S:
             bar.told = time.monotonic()
             self.line(f"{bar.line()}  {more}".rstrip(), "dim")
@@ -282,7 +282,7 @@ def epoch_line(event: Event) -> str:
 
 
 def probe_line(row: Event) -> str:
-    """What a linear probe of frozen features came to, in one line."""
+    """The result of a linear probe of frozen features in one line."""
     values = {one["place"]: one["value"] for one in row["places"]}
     told, goal = row["told"], row["goal_name"]
     of = settings({k: v for k, v in row["params"].items() if k != "model.freeze"})
@@ -291,6 +291,15 @@ def probe_line(row: Event) -> str:
     return (
         f"probe of frozen features{of and f' ({of})'}: {goal} {shown[told]} ({told}){head}, "
         f"{duration(row['seconds'])}"
+    )
+
+
+def metrics(values: Mapping[str, float], errors: Mapping[str, float] | None = None) -> str:
+    """All metrics in one line, with standard errors where known: ``accuracy 0.9123 ± 0.0140  ...``."""
+    known = errors or {}
+    return "  ".join(
+        f"{name} {value:.4f}" + (f" ± {known[name]:.4f}" if name in known else "")
+        for name, value in values.items()
     )
 
 
