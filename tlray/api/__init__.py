@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from tlray import runtime, storage
 from tlray.config import Config, Serving
-from tlray.errors import BundleError, ConfigError, DataError, spelling_hint
+from tlray.errors import ConfigError, DataError, spelling_hint
 from tlray.observer import Observer
 from tlray.storage import targets
 from tlray.training import rundir
 
 if TYPE_CHECKING:
     from tlray.ingestion.ingest import IngestResult
+    from tlray.search.tuner import TuneOptions
     from tlray.serving.deploy import Server
-
 
 
 def ingest(
@@ -73,12 +73,19 @@ def train(config: Config, show: Observer, verbose: bool = False, fresh: bool = F
         return result | conclude(config, result["bundle"], show)
 
 
-def tune(config: Config, show: Observer, verbose: bool = False, fresh: bool = False) -> dict[str, Any]:
+def tune(
+    config: Config,
+    show: Observer,
+    verbose: bool = False,
+    fresh: bool = False,
+    options: TuneOptions | None = None,
+) -> dict[str, Any]:
     """Search for the best model, evaluate it on the validation split, write the report.
 
     Returns run, bundle, the content of trials.json, what `conclude` does, and ``equal``: trials within one
     standard error of the winner. Resumes the search of this name, and raises ConfigError where its data or
-    settings were others. ``fresh``: delete that search and start again.
+    settings were others. ``fresh``: delete that search and start again. ``options``: of Ray Tune's, see
+    `tlray.search.tuner.run`.
     """
     check(config)
     targets.check_folder(config.run_uri)
@@ -93,7 +100,7 @@ def tune(config: Config, show: Observer, verbose: bool = False, fresh: bool = Fa
     training.check(settled)
     show.begin()
     with runtime.session(verbose):
-        bundle = search.tune(config, show.event, fresh).bundle
+        bundle = search.tune(config, show.event, fresh, options).bundle
         trials = storage.read_json(storage.join(settled.run_uri, rundir.TRIALS))
         result = {"run": settled.run_uri, "bundle": bundle, **trials, **conclude(settled, bundle, show)}
         return result | {"equal": equal(result, result["standard_errors"])}

@@ -29,6 +29,9 @@ from tlray.training import rundir
 
 if TYPE_CHECKING:
     import pandas as pd
+    from ray.tune import Callback
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
 
     from tlray.serving.deploy import Server
     from tlray.tasks.base import Task
@@ -137,6 +140,9 @@ class Run:
         winner, and equal: within one standard error of the winner.
         """
         import pandas as pd
+    from ray.tune import Callback
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
 
         from tlray.report.run_files import equal, ranked
 
@@ -369,16 +375,27 @@ def tune(
     recipe: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     fresh: bool = False,
+    scheduler: TrialScheduler | None = None,
+    searcher: Searcher | None = None,
+    callbacks: Sequence[Callback] = (),
+    stop: Any = None,
     observer: Observer | None = None,
     verbose: bool = False,
 ) -> Run:
     """Search for the best model; arguments as of `train`.
 
     Without a ``search.space`` of its own it searches over freeze depth and learning rate.
+    ``scheduler``, ``searcher``, ``callbacks`` and ``stop`` are Ray Tune's, in place of what the configuration
+    says: see `tlray.search.tuner.run`. Raises ConfigError for a scheduler that cannot work here.
     """
     settings = _settings(data, backbone, epochs, name, recipe, overrides)
+    options = None
+    if scheduler or searcher or callbacks or stop:
+        from tlray.search.tuner import TuneOptions
+
+        options = TuneOptions(scheduler, searcher, callbacks, stop)
     with _shown(f"Search {settings.run_uri}", observer) as show:
-        return Run(api.tune(settings, show, verbose, fresh)["run"])
+        return Run(api.tune(settings, show, verbose, fresh, options)["run"])
 
 
 def load(source: Place, models: str = "models", device: str = "auto") -> Model:
