@@ -140,9 +140,6 @@ class Run:
         winner, and equal: within one standard error of the winner.
         """
         import pandas as pd
-    from ray.tune import Callback
-    from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import Searcher
 
         from tlray.report.run_files import equal, ranked
 
