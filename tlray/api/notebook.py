@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 from PIL import Image
 
-from tlray import api, config, storage
+from tlray import api, config, runtime, storage
 from tlray.api.pictures import Picture, encoded
 from tlray.data import image
 from tlray.data.dataset import Dataset
@@ -355,6 +355,7 @@ def train(
     ``{"optim.lr": 0.01, "input.size": 96}``. ``fresh``: delete the run of this name and start again.
     Raises TlrayError, one line with the value and what is accepted.
     """
+    runtime.prepare(verbose)
     settings = _settings(data, backbone, epochs, name, recipe, overrides)
     with _shown(f"Train {settings.run_uri}", observer) as show:
         return Run(api.train(settings, show, verbose, fresh)["run"])
@@ -376,6 +377,7 @@ def tune(
 
     Without a ``search.space`` of its own it searches over freeze depth and learning rate.
     """
+    runtime.prepare(verbose)
     settings = _settings(data, backbone, epochs, name, recipe, overrides)
     with _shown(f"Search {settings.run_uri}", observer) as show:
         return Run(api.tune(settings, show, verbose, fresh)["run"])
@@ -386,6 +388,7 @@ def load(source: Place, models: str = "models", device: str = "auto") -> Model:
 
     ``models``: the registry, a folder or URI. Raises RegistryError, BundleError.
     """
+    runtime.prepare()
     return Model(api.bundle_of(_uri(source), models), device)
 
 
@@ -419,6 +422,7 @@ def list_backbones(pattern: str = "*", pretrained: bool = True) -> list[str]:
 
     ``pretrained``: only those with weights.
     """
+    runtime.prepare()
     from tlray.models import backbone
 
     return backbone.names(pattern, pretrained)
