@@ -40,7 +40,9 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TQDM_DISABLE": "1",
 }
-LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private", "torch", "timm")
+LOGGERS = (
+    "ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray.widgets", "ray._private", "torch", "timm",
+)  # fmt: skip
 EMIT_TIMEOUT_S = 30.0  # a busy machine; an actor that is gone answers at once
 STREAM_TIMEOUT_S = 10.0
 
@@ -72,11 +74,7 @@ def prepare(verbose: bool = False) -> None:
         os.environ.setdefault(name, value)
     if not verbose:
         warnings.filterwarnings("ignore", module=r"(ray|torch|timm)\b")
-        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in notebooks
-    _set_levels(verbose)
-
-
-def _set_levels(verbose: bool) -> None:
+        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in a notebook
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
@@ -115,7 +113,6 @@ def _connect(verbose: bool) -> None:
         # The dashboard is on: without its State API a stopped trial's resources are never freed, and a
         # search hangs (github.com/ray-project/ray/issues/54305).
         settings |= {"address": "local", "num_cpus": 2 * cores(), "include_dashboard": True}
-    _set_levels(verbose)  # `import ray` sets its own, and again when modules are imported by `init`
     try:
         ray.init(**settings)
     except ConnectionError as error:
@@ -126,7 +123,8 @@ def _connect(verbose: bool) -> None:
     except Exception as error:  # Ray's own words for "it took too long" are a plain Exception
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"Ray did not start: {first[:200]}") from error
-    _set_levels(verbose)
+    for name in LOGGERS:  # Ray's modules set their own levels as they are imported
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 def disconnect() -> None:

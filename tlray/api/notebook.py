@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 from PIL import Image
 
-from tlray import api, config, storage
+from tlray import api, config, runtime, storage
 from tlray.api.pictures import Picture, encoded
 from tlray.data import image
 from tlray.data.dataset import Dataset
@@ -358,6 +358,7 @@ def train(
     ``{"optim.lr": 0.01, "input.size": 96}``. ``fresh``: delete the run of this name and start again.
     Raises TlrayError, one line with the value and what is accepted.
     """
+    runtime.prepare(verbose)
     settings = _settings(data, backbone, epochs, name, recipe, overrides)
     with _shown(f"Train {settings.run_uri}", observer) as show:
         return Run(api.train(settings, show, verbose, fresh)["run"])
@@ -385,6 +386,7 @@ def tune(
     ``scheduler``, ``searcher``, ``callbacks`` and ``stop`` are Ray Tune's, in place of what the configuration
     says: see `tlray.search.tuner.run`. Raises ConfigError for a scheduler that cannot work here.
     """
+    runtime.prepare(verbose)
     settings = _settings(data, backbone, epochs, name, recipe, overrides)
     options = None
     if scheduler or searcher or callbacks or stop:
@@ -400,6 +402,7 @@ def load(source: Place, models: str = "models", device: str = "auto") -> Model:
 
     ``models``: the registry, a folder or URI. Raises RegistryError, BundleError.
     """
+    runtime.prepare()
     return Model(api.bundle_of(_uri(source), models), device)
 
 
@@ -433,6 +436,7 @@ def list_backbones(pattern: str = "*", pretrained: bool = True) -> list[str]:
 
     ``pretrained``: only those with weights.
     """
+    runtime.prepare()
     from tlray.models import backbone
 
     return backbone.names(pattern, pretrained)
