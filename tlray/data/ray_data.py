@@ -12,9 +12,12 @@ from typing import Any
 def quiet() -> Iterator[Any]:
     """Data sets of Ray Data made in this block run without progress bars. Yields their DataContext, which may
     be changed further."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level or logging.WARNING
     import ray.data
 
-    # Warns once in every process that the bars are off.
+    logger.setLevel(level)  # the import has reset it
+    # This one warns once in every process that the bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False

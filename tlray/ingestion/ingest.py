@@ -260,9 +260,9 @@ def _inspect(root: str, index: pa.Table, code: masks.MaskCode | None, report_pro
 
 def _map(blocks: list[pa.Table], work: Callable[..., pa.Table], **settings: Any) -> Iterator[pa.Table]:
     """Results of ``work`` on each block, by Ray Data, in whatever order they come."""
-    import ray.data
-
     with ray_data.quiet():
+        import ray.data  # not before: quiet() keeps the level of its logger
+
         data = ray.data.from_arrow(blocks).map_batches(
             work, batch_size=None, batch_format="pyarrow", fn_kwargs=settings
         )
