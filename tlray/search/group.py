@@ -71,7 +71,7 @@ class Group:
         """Write a checkpoint of a trial, between two epochs."""
         for run in self._loop.runs:
             if run.name == name:
-                with self._loop.alone(run):
+                with run.isolated():
                     run.save({})
 
     def leave(self, name: str) -> None:
