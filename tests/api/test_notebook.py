@@ -288,7 +288,7 @@ def test_promoted_models_are_loaded_by_name_and_served(
 def test_a_prediction_is_drawn_as_its_task_draws_it(tmp_path: Path) -> None:
     uri = scenes_dataset(tmp_path / "data", load_task({"name": "detection"}).columns, train=16, validation=8)
     made = config.Config().override({"data.uri": uri, "input.size": 64, "task.name": "detection"})
-    untrained = training.check(training.settled(made))
+    untrained = training.check(training.resolve_config(made))
     untrained.module.eval()
     picture = Dataset.open(uri).rows("train", [0])["image"].to_pylist()[0]["bytes"]
     bundle.save(str(tmp_path / "bundle"), untrained, {}, made.model_dump(mode="json"), [picture])

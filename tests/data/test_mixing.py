@@ -30,7 +30,7 @@ PRE = Preprocess(size=(64, 48), mean=(0.5,) * 3, std=(0.5,) * 3)
 RED, BLUE, GREEN = (250, 20, 20), (20, 20, 250), (20, 250, 20)
 
 
-def settled(**changes: Any) -> Augmentation:
+def augmentation(**changes: Any) -> Augmentation:
     return Augmentation(**{"policy": "none", "scale": (1.0, 1.0), "hflip": 0.0, **changes})
 
 
@@ -58,7 +58,7 @@ ALL = {
 def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_path: Path) -> None:
     """They do not depend on the rest of the batch or its order; `annotation` gives the same targets."""
     uri = scenes_dataset(tmp_path / "d", tasks.load({"name": task}).columns, train=20)
-    split = source(uri, task, settled(policy="colour", hflip=0.5, scale=(0.5, 1.0), **ALL[task]))
+    split = source(uri, task, augmentation(policy="colour", hflip=0.5, scale=(0.5, 1.0), **ALL[task]))
     whole = batch(split, range(20), 1)
     for rows in ([7], [3, 19, 7], list(range(19, -1, -1))):
         part = batch(split, rows, 1)
@@ -71,7 +71,7 @@ def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_pa
     assert targets.keys() == whole.targets.keys()
     assert all(same(targets[name], whole.targets[name]) for name in targets)
     assert [geometry for _, geometry in without] == whole.geometries
-    plain = batch(source(uri, task, settled(policy="colour", hflip=0.5, scale=(0.5, 1.0))), range(20), 1)
+    plain = batch(source(uri, task, augmentation(policy="colour", hflip=0.5, scale=(0.5, 1.0))), range(20), 1)
     differ = [not torch.equal(a, b) for a, b in zip(plain.x_BCHW, whole.x_BCHW, strict=True)]
     assert sum(differ) >= 6
 
@@ -80,7 +80,7 @@ def test_pixels_and_targets_depend_on_seed_epoch_and_row_alone(task: str, tmp_pa
 def test_the_share_is_that_of_the_rows_own_pixels(kind: str, tmp_path: Path) -> None:
     """With white pictures of class 0 and black ones of class 1, in one row group."""
     uri = coloured(tmp_path / "d", [(255,) * 3, (0,) * 3] * 10)
-    mixed = batch(source(uri, "classification", settled(**{kind: 1.0})), range(20))
+    mixed = batch(source(uri, "classification", augmentation(**{kind: 1.0})), range(20))
     white, pairs = mixed.x_BCHW.double().mean((1, 2, 3)) / 255, set()
     for row in range(20):
         own, other, share = (float(mixed.targets[n][row]) for n in ("label", "partner.label", "share"))
@@ -94,7 +94,7 @@ def test_the_share_is_that_of_the_rows_own_pixels(kind: str, tmp_path: Path) -> 
 @tries(max_examples=80, deadline=None)
 @given(st.integers(0, 9999), st.floats(0.05, 4), st.sampled_from([(64, 48), (17, 90), (224, 224)]))
 def test_cutmix_takes_a_rectangle_of_its_share(seed: int, alpha: float, size: tuple[int, int]) -> None:
-    mix = mixing.draw(np.random.default_rng(seed), settled(cutmix=alpha), size)
+    mix = mixing.draw(np.random.default_rng(seed), augmentation(cutmix=alpha), size)
     assert mix is not None and 0 <= mix.share <= 1
     own, other = (np.full((3, size[1], size[0]), grey, np.uint8) for grey in (1, 0))
     out = mixing.pixels(mix, [own, other], size)
@@ -103,7 +103,7 @@ def test_cutmix_takes_a_rectangle_of_its_share(seed: int, alpha: float, size: tu
 
 def test_both_ways_come_at_even_odds() -> None:
     drawn = [
-        mixing.draw(np.random.default_rng(n), settled(mixup=0.2, cutmix=1.0), (8, 8)) for n in range(400)
+        mixing.draw(np.random.default_rng(n), augmentation(mixup=0.2, cutmix=1.0), (8, 8)) for n in range(400)
     ]
     cuts = sum(mix is not None and mix.kind == "cutmix" for mix in drawn)
     assert 150 < cuts < 250 and None not in drawn
@@ -122,7 +122,7 @@ def test_partners_are_other_rows_of_the_group(count: int) -> None:
 
 def test_partners_come_from_the_rows_own_row_group(tmp_path: Path) -> None:
     uri = coloured(tmp_path / "d", [(10 * i,) * 3 for i in range(20)], group_rows=5)
-    split = source(uri, "classification", settled(mixup=1.0))
+    split = source(uri, "classification", augmentation(mixup=1.0))
     mixed = batch(split, range(20))
     for row in range(20):
         first = 10 * 5 * (row // 5)
@@ -131,7 +131,7 @@ def test_partners_come_from_the_rows_own_row_group(tmp_path: Path) -> None:
 
 def test_one_view_is_the_plain_picture(tmp_path: Path) -> None:
     uri = dataset(tmp_path / "d", train=6)
-    one = batch(source(uri, "classification", settled(mixup=1.0, views=1)), range(6))
+    one = batch(source(uri, "classification", augmentation(mixup=1.0, views=1)), range(6))
     assert one.targets.keys() == {"label"}
     assert torch.equal(one.x_BCHW, batch(source(uri, "classification", None), range(6)).x_BCHW)
 
@@ -140,7 +140,7 @@ def test_a_damaged_partner_is_named(tmp_path: Path) -> None:
     uri = dataset(tmp_path / "d", train=2)
     damage(uri, "train", 1)
     with pytest.raises(DataError, match=r"\(train, row 1, train/1\.jpg\): truncated"):
-        batch(source(uri, "classification", settled(mixup=1.0)), [0])
+        batch(source(uri, "classification", augmentation(mixup=1.0)), [0])
 
 
 # ---- mosaic: squares of one colour on another, whose boxes can be read off the pixels
@@ -194,7 +194,7 @@ def written(
 def test_boxes_of_a_mosaic_lie_on_their_objects(fit: str, tmp_path: Path) -> None:
     uri = squares(tmp_path / "d")
     pre = Preprocess(size=(96, 96), fit=fit, mean=(0.5,) * 3, std=(0.5,) * 3)
-    split = source(uri, "detection", settled(mosaic=1.0, hflip=0.5, vflip=0.5), pre)
+    split = source(uri, "detection", augmentation(mosaic=1.0, hflip=0.5, vflip=0.5), pre)
     mosaics, several = batch(split, range(16), 2), 0
     for x_CHW, boxes_N4, labels_N in zip(
         mosaics.x_BCHW.numpy().astype(int), mosaics.targets["boxes"], mosaics.targets["labels"], strict=True
@@ -218,7 +218,7 @@ def test_boxes_of_a_mosaic_lie_on_their_objects(fit: str, tmp_path: Path) -> Non
 def test_boxes_of_a_mosaic_keep_the_rule_of_crops(tmp_path: Path) -> None:
     """Each box shows at least a fifth of its object; crowds are no targets."""
     known = tasks.load({"name": "detection"})
-    mix = mixing.draw(np.random.default_rng(1), settled(mosaic=1.0), (96, 96))
+    mix = mixing.draw(np.random.default_rng(1), augmentation(mosaic=1.0), (96, 96))
     assert mix is not None and sorted(mix.frames)[0][:2] == (0, 0)
     assert sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in mix.frames) == 96 * 96
     pre = Preprocess(size=(96, 96), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -270,7 +270,7 @@ def test_a_mask_is_cut_and_pasted_with_its_pixels(tmp_path: Path) -> None:
         pictures.append(encoded(pixels))
         masks.append({"bytes": encoded(ids_HW), "path": f"{number}.png"})
     uri = written(tmp_path / "d", pictures, "mask", "mask", masks, 32)
-    augment = settled(cutmix=1.0, class_balance=0.5, scale=(0.2, 0.6))
+    augment = augmentation(cutmix=1.0, class_balance=0.5, scale=(0.2, 0.6))
     mixed = batch(source(uri, "segmentation", augment), range(12))
     assert mixed.targets.keys() == {"mask"}
     x_BHWC = mixed.x_BCHW.permute(0, 2, 3, 1).numpy().astype(int)
@@ -288,14 +288,14 @@ def test_what_labels_cannot_follow_is_refused_in_one_line(task: str, key: str) -
     known = tasks.load({"name": task})
     tree = config.parse({"task": {"name": task}}, "test")
     if key in known.supported_augmentations:
-        tasks.check_augment(known, settled(**{key: 0.5}))
+        tasks.check_augment(known, augmentation(**{key: 0.5}))
         assert accepted(tree, f"augment.{key}", 0.5) == 0.5
         return
     accepted_key = known.supported_augmentations[0]
     message = rf"augment\.{key} = 0\.5 .*{task} cannot follow it; accepted: augment\.{accepted_key}"
     with pytest.raises(ConfigError, match=message) as error:
-        tasks.check_augment(known, settled(**{key: 0.5}))
+        tasks.check_augment(known, augmentation(**{key: 0.5}))
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=rf"search\.space\.augment\.{key}.*cannot follow"):
         accepted(tree, f"augment.{key}", 0.5)
-    tasks.check_augment(known, settled(**{key: 0}))
+    tasks.check_augment(known, augmentation(**{key: 0}))

@@ -327,7 +327,7 @@ def test_a_copy_of_s3_is_made_once_and_leaves_no_files(
         fetched.append(uri)
         download(uri, local_dir)
 
-    monkeypatch.setattr(storage, "download", counted)
+    monkeypatch.setattr("tlray.storage.folders.download", counted)
     store = FeatureCache(f"{s3_uri}/cache")
     fill(store, KEY, outputs(30))
     one, two = found(store, KEY), found(FeatureCache(f"{s3_uri}/cache"), KEY)

@@ -108,7 +108,7 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path: Path) -> None:
     config = settings(tmp_path)
     opened(config)
     opened(config.override({"optim.lr": 0.5, "serve.port": 1, "scale.max_failures": 0}))  # alters no trial
-    with pytest.raises(ConfigError, match=r"optim\.weight_decay = 0\.5.*began with 0\.05.*new name"):
+    with pytest.raises(ConfigError, match=r"optim\.weight_decay = 0\.5.*began with 0\.05.*another name"):
         opened(config.override({"optim.weight_decay": 0.5}))
     with pytest.raises(ConfigError, match=r"data\.uri.*not the data"):
         opened(config, "g")

@@ -137,7 +137,7 @@ def test_asha_stops_trials_and_the_best_one_wins(
     assert more.value == evaluate(more.bundle, data, "validation")["metrics"]["accuracy"]
     assert [str(p.relative_to(run)) for p in run.rglob("manifest.json")] == ["best/manifest.json"]
     assert tune(wider, events.append).probes == more.probes
-    with pytest.raises(ConfigError, match=r"train\.epochs = 6: this search began with 5.*new name"):
+    with pytest.raises(ConfigError, match=r"train\.epochs = 6: this search began with 5.*another name"):
         tune(config.override({"train.epochs": 6}))
 
 

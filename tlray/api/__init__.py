@@ -96,13 +96,13 @@ def tune(
     from tlray.report.run_files import equal
     from tlray.training import fit as training
 
-    settled = training.resolve_config(config, fresh)
-    training.check(settled)
+    resolved = training.resolve_config(config, fresh)
+    training.check(resolved)
     show.begin()
     with runtime.session(verbose):
         bundle = search.tune(config, show.event, fresh, options).bundle
-        trials = storage.read_json(storage.join(settled.run_uri, rundir.TRIALS))
-        result = {"run": settled.run_uri, "bundle": bundle, **trials, **conclude(settled, bundle, show)}
+        trials = storage.read_json(storage.join(resolved.run_uri, rundir.TRIALS))
+        result = {"run": resolved.run_uri, "bundle": bundle, **trials, **conclude(resolved, bundle, show)}
         return result | {"equal": equal(result, result["standard_errors"])}
 
 

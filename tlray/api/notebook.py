@@ -29,9 +29,6 @@ from tlray.training import rundir
 
 if TYPE_CHECKING:
     import pandas as pd
-    from ray.tune import Callback
-    from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import Searcher
 
     from tlray.serving.deploy import Server
     from tlray.tasks.base import Task
@@ -373,9 +370,9 @@ def tune(
     recipe: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     fresh: bool = False,
-    scheduler: TrialScheduler | None = None,
-    searcher: Searcher | None = None,
-    callbacks: Sequence[Callback] = (),
+    scheduler: Any = None,
+    searcher: Any = None,
+    callbacks: Sequence[Any] = (),
     stop: Any = None,
     observer: Observer | None = None,
     verbose: bool = False,
