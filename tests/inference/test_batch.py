@@ -112,8 +112,9 @@ def test_a_killed_job_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         batch.predict(model, source, out, kill)
-    first = {path.name: path.stat().st_mtime_ns for path in Path(out, "data").iterdir()}
-    assert 0 < len(first) < 5 and not Path(out, batch.PREDICTIONS).exists() and Path(out, batch.PLAN).exists()
+    # Usually some of the five; all, where the other processes were quicker than the kill.
+    first = {path.name: path.stat().st_mtime_ns for path in Path(out, "data").glob("*.parquet")}
+    assert first and not Path(out, batch.PREDICTIONS).exists() and Path(out, batch.PLAN).exists()
     other = inputs.Inputs.dataset(data, ["test"])
     with pytest.raises(DataError, match=r"holds other work .*accepted: the same model, data and settings"):
         batch.predict(model, other, out)
