@@ -22,13 +22,11 @@ from tlray.data.augment import Augment
 from tlray.data.image import Geometry
 from tlray.data.sampler import Indices, share
 from tlray.errors import StorageError
-from tlray.models.backbone import Backbone, Boundary, Features
+from tlray.models.backbone import POOLED, Backbone, Boundary, Features
 from tlray.search.feature_cache import FeatureCache, Key
 from tlray.training.batches import DeviceBatch, RenderedBatches
 from tlray.training.candidate import autocast
 from tlray.training.loop import Loop
-
-POOLED = "pooled"
 
 
 class FeatureTable(Protocol):
@@ -98,7 +96,7 @@ class PrefixBatches(RenderedBatches):
         lead = max(loop.runs, key=lambda run: run.model.freeze_depth)
         self.backbone: Backbone = lead.model.module.backbone  # type: ignore[assignment]
         uri = config.search.cache
-        self.store = FeatureCache(uri, config.search.cache_mb) if uri else None
+        self.cache = FeatureCache(uri, config.search.cache_mb) if uri else None
         self.tables: dict[tuple[str, int | None, Boundary], FeatureTable] = {}
         self._targets: dict[tuple[int | None, int], tuple[Any, Geometry]] = {}
         self._targets_bytes = 0
@@ -109,7 +107,7 @@ class PrefixBatches(RenderedBatches):
 
     def ready(self, boundary: Boundary) -> bool:
         """Whether the store has a boundary for all views of the training split."""
-        return self.store is not None and all(self.key(v, boundary) in self.store for v in self.views)
+        return self.cache is not None and all(self.key(v, boundary) in self.cache for v in self.views)
 
     def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
         """As `RenderedBatches.train`; no picture is opened where every candidate begins at kept features."""
@@ -246,7 +244,7 @@ class PrefixBatches(RenderedBatches):
         split = self.split
         keys = {b: self.key(view, b) for b in missing}
         for b in list(missing):
-            found = self.store.find(keys[b]) if self.store and self.keep[b] == "store" else None
+            found = self.cache.find(keys[b]) if self.cache and self.keep[b] == "store" else None
             if found is not None:
                 self.tables[split, view, b] = found
                 missing.discard(b)
@@ -259,8 +257,8 @@ class PrefixBatches(RenderedBatches):
         with contextlib.ExitStack() as stack:
             writers: dict[Boundary, Any] = {}
             for b in missing:
-                if self.keep[b] == "store" and self.store:
-                    writers[b] = stack.enter_context(self.store.write(keys[b], num_rows))
+                if self.keep[b] == "store" and self.cache:
+                    writers[b] = stack.enter_context(self.cache.write(keys[b], num_rows))
                 else:
                     writers[b] = self.tables[split, view, b] = FeaturesInMemory(num_rows)
             for batch in loader.pipeline(self.source, plan):
@@ -268,10 +266,10 @@ class PrefixBatches(RenderedBatches):
                 for b, features in self._features(x_BCHW, missing, self.config.train.precision).items():
                     writers[b].add(to_arrays(features))
         for b in missing:
-            if self.keep[b] == "store" and self.store:
-                found = self.store.find(keys[b])
+            if self.keep[b] == "store" and self.cache:
+                found = self.cache.find(keys[b])
                 if found is None:
-                    raise StorageError(f"{self.store.uri}: {keys[b].digest} was removed as it was written")
+                    raise StorageError(f"{self.cache.uri}: {keys[b].digest} was removed as it was written")
                 self.tables[split, view, b] = found
 
     def key(self, view: int | None, boundary: Boundary) -> Key:

@@ -31,9 +31,9 @@ from tlray.data.dataset import Dataset
 from tlray.data.image import Geometry
 from tlray.data.schema import Row
 from tlray.models import eager
-from tlray.models.backbone import Features
+from tlray.models.backbone import POOLED, Features
 from tlray.search.extra_bundle import leave
-from tlray.search.transferability import BATCH, POOLED, features_by_stage
+from tlray.search.transferability import BATCH, features_by_stage
 from tlray.storage.json_values import finite
 from tlray.tasks.base import TIE, Metrics
 from tlray.training.build import initial_model, is_head
@@ -193,7 +193,7 @@ def start(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[s
     return _head(config, found) if begins else None
 
 
-def head_beside(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str | None:
+def head_for(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str | None:
     """The probe's head over the backbone that a trial of these settings begins with, if there is one."""
     found = _beside(probes, params)
     return None if found is None else _head(config, found)

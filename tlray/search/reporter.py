@@ -15,9 +15,9 @@ from tlray.search.trial_log import TrialLog
 class TrialReporter(tune.Callback):
     """Ray Tune's callback of a search."""
 
-    def __init__(self, table: TrialLog, emit: Emit, epochs: int, side_by_side: int = 1) -> None:
+    def __init__(self, trial_log: TrialLog, emit: Emit, epochs: int, side_by_side: int = 1) -> None:
         """``epochs``: of a trial that is not stopped early; ``side_by_side``: trials of a process at most."""
-        self.table, self.emit, self.epochs = table, emit, epochs
+        self.trial_log, self.emit, self.epochs = trial_log, emit, epochs
         self.lost = "the trial's process died (out of memory, or its machine was lost)"
         if side_by_side > 1:
             self.lost += f"; with less memory at once: search.side_by_side = {side_by_side // 2}"
@@ -33,7 +33,7 @@ class TrialReporter(tune.Callback):
         id_, params = trial.config["id"], trial.config["params"]
         if trial.last_result.get("epoch"):  # it was paused, or its process died
             return
-        self.table.start(id_, params, [trial.config["id"] for trial in trials])
+        self.trial_log.start(id_, params, [trial.config["id"] for trial in trials])
         self._emit("trial_start", id_, params=params, epochs=self.epochs)
 
     def on_trial_result(
@@ -44,8 +44,8 @@ class TrialReporter(tune.Callback):
         id_, record = trial.config["id"], result["record"]
         # Where the trial begins anew, in another process, it does not tell these epochs again.
         trial.config["epochs_told"] = result["epoch"]
-        if self.table.epoch(id_, record):
-            facts = {"goal_name": self.table.goal.name, "again": result["again"]}
+        if self.trial_log.epoch(id_, record):
+            facts = {"goal_name": self.trial_log.goal.name, "again": result["again"]}
             self._emit("trial_epoch", id_, **{**record, **facts})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -56,7 +56,7 @@ class TrialReporter(tune.Callback):
         status, bundle = "finished" if last.get("ended") else "stopped", True
         if isinstance(handle, TrialHandle):
             # Trials that train side by side write a bundle only where one is needed.
-            bundle = any(row["id"] == id_ for row in self.table.with_bundles([id_]))
+            bundle = any(row["id"] == id_ for row in self.trial_log.with_bundles([id_]))
             try:
                 reason = ray.get(handle.end(bundle))
             except ray.exceptions.RayError:
@@ -74,20 +74,20 @@ class TrialReporter(tune.Callback):
 
     def rule_out(self, id_: str, params: dict[str, Any], reason: str) -> None:
         """A trial is not worth running."""
-        self.table.rule_out(id_, params, reason)
-        self._emit_end(self.table.rows[id_])
+        self.trial_log.rule_out(id_, params, reason)
+        self._emit_end(self.trial_log.rows[id_])
 
     def _over(self, id_: str, status: str, reason: str | None = None, bundle: bool = True) -> None:
         """A trial is over; ``bundle``: whether it has left one."""
-        self._emit_end(self.table.end(id_, status, reason, bundle))
+        self._emit_end(self.trial_log.end(id_, status, reason, bundle))
 
     def _emit_end(self, row: dict[str, Any]) -> None:
         facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
-        best = self.table.best
+        best = self.trial_log.best
         self._emit(
             "trial_end", row["id"], **facts, **({"reason": row["reason"]} if "reason" in row else {}),
-            goal_name=self.table.goal.name, winner=best["id"] if best else None,
+            goal_name=self.trial_log.goal.name, winner=best["id"] if best else None,
         )  # fmt: skip
 
     def _emit(self, kind: str, id_: str, **facts: Any) -> None:
-        self.emit({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
+        self.emit({"kind": kind, "run": self.trial_log.run_uri, "id": id_, **facts})

@@ -29,15 +29,13 @@ from tlray.data.image import Preprocess, decode_mask
 from tlray.errors import DataError
 from tlray.inference.embed import Bare
 from tlray.models import weights as origins
-from tlray.models.backbone import Backbone, Boundary
+from tlray.models.backbone import POOLED, Backbone, Boundary
 from tlray.observer import Progress
 from tlray.tasks.base import Task
 
 ROWS = 1000  # of the training split that are looked at
 BATCH = 32
 FOLDS, NEIGHBOURS = 5, 5
-POOLED = "pooled"
-
 
 
 @dataclass(frozen=True)
