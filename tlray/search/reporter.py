@@ -1,4 +1,4 @@
-"""What happens to trials: from Ray Tune into the table, and on to whoever shows progress."""
+"""Writes what happens to trials into the log of trials, and reports it as events."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class TrialReporter(tune.Callback):
     """Ray Tune's callback of a search."""
 
     def __init__(self, trial_log: TrialLog, emit: Emit, epochs: int, side_by_side: int = 1) -> None:
-        """``epochs``: of a trial that is not stopped early; ``side_by_side``: trials of a process at most."""
+        """``epochs``: of a trial that is not stopped early; ``side_by_side``: at most, of a process."""
         self.trial_log, self.emit, self.epochs = trial_log, emit, epochs
         self.lost = "the trial's process died (out of memory, or its machine was lost)"
         if side_by_side > 1:
-            self.lost += f"; with less memory at once: search.side_by_side = {side_by_side // 2}"
+            self.lost += f"; to use less memory: search.side_by_side = {side_by_side // 2}"
 
-    # Tune saves and copies its callbacks for Tuner.restore, which is not how a search goes on here.
+    # Tune saves and copies its callbacks for Tuner.restore, which is not how a search is continued here.
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
@@ -42,7 +42,7 @@ class TrialReporter(tune.Callback):
         if "record" not in result:
             return
         id_, record = trial.config["id"], result["record"]
-        # Where the trial begins anew, in another process, it does not tell these epochs again.
+        # If the trial begins again in another process, it does not report these epochs again.
         trial.config["epochs_told"] = result["epoch"]
         if self.trial_log.epoch(id_, record):
             facts = {"goal_name": self.trial_log.goal.name, "again": result["again"]}
@@ -55,7 +55,7 @@ class TrialReporter(tune.Callback):
             return
         status, bundle = "finished" if last.get("ended") else "stopped", True
         if isinstance(handle, TrialHandle):
-            # Trials that train side by side write a bundle only where one is needed.
+            # Trials that train side by side write their bundles only where the log needs them.
             bundle = any(row["id"] == id_ for row in self.trial_log.with_bundles([id_]))
             try:
                 reason = ray.get(handle.end(bundle))
@@ -73,7 +73,7 @@ class TrialReporter(tune.Callback):
         self._over(trial.config["id"], "failed", self.lost if died else lines[-1][:300])
 
     def rule_out(self, id_: str, params: dict[str, Any], reason: str) -> None:
-        """A trial is not worth running."""
+        """A trial will not be run, for this reason."""
         self.trial_log.rule_out(id_, params, reason)
         self._emit_end(self.trial_log.rows[id_])
 
