@@ -99,7 +99,7 @@ class Peer(trial.Trial):
         storage.write_json(
             storage.join(self._config.run_uri, "config.json"), self._config.model_dump(mode="json")
         )
-        made = loop.Loop([self._config], LocalWorker(self._threads), self._tell, sparing=True)
+        made = loop.Loop([self._config], LocalWorker(self._threads), self._emit_step, sparing=True)
         self._emit({"kind": "bench", "at": began, "pid": os.getpid(), "threads": torch.get_num_threads()})
         try:
             for records in made.epochs():

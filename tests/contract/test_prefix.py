@@ -146,7 +146,7 @@ def test_a_store_that_keeps_nothing_changes_nothing(
     for one, other in zip(computed, kept, strict=True):
         same(one, other, (stories[one.name], found[other.name]))
     notes = [event["text"] for event in told if event["kind"] == "note"]
-    assert len(notes) == 1 and "features are not kept, and computed with each batch" in notes[0], notes
+    assert len(notes) == 1 and "features are not kept, but computed with each batch" in notes[0], notes
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("fp16", 2e-3), ("bf16", 2e-2)])

@@ -17,14 +17,14 @@ from tlray.search.trial_log import TrialLog
 RATES = {"optim.lr": {"choice": [0.001, 0.002, 0.004]}}
 
 
-def trained(config: Any, score: Any, tell: Any = None) -> tuple[list[dict[str, Any]], TrialLog]:
-    """What a search tries where ``score`` says what its trials come to, and its table."""
-    sampler, table = opened(config)
-    sampler.tell = tell or sampler.tell
+def trained(config: Any, score: Any, emit: Any = None) -> tuple[list[dict[str, Any]], TrialLog]:
+    """The trials of a search whose results ``score`` computes from their settings, and its log."""
+    sampler, trial_log = opened(config)
+    sampler.emit = emit or sampler.emit
     tried = []
     while step := wave(sampler):
         for one in step:
-            table.start(one["id"], one["params"])
+            trial_log.start(one["id"], one["params"])
             value = score(one["params"])
             record = {
                 "epoch": 1,
@@ -34,10 +34,10 @@ def trained(config: Any, score: Any, tell: Any = None) -> tuple[list[dict[str, A
                 "lr": 0.1,
                 "seconds": 1.0,
             }
-            table.epoch(one["id"], record)
-            table.end(one["id"], "finished")
+            trial_log.epoch(one["id"], record)
+            trial_log.end(one["id"], "finished")
             tried.append(one["params"])
-    return tried, table
+    return tried, trial_log
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_depths_and_lengths_end_where_they_end() -> None:
 
 def test_the_axis_grows_until_the_winner_is_inside(tmp_path: Path) -> None:
     config = settings(tmp_path, RATES, sampler="grid", extend=True)
-    found, table = trained(config, lambda p: 1 - abs(p["optim.lr"] - 0.008))
+    found, trial_log = trained(config, lambda p: 1 - abs(p["optim.lr"] - 0.008))
     assert [p["optim.lr"] for p in found] == [0.001, 0.002, 0.004, 0.008, 0.016]
-    assert "the winner has optim.lr = 0.004, the end of its axis: 0.008 is tried as well" in table.notes
-    _, table = opened(config)
-    assert table.extended == {"optim.lr": [0.008, 0.016]}
-    assert not any("outside" in row for row in table.rows.values())
+    assert "the winner has optim.lr = 0.004, the end of its axis: 0.008 is tried as well" in trial_log.notes
+    _, trial_log = opened(config)
+    assert trial_log.extended == {"optim.lr": [0.008, 0.016]}
+    assert not any("outside" in row for row in trial_log.rows.values())
 
 
 def test_it_grows_twice_at_most_and_a_search_that_goes_on_knows(tmp_path: Path) -> None:
@@ -85,19 +85,19 @@ def test_it_grows_twice_at_most_and_a_search_that_goes_on_knows(tmp_path: Path) 
 
 def test_what_is_not_accepted_is_said_and_not_tried(tmp_path: Path) -> None:
     config = settings(tmp_path, {"optim.momentum": {"choice": [0.5, 0.9]}}, sampler="grid", extend=True)
-    found, table = trained(config, lambda p: p["optim.momentum"])
-    assert len(found) == 2 and "1.6 is not accepted" in table.notes[-1]
+    found, trial_log = trained(config, lambda p: p["optim.momentum"])
+    assert len(found) == 2 and "1.6 is not accepted" in trial_log.notes[-1]
 
 
 def test_tpe_and_tune_take_what_lies_beyond(tmp_path: Path) -> None:
     config = settings(tmp_path, RATES, num_trials=3, extend=True)
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     tried = []
     while (given := sampler.suggest(f"t{len(tried)}")) != Searcher.FINISHED:
         rate = given["params"]["optim.lr"]
-        table.start(given["id"], given["params"])
-        table.epoch(given["id"], {"epoch": 1, "goal": rate, "lr": rate, "seconds": 1.0})
-        table.end(given["id"], "finished")
+        trial_log.start(given["id"], given["params"])
+        trial_log.epoch(given["id"], {"epoch": 1, "goal": rate, "lr": rate, "seconds": 1.0})
+        trial_log.end(given["id"], "finished")
         sampler.on_trial_complete(f"t{len(tried)}", {SCORE: rate})
         tried.append(rate)
     assert len(tried) == 5 and tried[-2:] == [0.008, 0.016]
@@ -117,19 +117,19 @@ def test_a_kill_between_two_axes_loses_neither(tmp_path: Path) -> None:
         """The lowest decay is best at the highest of these rates."""
         return 1 - abs(params["optim.lr"] - 0.002) - params["optim.weight_decay"] / 1000
 
-    def end(one: dict[str, Any], table: TrialLog) -> None:
-        table.start(one["id"], one["params"])
-        table.epoch(one["id"], {"epoch": 1, "goal": score(one["params"]), "seconds": 1.0})
-        table.end(one["id"], "finished")
+    def end(one: dict[str, Any], trial_log: TrialLog) -> None:
+        trial_log.start(one["id"], one["params"])
+        trial_log.epoch(one["id"], {"epoch": 1, "goal": score(one["params"]), "seconds": 1.0})
+        trial_log.end(one["id"], "finished")
 
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     for one in wave(sampler):
-        end(one, table)
+        end(one, trial_log)
     first, second = wave(sampler)
     assert first["params"] == {"optim.lr": 0.004, "optim.weight_decay": 0.01}
-    end(first, table)
+    end(first, trial_log)
 
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     assert [one["params"] for one in wave(sampler)] == [second["params"]]
 
 
@@ -137,8 +137,8 @@ def test_a_value_that_the_space_has_got_since_is_no_longer_beyond_it(tmp_path: P
     config = settings(tmp_path, RATES, sampler="grid", extend=True)
     trained(config, lambda p: p["optim.lr"])
     wider = config.override({"search.space": {"optim.lr": {"choice": [0.001, 0.002, 0.004, 0.008]}}})
-    sampler, table = opened(wider)
-    assert table.extended == {"optim.lr": [0.016]}
+    sampler, trial_log = opened(wider)
+    assert trial_log.extended == {"optim.lr": [0.016]}
     assert [one["params"]["optim.lr"] for one in wave(sampler)] == [0.032]
 
 

@@ -18,8 +18,8 @@ from tlray.search import cost as plan
 from tlray.search.feature_cache import FeatureCache
 from tlray.search.group import Group, spread, together
 from tlray.search.group import plan as search_plan
+from tlray.search.resources import trial_resources
 from tlray.search.searcher import trial_settings
-from tlray.search.tuner import fit_in
 from tlray.training.run import Run
 from tlray.training.worker import LocalWorker
 
@@ -92,7 +92,7 @@ def test_as_many_trials_at_once_as_have_room(monkeypatch: pytest.MonkeyPatch) ->
         found = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in nodes]
         monkeypatch.setattr(ray, "nodes", lambda: found)
         tree = {"name": "t", "data": {"uri": "/d"}, "scale": scale, "search": {"max_concurrent": wanted}}
-        return fit_in(parse(tree, "test")).concurrent
+        return trial_resources(parse(tree, "test")).concurrent
 
     assert at_once([(4, 0)], {}) == 1 == at_once([(4, 0)], {}, 2)
     assert at_once([(32, 4)], {}) == 4 == at_once([(32, 4)], {}, 9)

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from tlray import tasks
 from tlray.bundle.bundle import Model
 from tlray.config import Config, parse
-from tlray.models.backbone import Backbone, Features
+from tlray.models.backbone import POOLED, Backbone, Features
 from tlray.observer.display import probe_line
 from tlray.search import probe
 from tlray.search.probe import Labels, Linear, drawn, fit, held_out
+from tlray.search.transferability import features_by_stage
 from tlray.training.build import build_model
 
 C, D = 3, 6
@@ -174,8 +175,6 @@ def test_few_pictures_begin_with_the_probes_head() -> None:
 
 
 def test_features_at_every_stage_come_of_one_pass() -> None:
-    from tlray.search.transferability import POOLED, features_by_stage
-
     backbone = Backbone("resnet10t-nano", "builtin", size=32).eval()
     backbone.freeze("all")
     x_BCHW = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)

@@ -35,61 +35,61 @@ def deepening(runs: Path, space: dict[str, Any], **how: Any) -> Config:
     return settings(runs, space, sampler="grid", deepen=True, **how)
 
 
-def finish(table: TrialLog, wave: list[dict[str, Any]], value: Any) -> None:
-    """Have every trial of a wave come to a value of its settings."""
+def finish(trial_log: TrialLog, wave: list[dict[str, Any]], value: Any) -> None:
+    """End every trial of a wave with a result that ``value`` computes from its settings."""
     for one in wave:
-        came = value(one["params"])
-        table.start(one["id"], one["params"])
-        table.epoch(one["id"], {"epoch": 1, "goal": came, "val_accuracy": came, "lr": 0.1, "seconds": 1.0})
-        table.end(one["id"], "finished")
+        result = value(one["params"])
+        trial_log.start(one["id"], one["params"])
+        record = {"epoch": 1, "goal": result, "val_accuracy": result, "lr": 0.1, "seconds": 1.0}
+        trial_log.epoch(one["id"], record)
+        trial_log.end(one["id"], "finished")
 
 
-def drive(sampler: TrialSearcher, table: TrialLog, value: Any) -> list[list[dict[str, Any]]]:
+def drive(sampler: TrialSearcher, trial_log: TrialLog, value: Any) -> list[list[dict[str, Any]]]:
     """All waves of a search, each finished before the next."""
     waves = []
     while step := next_wave(sampler):
         waves.append(step)
-        finish(table, step, value)
+        finish(trial_log, step, value)
     return waves
 
 
-def with_heads(table: TrialLog, wave: list[dict[str, Any]]) -> None:
+def with_heads(trial_log: TrialLog, wave: list[dict[str, Any]]) -> None:
     """What trainings leave for others to start with."""
     for one in wave:
-        storage.write_bytes(storage.join(table.folder(one["id"]), HEAD), b"head")
+        storage.write_bytes(storage.join(trial_log.folder(one["id"]), HEAD), b"head")
 
 
 def test_probes_come_first_and_the_best_head_is_the_start(tmp_path: Path) -> None:
-    sampler, table = opened(deepening(tmp_path, DEPTHS))
+    sampler, trial_log = opened(deepening(tmp_path, DEPTHS))
     order, waves = ["all", 0.6, 2, 0], []
     while step := next_wave(sampler):
         waves.append(step)
-        finish(table, step, lambda p: 0.5 + 0.1 * order.index(p["model.freeze"]) - p["optim.lr"])
-        with_heads(table, step)
+        finish(trial_log, step, lambda p: 0.5 + 0.1 * order.index(p["model.freeze"]) - p["optim.lr"])
+        with_heads(trial_log, step)
     assert [{one["params"]["model.freeze"] for one in wave} for wave in waves] == [{d} for d in order]
     heads = [{json.loads(one["tree"])["model"]["head"] for one in wave} for wave in waves]
     best = next(one for one in waves[0] if one["params"]["optim.lr"] == 0.01)
-    assert heads == [{None}, *[{f"{table.folder(best['id'])}/{HEAD}"}] * 3]
+    assert heads == [{None}, *[{f"{trial_log.folder(best['id'])}/{HEAD}"}] * 3]
 
 
 def test_probes_without_a_head_are_no_start(tmp_path: Path) -> None:
     """Those of a search that was begun without `search.deepen`."""
-    sampler, table = opened(deepening(tmp_path, DEPTHS))
-    waves = drive(sampler, table, lambda p: 0.5)
+    sampler, trial_log = opened(deepening(tmp_path, DEPTHS))
+    waves = drive(sampler, trial_log, lambda p: 0.5)
     assert {json.loads(one["tree"])["model"]["head"] for wave in waves for one in wave} == {None}
 
 
-def test_a_depth_that_came_to_less_ends_the_descent(tmp_path: Path) -> None:
+def test_a_depth_that_result_to_less_ends_the_descent(tmp_path: Path) -> None:
     config = deepening(tmp_path, DEPTHS)
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     value = {"all": 0.7, 0.6: 0.6, 2: 0.9, 0: 0.9}
-    waves = drive(sampler, table, lambda p: value[p["model.freeze"]])
+    waves = drive(sampler, trial_log, lambda p: value[p["model.freeze"]])
     assert [wave[0]["params"]["model.freeze"] for wave in waves] == ["all", 0.6]
-    left = [row for row in table.rows.values() if row["status"] == RULED_OUT]
+    left = [row for row in trial_log.rows.values() if row["status"] == RULED_OUT]
     assert {row["params"]["model.freeze"] for row in left} == {2, 0} and len(left) == 4
-    assert all(
-        "after 1 epochs freeze depth 3 had come to accuracy 0.6, 5 to 0.7" in r["reason"] for r in left
-    )
+    reason = "after 1 epochs freeze depth 3 had reached accuracy 0.6, freeze depth 5 0.7"
+    assert all(reason in row["reason"] for row in left)
     # Run again, the search has nothing to do; without deepening the depths are run after all.
     again, _ = opened(config)
     assert again.num_left == 0 and next_wave(again) == []
@@ -99,32 +99,33 @@ def test_a_depth_that_came_to_less_ends_the_descent(tmp_path: Path) -> None:
 
 def test_depths_are_compared_after_as_many_epochs_and_as_many_tries(tmp_path: Path) -> None:
     config = deepening(tmp_path, DEPTHS)
-    _, table = opened(config)
+    _, trial_log = opened(config)
     deeper = {"model.freeze": 0, "optim.lr": 0.1}
 
     def tell(freeze: Any, lr: float, *values: float) -> str | None:
         params = {"model.freeze": freeze, "optim.lr": lr}
-        table.start(trial_id(params), params)
+        trial_log.start(trial_id(params), params)
         for epoch, value in enumerate(values, start=1):
-            table.epoch(trial_id(params), {"epoch": epoch, "goal": value, "seconds": 1.0})
-        table.end(trial_id(params), "stopped")
-        return ProbeFirst(config, table).ruled_out(deeper)
+            trial_log.epoch(trial_id(params), {"epoch": epoch, "goal": value, "seconds": 1.0})
+        trial_log.end(trial_id(params), "stopped")
+        return ProbeFirst(config, trial_log).ruled_out(deeper)
 
     assert tell("all", 0.1, 0.3, 0.5, 0.6) is None
     assert tell("all", 0.01, 0.2) is None
     assert tell(0.6, 0.1, 0.2) is None  # one try against two
-    assert "after 1 epochs freeze depth 3 had come to accuracy 0.2, 5 to 0.3" in str(tell(0.6, 0.01, 0.1))
+    reason = "after 1 epochs freeze depth 3 had reached accuracy 0.2, freeze depth 5 0.3"
+    assert reason in str(tell(0.6, 0.01, 0.1))
     assert tell(0.6, 0.01, 0.4, 0.55) is None  # less than 0.6, but ahead after two epochs
 
 
 def test_each_lineage_descends_by_itself(tmp_path: Path) -> None:
     space = {"model.freeze": {"choice": [0, 2, "all"]}, "input.size": {"choice": [32, 64]}}
-    sampler, table = opened(deepening(tmp_path, space))
+    sampler, trial_log = opened(deepening(tmp_path, space))
 
     def value(params: dict[str, Any]) -> float:
         return 0.1 if params["input.size"] == 32 and params["model.freeze"] == 2 else 0.5
 
-    waves = drive(sampler, table, value)
+    waves = drive(sampler, trial_log, value)
     assert [sorted(one["params"]["input.size"] for one in wave) for wave in waves] == [
         [32, 64],
         [32, 64],
@@ -133,18 +134,18 @@ def test_each_lineage_descends_by_itself(tmp_path: Path) -> None:
 
 
 def test_in_tunes_hands_deeper_trials_wait(tmp_path: Path) -> None:
-    sampler, table = opened(deepening(tmp_path, {"model.freeze": {"choice": [0, "all"]}, **LR}))
+    sampler, trial_log = opened(deepening(tmp_path, {"model.freeze": {"choice": [0, "all"]}, **LR}))
     first, second = sampler.suggest("a"), sampler.suggest("b")
     assert {one["params"]["model.freeze"] for one in (first, second)} == {"all"}
     assert sampler.suggest("c") is None  # both probes run
-    finish(table, [first, second], lambda p: 0.5)
+    finish(trial_log, [first, second], lambda p: 0.5)
     sampler.on_trial_complete("a", {SCORE: 0.5})
     assert sampler.suggest("d") is None
     sampler.on_trial_complete("b", {SCORE: 0.5})
     deeper = [sampler.suggest(name) for name in "ef"]
     assert [one["params"]["model.freeze"] for one in deeper] == [0, 0]
     assert sampler.suggest("g") is None  # what they come to may ask for more
-    finish(table, deeper, lambda p: 0.6)
+    finish(trial_log, deeper, lambda p: 0.6)
     for name in "ef":
         sampler.on_trial_complete(name, {SCORE: 0.6})
     assert sampler.suggest("h") == Searcher.FINISHED
@@ -155,10 +156,10 @@ def test_what_tpe_proposes_in_vain_does_not_count(tmp_path: Path) -> None:
         "model.freeze": {"choice": [0, 2, 0.6, "all"]},
         "optim.lr": {"low": 1e-4, "high": 1e-1, "log": True},
     }
-    sampler, table = opened(settings(tmp_path, space, sampler="tpe", deepen=True, num_trials=12))
+    sampler, trial_log = opened(settings(tmp_path, space, sampler="tpe", deepen=True, num_trials=12))
     value = {"all": 0.7, 0.6: 0.6, 2: 0.5, 0: 0.4}
-    drive(sampler, table, lambda p: value[p["model.freeze"]])
-    status = [row["status"] for row in table.rows.values()]
+    drive(sampler, trial_log, lambda p: value[p["model.freeze"]])
+    status = [row["status"] for row in trial_log.rows.values()]
     assert RULED_OUT in status and status.count("finished") == 12
 
 
@@ -191,16 +192,17 @@ def test_scores_rule_out_only_what_the_results_support(
     # Sizes are lineages of their own, so that nothing but scores can rule a depth out.
     space = {"model.freeze": {"choice": [1, 2, 3, 4, "all"]}, "input.size": {"choice": [32, 48, 64, 80, 96]}}
     config = deepening(tmp_path, space, scores=True)
-    _, table = opened(config)
-    table.scores = told((5, 0.9, None), (4, 0.8, None), (3, 0.7, None), (2, 0.6, None), (1, 0.5, None))
+    _, trial_log = opened(config)
+    trial_log.scores = told((5, 0.9, None), (4, 0.8, None), (3, 0.7, None), (2, 0.6, None), (1, 0.5, None))
     for (depth, size), value in zip([("all", 32), (4, 48), (3, 64), (2, 80)], results, strict=False):
         params = {"model.freeze": depth, "input.size": size}
-        finish(table, [{"id": f"t{size}", "params": params}], lambda p, value=value: value)
-    reason = ProbeFirst(config, table).ruled_out({"model.freeze": 1, "input.size": 96})
+        finish(trial_log, [{"id": f"t{size}", "params": params}], lambda p, value=value: value)
+    reason = ProbeFirst(config, trial_log).ruled_out({"model.freeze": 1, "input.size": 96})
     assert (reason is not None) == out
-    assert reason is None or ("linear score 0.5, of the best so far 0.9" in reason and "over 4" in reason)
+    if reason is not None:
+        assert "linear score 0.5, that of the best so far 0.9" in reason and "over 4 places" in reason
     quiet = config.override({"search.scores": False})
-    assert ProbeFirst(quiet, table).ruled_out({"model.freeze": 1, "input.size": 96}) is None
+    assert ProbeFirst(quiet, trial_log).ruled_out({"model.freeze": 1, "input.size": 96}) is None
 
 
 def test_a_head_is_taken_or_refused(tmp_path: Path) -> None:

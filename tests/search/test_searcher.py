@@ -1,4 +1,4 @@
-"""Which trial comes next, and what the table remembers: without Ray running."""
+"""Which trial comes next, and what the log of trials remembers: without Ray running."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def settings(runs: Path, space: dict[str, Any] = CHOICES, **search: Any) -> Conf
 
 def opened(config: Config, fingerprint: str = "f") -> tuple[TrialSearcher, TrialLog]:
     space = spaces.build(config)
-    table = TrialLog(config, space, GOAL, fingerprint)
-    return TrialSearcher(config, space, table), table
+    trial_log = TrialLog(config, space, GOAL, fingerprint)
+    return TrialSearcher(config, space, trial_log), trial_log
 
 
 def wave(sampler: TrialSearcher) -> list[dict[str, Any]]:
     """Settings of the trials that Tune gets at once, those before being over."""
     for tune_id, params in list(sampler.running.items()):
-        best = sampler.table.rows[spaces.trial_id(params)]["best"]
+        best = sampler.trial_log.rows[spaces.trial_id(params)]["best"]
         sampler.on_trial_complete(tune_id, {SCORE: best}, error=best is None)
     suggested = (sampler.suggest(f"wave-{number}") for number in itertools.count())
     return list(itertools.takewhile(lambda one: isinstance(one, dict), suggested))
 
 
 def run(
-    sampler: TrialSearcher, table: TrialLog, tune_id: str, value: float, epochs: int = 2
+    sampler: TrialSearcher, trial_log: TrialLog, tune_id: str, value: float, epochs: int = 2
 ) -> dict[str, Any] | None:
     """What Tune and the callback do with one trial."""
     given = sampler.suggest(tune_id)
     if given == Searcher.FINISHED:
         return None
-    table.start(given["id"], given["params"])
+    trial_log.start(given["id"], given["params"])
     for epoch in range(1, epochs + 1):
         record = {"epoch": epoch, "goal": value, "val_accuracy": value, "lr": 0.1, "seconds": 1.0 * epoch}
-        table.epoch(given["id"], record)
-    table.end(given["id"], "finished")
+        trial_log.epoch(given["id"], record)
+    trial_log.end(given["id"], "finished")
     sampler.on_trial_complete(tune_id, {SCORE: value})
     found: dict[str, Any] = given["params"]
     return found
@@ -68,9 +68,9 @@ def run(
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
 def test_no_combination_comes_twice_and_all_come(tmp_path: Path, kind: str) -> None:
-    sampler, table = opened(settings(tmp_path, sampler=kind, num_trials=9))
+    sampler, trial_log = opened(settings(tmp_path, sampler=kind, num_trials=9))
     assert sampler.num_left == 6
-    given = [run(sampler, table, f"t{n}", 0.1 * n) for n in range(7)]
+    given = [run(sampler, trial_log, f"t{n}", 0.1 * n) for n in range(7)]
     assert given[6] is None and len({spaces.trial_id(p) for p in given[:6] if p}) == 6
 
 
@@ -80,28 +80,28 @@ def test_the_same_seed_proposes_the_same(tmp_path: Path, kind: str) -> None:
 
     def proposed(name: str, seed: int) -> list[Any]:
         config = settings(tmp_path / name, space, sampler=kind).override({"seed": seed})
-        sampler, table = opened(config)
-        return [run(sampler, table, f"t{n}", 0.1 * n) for n in range(6)]
+        sampler, trial_log = opened(config)
+        return [run(sampler, trial_log, f"t{n}", 0.1 * n) for n in range(6)]
 
     assert proposed("a", 1) == proposed("b", 1) != proposed("c", 2)
 
 
 def test_an_interrupted_search_takes_up_what_was_under_way_and_repeats_nothing(tmp_path: Path) -> None:
     config = settings(tmp_path)
-    sampler, table = opened(config)
-    done = [run(sampler, table, f"t{n}", 0.5) for n in range(2)]
+    sampler, trial_log = opened(config)
+    done = [run(sampler, trial_log, f"t{n}", 0.5) for n in range(2)]
     cut = sampler.suggest("t2")
-    table.start(cut["id"], cut["params"])
+    trial_log.start(cut["id"], cut["params"])
     failed = sampler.suggest("t3")
-    table.start(failed["id"], failed["params"])
-    table.end(failed["id"], "failed", "died")
+    trial_log.start(failed["id"], failed["params"])
+    trial_log.end(failed["id"], "failed", "died")
 
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     assert sampler.num_left == 4
-    given = [run(sampler, table, f"u{n}", 0.6) for n in range(5)]
+    given = [run(sampler, trial_log, f"u{n}", 0.6) for n in range(5)]
     assert given[0] == cut["params"] and given[1] == failed["params"] and given[4] is None
     assert not any(p in done for p in given)
-    assert len(table.rows) == 6 and all(table.over(id_) for id_ in table.rows)
+    assert len(trial_log.rows) == 6 and all(trial_log.over(id_) for id_ in trial_log.rows)
 
 
 def test_other_settings_under_the_same_name_are_refused(tmp_path: Path) -> None:
@@ -123,53 +123,55 @@ def test_a_training_run_is_not_taken_for_a_search(tmp_path: Path) -> None:
 
 def test_the_best_keep_their_bundles_until_they_were_averaged(tmp_path: Path) -> None:
     config = settings(tmp_path, sampler="grid").override({"search.soup": 2})
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     for n, value in enumerate([0.5, 0.8, 0.9, 0.7]):
         for id_ in [spaces.trial_id(p) for p in list(sampler.space.product())[n : n + 1]]:
-            storage.write_json(storage.join(table.folder(id_), "best", "manifest.json"), {})
-        run(sampler, table, f"t{n}", value)
-    best, second = table.with_bundles()
+            storage.write_json(storage.join(trial_log.folder(id_), "best", "manifest.json"), {})
+        run(sampler, trial_log, f"t{n}", value)
+    best, second = trial_log.with_bundles()
     assert (best["best"], second["best"]) == (0.9, 0.8)
-    assert [row["bundle"] is not None for row in table.rows.values()] == [False, True, True, False]
+    assert [row["bundle"] is not None for row in trial_log.rows.values()] == [False, True, True, False]
     none = {"id": "average-1", "status": "finished", "best": None, "bundle": None}
-    table.averaged({**none, "params": {}, "of": [best["id"]], "seconds": 1.0})
-    assert [row["bundle"] is not None for row in table.rows.values()] == [False, False, True, False]
-    assert opened(config)[1].averages == table.averages
+    trial_log.end_averaging({**none, "params": {}, "of": [best["id"]], "seconds": 1.0})
+    assert [row["bundle"] is not None for row in trial_log.rows.values()] == [False, False, True, False]
+    assert opened(config)[1].averages == trial_log.averages
 
 
 def test_only_the_best_keeps_its_bundle_and_no_nan_wins(tmp_path: Path) -> None:
-    sampler, table = opened(settings(tmp_path, sampler="grid").override({"search.soup": 0}))
+    sampler, trial_log = opened(settings(tmp_path, sampler="grid").override({"search.soup": 0}))
     for n, value in enumerate([0.5, float("nan"), 0.9, 0.7]):
         for id_ in [spaces.trial_id(p) for p in list(sampler.space.product())[n : n + 1]]:
             for kept in ("best", "checkpoints/step-00000001"):
-                storage.write_json(storage.join(table.folder(id_), kept, "manifest.json"), {})
-        run(sampler, table, f"t{n}", value)
-    assert table.best is not None and table.best["best"] == 0.9
-    left = sorted(p.parent.relative_to(table.run_uri) for p in Path(table.run_uri).rglob("manifest.json"))
-    assert left == [Path("trials", table.best["id"], "best")]
-    assert [row["bundle"] is not None for row in table.rows.values()] == [False, False, True, False]
+                storage.write_json(storage.join(trial_log.folder(id_), kept, "manifest.json"), {})
+        run(sampler, trial_log, f"t{n}", value)
+    assert trial_log.best is not None and trial_log.best["best"] == 0.9
+    run_folder = Path(trial_log.run_uri)
+    left = sorted(path.parent.relative_to(run_folder) for path in run_folder.rglob("manifest.json"))
+    assert left == [Path("trials", trial_log.best["id"], "best")]
+    assert [row["bundle"] is not None for row in trial_log.rows.values()] == [False, False, True, False]
 
 
 def test_of_equal_results_one_bundle_is_left(tmp_path: Path) -> None:
-    """Who stands first in the table wins, also where it ends last; so it has to leave its bundle."""
-    sampler, table = opened(settings(tmp_path, sampler="grid").override({"search.soup": 0}))
+    """The trial that was proposed first wins, even if it ends last; so it has to keep its bundle."""
+    sampler, trial_log = opened(settings(tmp_path, sampler="grid").override({"search.soup": 0}))
     first, second, third = (sampler.suggest(name) for name in "abc")
     for one in (first, second, third):
-        table.start(one["id"], one["params"])
-        table.epoch(one["id"], {"epoch": 1, "goal": 0.1 if one is third else 0.9, "seconds": 1.0})
+        trial_log.start(one["id"], one["params"])
+        trial_log.epoch(one["id"], {"epoch": 1, "goal": 0.1 if one is third else 0.9, "seconds": 1.0})
     for one, leaves in ((second, True), (first, True), (third, False)):
-        assert (one["id"] in {row["id"] for row in table.with_bundles([one["id"]])}) == leaves
+        assert (one["id"] in {row["id"] for row in trial_log.with_bundles([one["id"]])}) == leaves
         if leaves:
-            storage.write_json(storage.join(table.folder(one["id"]), "best", "manifest.json"), {})
-        table.end(one["id"], "finished", bundle=leaves)
-        assert table.best is not None and storage.exists(storage.join(table.best["bundle"], "manifest.json"))
-    assert table.best["id"] == first["id"]
+            storage.write_json(storage.join(trial_log.folder(one["id"]), "best", "manifest.json"), {})
+        trial_log.end(one["id"], "finished", bundle=leaves)
+        assert trial_log.best is not None
+        assert storage.exists(storage.join(trial_log.best["bundle"], "manifest.json"))
+    assert trial_log.best["id"] == first["id"]
 
 
 def test_of_equal_results_the_lower_log_loss_wins(tmp_path: Path) -> None:
     """The log loss is that of the best epoch; a search that goes on knows it."""
     config = settings(tmp_path, sampler="grid")
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     first, second, third = (sampler.suggest(name) for name in "abc")
     curves = {
         first["id"]: [(0.9, 0.5), (0.8, 0.1)],
@@ -177,12 +179,12 @@ def test_of_equal_results_the_lower_log_loss_wins(tmp_path: Path) -> None:
         third["id"]: [(0.9, 0.4)],
     }
     for one in (first, second, third):
-        table.start(one["id"], one["params"])
+        trial_log.start(one["id"], one["params"])
         for epoch, (value, loss) in enumerate(curves[one["id"]], 1):
-            table.epoch(one["id"], {"epoch": epoch, "goal": value, "val_log_loss": loss, "seconds": 1.0})
-        storage.write_json(storage.join(table.folder(one["id"]), "best", "manifest.json"), {})
-        table.end(one["id"], "finished")
-    assert [row["tie"] for row in table.rows.values()] == [0.5, 0.4, 0.4]
+            trial_log.epoch(one["id"], {"epoch": epoch, "goal": value, "val_log_loss": loss, "seconds": 1.0})
+        storage.write_json(storage.join(trial_log.folder(one["id"]), "best", "manifest.json"), {})
+        trial_log.end(one["id"], "finished")
+    assert [row["tie"] for row in trial_log.rows.values()] == [0.5, 0.4, 0.4]
     # Of accuracies that so few pictures do not tell apart the lowest log loss wins; of many the highest.
     near = [
         {"id": "a", "best": 0.90, "tie": 0.6},
@@ -190,20 +192,20 @@ def test_of_equal_results_the_lower_log_loss_wins(tmp_path: Path) -> None:
         {"id": "c", "best": 0.5},
     ]
     winners = []
-    for table.pictures in (400, 4000, None):
-        won = table.best_of(near)
+    for trial_log.pictures in (400, 4000, None):
+        won = trial_log.best_of(near)
         winners.append(won["id"] if won else "")
     assert winners == ["b", "a", "a"]
-    assert table.best is not None and table.best["id"] == second["id"]
-    assert opened(config)[1].best == table.best
+    assert trial_log.best is not None and trial_log.best["id"] == second["id"]
+    assert opened(config)[1].best == trial_log.best
 
 
 def test_the_rungs_of_a_search_that_goes_on_are_filled(tmp_path: Path) -> None:
     config = settings(tmp_path, grace_epochs=1, reduction_factor=2, sampler="grid")
-    sampler, table = opened(config)
+    sampler, trial_log = opened(config)
     for n in range(3):
-        run(sampler, table, f"t{n}", 0.9)
-    scheduler = halving(config, table)
+        run(sampler, trial_log, f"t{n}", 0.9)
+    scheduler = halving(config, trial_log)
 
     new = SimpleNamespace(config={"id": "new"})
     assert scheduler.on_trial_result(None, new, {"epoch": 1, "record/best": 0.1}) == "STOP"
@@ -212,11 +214,11 @@ def test_the_rungs_of_a_search_that_goes_on_are_filled(tmp_path: Path) -> None:
 def test_ray_tune_users_find_what_they_know(tmp_path: Path) -> None:
     from tlray.search.result_grid import result_grid
 
-    sampler, table = opened(settings(tmp_path, sampler="grid"))
+    sampler, trial_log = opened(settings(tmp_path, sampler="grid"))
     for n in range(6):
-        run(sampler, table, f"t{n}", 0.1 * n)
-    table.rule_out("t0", {"optim.lr": 0.5, "model.freeze": 0}, "not worth it")  # has no metrics
-    grid = result_grid(table.run_uri)
+        run(sampler, trial_log, f"t{n}", 0.1 * n)
+    trial_log.rule_out("t0", {"optim.lr": 0.5, "model.freeze": 0}, "not worth it")  # has no metrics
+    grid = result_grid(trial_log.run_uri)
     best = grid.get_best_result()
     assert len(grid) == 7 and best.metrics["best"] == 0.5
     assert best.config == {"optim.lr": 0.001, "model.freeze": 0}

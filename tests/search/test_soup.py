@@ -94,7 +94,7 @@ def test_only_trials_of_one_start_are_averaged(tmp_path: Path, monkeypatch: pyte
 def test_between_the_probe_and_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, rows = trials(tmp_path, "classification")
     found = probe.measure(search, "probe", {"model.freeze": "all"}, 1)
-    head = probe.head_beside(search, [found], rows[0]["params"])
+    head = probe.head_for(search, [found], rows[0]["params"])
     assert head == f"{tmp_path}/s/trials/probe/head.safetensors"
     monkeypatch.setattr(soup, "SHARES", (0.25,))
     monkeypatch.setattr("tlray.training.average.is_significantly_better", lambda new, old, goal: True)

@@ -67,13 +67,13 @@ def settings(data: str, runs: Path, **search: Any) -> Config:
     return resolve_auto(parse(tree, "test"))
 
 
-def table(config: Config) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(config.run_uri, "trials.json").read_text())
-    return found
+def stored(config: Config) -> dict[str, Any]:
+    log: dict[str, Any] = json.loads(Path(config.run_uri, "trials.json").read_text())
+    return log
 
 
 def check_epochs(config: Config, events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Every epoch of every trial was reported once, in order, and is in the table."""
+    """Every epoch of every trial was reported once, in order, and is in trials.json."""
     for row in rows:
         told = [e["epoch"] for e in events if e["kind"] == "trial_epoch" and e["id"] == row["id"]]
         assert told == [point["epoch"] for point in row["curve"]] == list(range(1, row["epochs"] + 1))
@@ -89,7 +89,7 @@ def test_asha_stops_trials_and_the_best_one_wins(
     began = time.perf_counter()
     result = tune(config, events.append)
     wall = time.perf_counter() - began
-    rows = table(config)["trials"]
+    rows = stored(config)["trials"]
     assert result.params == {"optim.lr": 0.03}
     states = [row["status"] for row in rows]
     assert states.count("stopped") >= 2 and states.count("finished") >= 1, states
@@ -98,7 +98,7 @@ def test_asha_stops_trials_and_the_best_one_wins(
     ends = [e for e in events if e["kind"] == "trial_end"]
     assert len(ends) == 4 and result.best in (ends[-1]["winner"], "average-1")
     # The two best trials were averaged, once.
-    best = table(config)["averages"]
+    best = stored(config)["averages"]
     assert [row["of"][0] for row in best] == [ends[-1]["winner"]] * fuse
     assert (result.best == "average-1") == any(row["best"] is not None for row in best)
     print(f"search of 4 trials: {wall:.1f} s, of it in trials {sum(r['seconds'] for r in rows):.1f} s")
@@ -119,7 +119,7 @@ def test_asha_stops_trials_and_the_best_one_wins(
         and len([e for e in events if e["kind"] == "trial_start"]) == 4
     )
 
-    # More to try: only what is new runs; what lies outside stays in the table, and is told.
+    # A changed space: only new trials run; those outside of it stay in the results, with a note.
     space = {"optim.lr": {"choice": [0.03, 1e-7, 2e-7, 4e-7]}}
     wider, before = settings(data, tmp_path, space=space, fuse=fuse, probe=True), len(events)
     more = tune(wider, events.append)
@@ -145,7 +145,7 @@ def test_every_epoch_of_two_workers_reaches_the_scheduler(ray_local: Any, data: 
     config, events = settings(data, tmp_path, space={"optim.lr": {"choice": [0.03, 1e-7]}}), []
     config = config.override({"scale.num_workers": 2})
     result = tune(config, events.append)
-    rows = table(config)["trials"]
+    rows = stored(config)["trials"]
     assert [row["status"] for row in rows] == ["finished", "stopped"], rows
     assert rows[1]["epochs"] < 5 and result.best == rows[0]["id"]
     check_epochs(config, events, rows)
@@ -186,14 +186,14 @@ def test_a_search_whose_goal_has_no_value_says_so(
 ) -> None:
     config = settings(data, tmp_path, space={"optim.lr": {"choice": [0.03, 0.01]}})
 
-    def nothing(config: Config, sampler: Any, table: Any, *rest: Any) -> None:
+    def nothing(config: Config, searcher: Any, trial_log: Any, *rest: Any) -> None:
         for params in ({"optim.lr": 0.03}, {"optim.lr": 0.01}):
-            table.start(trial_id(params), params)
-            table.epoch(trial_id(params), {"epoch": 1, "goal": float("nan"), "seconds": 0.0})
-            table.end(trial_id(params), "finished")
+            trial_log.start(trial_id(params), params)
+            trial_log.epoch(trial_id(params), {"epoch": 1, "goal": float("nan"), "seconds": 0.0})
+            trial_log.end(trial_id(params), "finished")
 
     monkeypatch.setattr(tuner, "_search", nothing)
-    with pytest.raises(RunError, match="no trial came to a value of accuracy, and 0 of 2 failed"):
+    with pytest.raises(RunError, match="no trial has a value of accuracy, and 0 of 2 failed"):
         tune(config)
 
 
@@ -230,7 +230,8 @@ def test_a_killed_search_goes_on(data: str, tmp_path: Path) -> None:
     child.wait()
     child.stdout.close()
     over, under_way = ended[0]["id"], seen[-1]["id"]
-    assert {r["id"]: r["status"] for r in table(config)["trials"]} == {over: "finished", under_way: "running"}
+    statuses = {row["id"]: row["status"] for row in stored(config)["trials"]}
+    assert statuses == {over: "finished", under_way: "running"}
     time.sleep(5)  # its Ray notices
 
     second = start(config)
@@ -242,7 +243,7 @@ def test_a_killed_search_goes_on(data: str, tmp_path: Path) -> None:
     epochs = [(e["epoch"], e["again"]) for e in events if e["kind"] == "trial_epoch" and e["id"] == under_way]
     assert [n for n, _ in epochs] == [1, 2, 3, 4, 5]
     assert epochs[1][1] and not epochs[4][1]  # the first were kept
-    assert [row["status"] for row in table(config)["trials"]] == ["finished"] * 3
+    assert [row["status"] for row in stored(config)["trials"]] == ["finished"] * 3
 
 
 @pytest.mark.cluster
@@ -264,21 +265,21 @@ def test_a_killed_group_goes_on(data: str, tmp_path: Path) -> None:
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    assert [r["status"] for r in table(config)["trials"]] == ["running"] * 4
+    assert [r["status"] for r in stored(config)["trials"]] == ["running"] * 4
     time.sleep(5)  # its Ray notices
 
     second = start(config)
     out, _ = second.communicate(timeout=200)
     assert second.returncode == 0
     events = [json.loads(line) for line in out.splitlines()]
-    rows = table(config)["trials"]
+    rows = stored(config)["trials"]
     for row in rows:
         told = [
             (e["epoch"], e["again"]) for e in events if e["kind"] == "trial_epoch" and e["id"] == row["id"]
         ]
         assert [n for n, _ in told] == [1, 2, 3, 4, 5]
         assert told[1][1] and not told[4][1]  # the first were kept
-    undisturbed = {row["id"]: row for row in table(config.override({"name": "whole"}))["trials"]}
+    undisturbed = {row["id"]: row for row in stored(config.override({"name": "whole"}))["trials"]}
     for row in rows:
         assert row["status"] == "finished"
         for point, expected in zip(row["curve"], undisturbed[row["id"]]["curve"], strict=True):

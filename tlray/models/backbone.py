@@ -30,6 +30,7 @@ from tlray.models.eager import Shapes, timm
 
 log = logging.getLogger(__name__)
 
+POOLED = "pooled"  # what pooled features are called beside the names of stages
 _INTERPOLATIONS = ("bilinear", "bicubic")  # those of image.Preprocess
 
 

@@ -1,4 +1,4 @@
-"""What runs inside Ray Train's controller. Light: that process has no other reason to load timm."""
+"""Code that runs inside Ray Train's controller. It imports little: that process needs no torch or timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlray.observer import Emit
 
 
 class ControllerHandle(ray.train.UserCallback):
-    """Runs inside Ray Train's controller and says who that is."""
+    """Runs inside Ray Train's controller and sends its handle, by which the controller can be ended."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit

@@ -1,9 +1,10 @@
-"""Where the winner stands at the end of an axis, the next value beyond it is tried.
+"""Extends the search where the winner has the lowest or the highest value of an axis.
 
-Only the inside of a grid tells where the best is. So once all trials are over, each axis of numbers of which
-the winner has the first or the last value gets one more, a step of the same kind away, and a trial that is
-the winner with that value; at most `MOST` times at each end. This holds for the optimiser's axes: freeze
-depths end where they end, and longer or larger has a price that is the user's to name.
+A value at the end of an axis may not be the best one: the next value beyond it has not been tried. So once
+all trials are over, the axis gets that value, at the distance of its other values, and the search a trial
+that has it and is otherwise like the winner; at most `MOST` times at each end. Only numbers of the optimiser
+are extended: freeze depths have natural ends, and longer trainings and larger pictures cost more, which is
+for the user to decide.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MOST = 2
 
 
 def wider(space: Space, extended: Mapping[str, list[Any]]) -> Space:
-    """The space with the values that its axes got beyond those of the configuration."""
+    """The space with these values added to its axes."""
     return Space(
         tuple(
             axis if axis.values is None else replace(axis, values=(*axis.values, *extended.get(axis.key, ())))
@@ -32,10 +33,10 @@ def wider(space: Space, extended: Mapping[str, list[Any]]) -> Space:
 
 
 def beyond(axis: Axis, value: Any) -> float | None:
-    """The next value where ``value`` is the lowest or the highest of an axis of numbers; else None.
+    """The next value, where ``value`` is the lowest or the highest one of an axis of numbers; otherwise None.
 
-    Evenly spaced values go on by their step, all others by the ratio of the last two; so do evenly spaced
-    ones where a step more would not be above 0, as all of them are.
+    It continues evenly spaced values by their step, others by the ratio of the two at that end. The ratio is
+    also used where a step would lead from positive values to 0 or below.
     """
     values = [v for v in axis.values or () if isinstance(v, int | float) and not isinstance(v, bool)]
     if not axis.key.startswith("optim.") or len(values) < 2 or len(values) < len(axis.values or ()):
@@ -52,7 +53,7 @@ def beyond(axis: Axis, value: Any) -> float | None:
 
 
 def _even(ranked: Sequence[float]) -> bool:
-    """Whether values have one distance; of two nobody can tell."""
+    """Whether values are evenly spaced; False for two values, which do not show it."""
     steps = [b - a for a, b in itertools.pairwise(ranked)]
     return len(steps) > 1 and all(math.isclose(step, steps[0], rel_tol=0.01) for step in steps)
 
@@ -60,24 +61,24 @@ def _even(ranked: Sequence[float]) -> bool:
 def trials(
     config: Config, space: Space, extended: dict[str, list[Any]], winner: Params
 ) -> tuple[list[Params], list[str]]:
-    """Trials one step beyond the axes' ends, and what to tell of them; ``extended`` takes their values."""
-    found, notes = [], []
+    """Trials one step beyond the ends of axes, and notes on them; adds their values to ``extended``."""
+    new_trials, notes = [], []
     for axis in wider(space, extended).axes:
         value = winner.get(axis.key)
         new = beyond(axis, value)
         if new is None or new in (axis.values or ()):
             continue
-        own = next(one.values for one in space.axes if one.key == axis.key) or ()
-        same_end = [v for v in extended.get(axis.key, []) if (v < min(own)) == (new < min(own))]
+        own_values = next(own_axis.values for own_axis in space.axes if own_axis.key == axis.key) or ()
+        same_end = [v for v in extended.get(axis.key, []) if (v < min(own_values)) == (new < min(own_values))]
         if len(same_end) >= MOST:
             continue
-        given = f"the winner has {axis.key} = {value:g}, the end of its axis"
+        at_end = f"the winner has {axis.key} = {value:g}, the end of its axis"
         try:
             new = accepted(config, axis.key, new)
         except ConfigError:
-            notes.append(f"{given}, and {new:g} is not accepted there")
+            notes.append(f"{at_end}, and {new:g} is not accepted there")
             continue
         extended.setdefault(axis.key, []).append(new)
-        found.append({**winner, axis.key: new})
-        notes.append(f"{given}: {new:g} is tried as well")
-    return found, notes
+        new_trials.append({**winner, axis.key: new})
+        notes.append(f"{at_end}: {new:g} is tried as well")
+    return new_trials, notes

@@ -1,4 +1,4 @@
-"""What a model that is no trial leaves in its folder below a search: a bundle, its settings and its story."""
+"""The files of a probe or an average in its folder below a search: bundle, configuration and metrics."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def leave(
     stage: tuple[str, float],
     epochs: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Write it all below ``config.run_uri``; the bundle's URI.
+    """Write the files below ``config.run_uri``; returns the bundle's URI.
 
-    ``metrics``: of the validation split; ``stage``: a name and seconds, for where the time went;
-    ``epochs``: of the training that the model comes from, as the loop records them.
+    ``metrics``: of the validation split; ``stage``: name and seconds of the work, for the times of stages;
+    ``epochs``: records of the training that the model comes from.
     """
     data, split = Dataset.open(config.data.uri), config.data.validation_split
     stored, uri = config.model_dump(mode="json"), storage.join(config.run_uri, BEST)
     golden = data.rows(split, checkpoint.golden_rows(sum(data.group_rows(split))), [IMAGE])[IMAGE].to_pylist()
     bundle.save(uri, model, metrics, stored, [picture["bytes"] for picture in golden])
     storage.write_json(storage.join(config.run_uri, CONFIG), stored)
-    told = {"epochs": list(epochs), "stages": [{"name": stage[0], "seconds": stage[1]}]}
-    storage.write_json(storage.join(config.run_uri, METRICS), told)
+    story = {"epochs": list(epochs), "stages": [{"name": stage[0], "seconds": stage[1]}]}
+    storage.write_json(storage.join(config.run_uri, METRICS), story)
     return uri

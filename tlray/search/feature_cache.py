@@ -1,12 +1,12 @@
-"""The prefix store: what a frozen part of a network gives for every row of a split, computed once.
+"""The feature cache: outputs of the frozen part of a network for every row of a split, computed once.
 
-    CACHE/DIGEST/part-00000.arrow ...   rows in order, as many in each part but the last; Arrow IPC files with
-                                        one record batch, uncompressed, a tensor column for each output
-    CACHE/DIGEST/entry.json             written last: whoever finds it finds the parts
-    CACHE/used/DIGEST                   when it was last looked for, seconds since 1970; what eviction goes by
+    CACHE/DIGEST/part-00000.arrow ...   rows in order, equally many in each part but the last; Arrow IPC files
+                                        with one uncompressed record batch, a tensor column for each output
+    CACHE/DIGEST/entry.json             the marker, written last: where it exists, the parts are complete
+    CACHE/used/DIGEST                   when the entry was last used, in seconds since 1970, for eviction
 
-DIGEST is that of a `Key`, so an entry never changes its content: a second writer that comes too late drops
-its own. Readers map the files and never lose them, whatever becomes of the entry meanwhile.
+DIGEST is that of a `Key`, so the content of an entry never changes: of two processes that write the same
+entry the second drops its own. Readers map the files, so they can read on after an entry was removed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tlray import storage
 from tlray.data import extensions
 from tlray.errors import DataError, StorageError
 
-FORMAT = 1  # part of every digest: a reader never meets files that it does not know
+FORMAT = 1  # part of every digest, so that a reader never finds files of another format
 MARKER = "entry.json"
 PART_BYTES = 32 * 2**20
-STALE_S = 3600  # a writer that added nothing for so long is taken for dead
-USED_EVERY_S = 60
-_WIDE = 4096  # bytes of a row from which rows are converted one by one, while they lie in the CPU's cache
+STALE_S = 3600  # a writer that has added nothing for so long is considered dead
+USED_EVERY_S = 60  # an entry is marked as used at most this often
+_WIDE = 4096  # rows of so many bytes or more are converted one by one, while they are in the CPU's cache
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 log = logging.getLogger(__name__)
@@ -45,14 +45,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Key:
-    """All that the outputs depend on. Equal keys mean equal outputs, but for the noise of float sums."""
+    """Everything that the outputs depend on. Equal keys mean equal outputs, up to rounding in float sums."""
 
     data: str  # fingerprint of the data set
     split: str
-    view: str  # what was done to the pictures: JSON of preprocessing, augmentation, seed, number of the view
-    backbone: str  # its name, settings and the sha256 of the prefix's weights
-    boundary: str  # which stages' outputs: "5 pooled", "3 of 1,2,3"
-    dtype: str  # as stored: fp32 | fp16 | bf16
+    view: str  # how pictures are rendered: JSON of preprocessing, augmentation, seed and number of the view
+    backbone: str  # its settings, and the sha256 of the prefix's weights
+    boundary: str  # depth, number of stages and outputs: "5 of 5, pooled", "3 of 5, 1,2,3"
+    dtype: str  # of the stored values: fp32 | fp16 | bf16
 
     def __post_init__(self) -> None:
         assert self.dtype in _STORED, self.dtype
@@ -66,7 +66,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as `FeatureCache.ls` lists it; times in seconds since 1970."""
+    """An entry as `FeatureCache.ls` lists it; times in seconds since 1970."""
 
     digest: str
     key: Key
@@ -78,25 +78,24 @@ class Entry:
 
 
 class FeatureCache:
-    """Entries below one URI. ``limit_mb``: what all of them together may take, kept to by every `write`."""
+    """The entries below one URI. ``limit_mb``: the most that they may take; `write` evicts older ones."""
 
     def __init__(self, uri: str, limit_mb: int | None = None) -> None:
         self.uri, self.limit_mb = storage.absolute(uri), limit_mb
         self._marked: dict[str, float] = {}
 
     def __contains__(self, key: Key) -> bool:
-        """Whether an entry lies here; reads none of it, and marks nothing."""
-        return storage.exists(storage.join(self._place(key.digest), MARKER))
+        """Whether there is an entry of this key. It is not read, and not marked as used."""
+        return storage.exists(storage.join(self._folder(key.digest), MARKER))
 
     def find(self, key: Key) -> Shards | None:
-        """The outputs of this key, None where they are not there, or are damaged (a warning says so).
+        """The outputs of this key; None where there are none, or where they are damaged (with a warning).
 
-        Marks the entry as used now, at most once a minute, where the store can be written. What lies on s3
-        is copied once and shared by all who hold it in this process; the copy's space is free again when
-        the last of them closes it, or with the process.
+        Marks the entry as used, where the cache can be written. An entry on S3 is downloaded once and shared
+        by all readers of this process; its disk space is free again when the last of them closes it.
         """
-        place, damage = self._place(key.digest), None
-        for _ in range(2):  # the second look: it may just have been replaced
+        place, damage = self._folder(key.digest), None
+        for _ in range(2):  # twice, because another process may just have replaced it
             if key not in self:
                 return None
             try:
@@ -110,96 +109,103 @@ class FeatureCache:
                 self._mark(key.digest)
                 return shards
         if damage is not None:
-            log.warning("%s: damaged (%s); taken for absent", place, damage)
+            log.warning("%s: damaged (%s); ignored", place, damage)
         return None
 
     @contextlib.contextmanager
     def write(self, key: Key, num_rows: int) -> Iterator[Writer]:
-        """A writer to fill with ``num_rows`` rows; published whole when the block ends, or not at all.
+        """A writer for ``num_rows`` rows; the entry is published whole when the block ends.
 
-        An error within leaves nothing. If another writer has published the same key meanwhile, that one
-        stays; one that was there from the start is replaced. Raises StorageError for fewer or more rows, for
-        values that the dtype cannot hold, and for an entry larger than the store's limit.
+        An error in the block leaves nothing behind. An entry of the same key that existed before the block is
+        replaced; one that another process has published meanwhile stays. Raises StorageError for fewer or
+        more rows, for values that the dtype cannot hold, and for an entry larger than the cache's limit.
         """
-        place = self._place(key.digest)
-        before = key in self
-        if self._is_half(place):
+        place = self._folder(key.digest)
+        existed = key in self
+        if self._is_half_removed(place):
             storage.delete(place)
         with contextlib.suppress(_Late), storage.publish(place, MARKER) as folder:
             writer = Writer(folder, place, key, num_rows, self.limit_mb)
             yield writer
             writer.finish()
-            if not before and key in self:
+            if not existed and key in self:
                 raise _Late
         if self.limit_mb is not None:
             try:
                 self.gc(keep={key.digest})
-            except StorageError as error:  # the entry is there all the same
+            except StorageError as error:  # the new entry is complete all the same
                 log.warning("%s: may now take more than %d MB (%s)", self.uri, self.limit_mb, error)
 
     def ls(self) -> list[Entry]:
-        """What is there, the longest unused first: in the order in which `gc` evicts."""
-        found = [entry for digest in self._digests() if (entry := self._entry(digest)) is not None]
-        return sorted(found, key=lambda entry: entry.used)
+        """All entries, the longest unused first, which is the order in which `gc` evicts them."""
+        entries = [entry for digest in self._digests() if (entry := self._entry(digest)) is not None]
+        return sorted(entries, key=lambda entry: entry.used)
 
     def rm(self, digests: Sequence[str]) -> list[Entry]:
-        """Remove entries by their digests, or beginnings that fit one only.
+        """Remove entries by their digests, or by beginnings of digests; returns the removed entries.
 
-        Raises StorageError, before any is removed, for one that fits none or several.
+        Raises StorageError, before anything is removed, where a beginning fits no entry or several.
         """
-        there = self.ls()
+        entries = self.ls()
         chosen: dict[str, Entry] = {}
-        for wanted in digests:
-            fits = [entry for entry in there if wanted and entry.digest.startswith(wanted)]
+        for beginning in digests:
+            fits = [entry for entry in entries if beginning and entry.digest.startswith(beginning)]
             if len(fits) != 1:
-                accepted = ", ".join(sorted(e.digest for e in fits or there)[:8]) or "nothing, it is empty"
-                said = f"{len(fits)} entries begin so" if fits else "no such entry"
-                raise StorageError(f"{wanted!r}: {said} in {self.uri}; accepted: {accepted}")
+                accepted = ", ".join(sorted(e.digest for e in fits or entries)[:8]) or "nothing, it is empty"
+                problem = f"{len(fits)} entries begin so" if fits else "no such entry"
+                raise StorageError(f"{beginning!r}: {problem} in {self.uri}; accepted: {accepted}")
             chosen[fits[0].digest] = fits[0]
         for digest in chosen:
             self._remove(digest)
         return list(chosen.values())
 
     def gc(self, limit_mb: int | None = None, keep: Container[str] = ()) -> list[Entry]:
-        """Remove leftovers, then the longest unused entries until the rest fits; returns those entries.
+        """Remove leftovers, then the longest unused entries until the rest fits; returns the evicted entries.
 
-        Without any limit only leftovers go. Digests in ``keep`` stay, and count.
+        Without a limit only leftovers are removed. Entries whose digests are in ``keep`` are not evicted, but
+        count.
         """
         self.sweep()
         limit_mb = self.limit_mb if limit_mb is None else limit_mb
         if limit_mb is None:
             return []
-        there = self.ls()
-        excess, gone = sum(entry.bytes for entry in there) - limit_mb * 2**20, []
-        for entry in there:
+        entries = self.ls()
+        excess, evicted = sum(entry.bytes for entry in entries) - limit_mb * 2**20, []
+        for entry in entries:
             if excess > 0 and entry.digest not in keep:
                 self._remove(entry.digest)
-                gone.append(entry)
+                evicted.append(entry)
                 excess -= entry.bytes
-        return gone
+        return evicted
 
     def sweep(self) -> list[str]:
-        """Remove what writers left that died an hour ago or earlier, and halves of entries; returns names."""
-        gone = storage.sweep(self.uri, MARKER, STALE_S)
-        whole = set()
+        """Remove leftovers of writers that died an hour ago or earlier, and half-removed entries.
+
+        Returns their names.
+        """
+        removed = storage.sweep(self.uri, MARKER, STALE_S)
+        complete = set()
         for digest in self._digests():
-            if self._is_half(self._place(digest)):
+            if self._is_half_removed(self._folder(digest)):
                 self._remove(digest)
-                gone.append(digest)
+                removed.append(digest)
             else:
-                whole.add(digest)
+                complete.add(digest)
         used = storage.join(self.uri, "used")
         for digest in storage.listdir(used) if storage.is_dir(used) else []:
-            if digest not in whole:
+            if digest not in complete:
                 storage.delete(storage.join(used, digest))
-        return gone
+        return removed
 
-    def _place(self, digest: str) -> str:
+    def _folder(self, digest: str) -> str:
         return storage.join(self.uri, digest)
 
     @staticmethod
-    def _is_half(place: str) -> bool:
-        """Whether a removal died there. Asked in this order, no step of a writer looks like it."""
+    def _is_half_removed(place: str) -> bool:
+        """Whether a removal was interrupted here.
+
+        The order of the three checks matters: in this order none of a writer's states passes all of them.
+        """
         return (
             storage.is_dir(place)
             and not storage.unfinished(place)
@@ -207,19 +213,19 @@ class FeatureCache:
         )
 
     def _digests(self) -> list[str]:
-        """Names of folders that are, or will be, entries; whatever else lies here is not ours to touch."""
+        """Names of folders that are, or will be, entries; other files here are never touched."""
         if not storage.is_dir(self.uri):
             if storage.exists(self.uri):
-                raise StorageError(f"{self.uri}: is a file; accepted: the folder of a store")
+                raise StorageError(f"{self.uri}: is a file; accepted: the folder of a feature cache")
             return []
-        there = storage.listdir(self.uri)
-        return [entry for entry in there if _DIGEST.fullmatch(entry)]
+        return [name for name in storage.listdir(self.uri) if _DIGEST.fullmatch(name)]
 
     def _entry(self, digest: str) -> Entry | None:
+        """An entry as its marker describes it; None where it is incomplete or damaged."""
         try:
-            facts = storage.read_json(storage.join(self._place(digest), MARKER))
+            facts = storage.read_json(storage.join(self._folder(digest), MARKER))
         except StorageError:
-            return None  # being written, being removed, or `sweep`'s to remove
+            return None  # it is being written or removed, or `sweep` will remove it
         try:
             used = facts["created"]
             with contextlib.suppress(StorageError):
@@ -229,42 +235,45 @@ class FeatureCache:
                 facts["max_error"],
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
-            log.warning("%s: damaged (%s); taken for absent", self._place(digest), error)
+            log.warning("%s: damaged (%s); ignored", self._folder(digest), error)
             return None
 
     def _remove(self, digest: str) -> None:
-        place = self._place(digest)
+        place = self._folder(digest)
         try:
-            storage.delete(storage.join(place, MARKER))  # first: nobody shall find half of it
+            storage.delete(storage.join(place, MARKER))  # first, so that no one finds half an entry
             storage.delete(place)
             storage.delete(storage.join(self.uri, "used", digest))
         except StorageError:
-            if storage.exists(place):  # else another one removed it in the same instant
+            if storage.exists(place):  # otherwise another process has removed it at the same time
                 raise
 
     def _mark(self, digest: str) -> None:
+        """Mark an entry as used now, at most every ``USED_EVERY_S`` seconds."""
         if time.monotonic() - self._marked.get(digest, -USED_EVERY_S) < USED_EVERY_S:
             return
         self._marked[digest] = time.monotonic()
-        with contextlib.suppress(StorageError):  # a store that may only be read serves all the same
+        with contextlib.suppress(StorageError):  # a read-only cache can be used all the same
             storage.write_json(storage.join(self.uri, "used", digest), time.time())
 
 
 class Writer:
-    """Takes rows in order and lays them into parts."""
+    """Takes the rows of an entry in order and writes them in parts."""
 
     def __init__(self, folder: Path, place: str, key: Key, num_rows: int, limit_mb: int | None) -> None:
         assert num_rows > 0, num_rows
         self._folder, self._place, self._key, self._limit_mb = folder, place, key, limit_mb
+        # `_filled`: rows in the buffers that are not written yet.
         self._num_rows, self._rows, self._parts, self._filled = num_rows, 0, 0, 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._max_error: dict[str, float] = {}
         self._buffers: dict[str, Any] = {}
 
     def add(self, outputs: Mapping[str, Any]) -> None:
-        """The next rows: float32 arrays (B, ...) with the same names and shapes in every call.
+        """Add the next rows: float32 arrays (B, ...) with the same names and shapes in every call.
 
-        A value becomes the nearest one of the stored type (ties to even; bf16 is the upper half of fp32).
+        Values are rounded to the nearest one of the stored type (ties to even; bf16 is the upper half of
+        fp32).
         """
         if not self._shapes:
             self._begin(outputs)
@@ -285,10 +294,10 @@ class Writer:
                 self._flush()
         self._rows += num
         with contextlib.suppress(OSError):
-            os.utime(self._folder)  # alive; see `FeatureCache.sweep`
+            os.utime(self._folder)  # shows `FeatureCache.sweep` that this writer is alive
 
     def finish(self) -> None:
-        """Write what is left, and the marker."""
+        """Write the last part and the marker."""
         if self._rows != self._num_rows:
             raise StorageError(f"{self._place}: {self._rows} rows of {self._num_rows}; nothing is kept")
         if self._filled:
@@ -318,16 +327,16 @@ class Writer:
         }
 
     def _encode(self, name: str, outputs: Any) -> Any:
-        """Rows as stored, (B, size), their error noted."""
+        """Rows as stored, (B, size); keeps the largest error of rounding in `max_error`."""
         assert outputs.dtype == np.float32, outputs.dtype
         x = np.ascontiguousarray(outputs).reshape(len(outputs), -1)
         kind = self._key.dtype
         if kind == "fp32" or not x.size:
             return x.astype(_STORED[kind])
-        if not np.abs(x).max() <= _LARGEST[kind]:  # so written, NaN is refused too
+        if not np.abs(x).max() <= _LARGEST[kind]:  # not "> _LARGEST", which is false for NaN
             accepted = "fp32" if kind == "bf16" else "bf16, fp32"
             raise StorageError(
-                f"{name}: holds values that are not finite or beyond {_LARGEST[kind]:g}, the largest of "
+                f"{name}: has values that are not finite or beyond {_LARGEST[kind]:g}, the largest of "
                 f"{kind}; accepted: {accepted}"
             )
         if kind == "fp16":
@@ -345,7 +354,7 @@ class Writer:
             rows = buffer[: self._filled]
             if self._key.dtype == "fp16":
                 rows = rows.view(np.float16)
-            # Other readers of the file see the shape; a lone number is a tensor of one.
+            # A tensor column, so that other readers of the file see the shape; a scalar is a tensor of one.
             column = pa.FixedShapeTensorArray.from_numpy_ndarray(
                 rows.reshape(self._filled, *(self._shapes[name] or (1,)))
             )
@@ -359,7 +368,10 @@ class Writer:
 
 
 class Shards:
-    """The rows of an entry; threads may share it. Close it, or let it go: its maps go with the last user."""
+    """The rows of an entry, in files that are mapped into memory. Threads may share it.
+
+    The files are unmapped when the last reader closes it or is deleted.
+    """
 
     def __init__(self, mapped: _Mapped) -> None:
         facts = mapped.facts
@@ -367,13 +379,13 @@ class Shards:
         self.num_rows: int = facts["rows"]
         self.nbytes: int = facts["bytes"]
         self.shapes: dict[str, tuple[int, ...]] = {n: tuple(shape) for n, shape in facts["shapes"].items()}
-        # Largest absolute difference between what was added and what `gather` gives.
+        # The largest absolute difference between values that were added and those that `gather` returns.
         self.max_error: dict[str, float] = facts["max_error"]
 
     def gather(self, rows: Any) -> dict[str, Any]:
-        """Rows by number, in the order asked for, any of them any number of times: float32 (N, ...) each.
+        """Outputs of these rows, in this order, float32 (N, ...) each; a row may be asked for more than once.
 
-        Only those rows are read. Raises IndexError for a number outside 0 ... num_rows - 1.
+        Only these rows are read. Raises IndexError for a number outside 0 ... num_rows - 1.
         """
         assert self._mapped is not None, "closed"
         rows = np.asarray(rows, np.int64)
@@ -386,7 +398,7 @@ class Shards:
         }
 
     def close(self) -> None:
-        """Let the maps go; nothing gathered before is lost."""
+        """Release the files; arrays gathered before stay valid."""
         self._mapped = None
 
     def __enter__(self) -> Shards:
@@ -397,15 +409,15 @@ class Shards:
 
 
 class _Late(Exception):
-    """Another writer has published this key meanwhile."""
+    """Another process has published the same key meanwhile."""
 
 
 class _Damaged(Exception):
-    """Files are not what the marker says."""
+    """The files do not agree with the marker."""
 
 
 class _Mapped:
-    """The files of one entry, mapped: they may be removed or replaced and stay readable here."""
+    """The files of one entry, mapped into memory: readable even after they were removed or replaced."""
 
     def __init__(self, folder: Path, key: Key) -> None:
         try:
@@ -421,30 +433,30 @@ class _Mapped:
                     raise _Damaged(f"{_part(n)}: {batch.num_rows} rows")
                 for name, columns in self._columns.items():
                     columns.append(self._view(batch.column(name), self.facts["shapes"][name]))
-        except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # Arrow's own are among them
+        except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # includes Arrow's errors
             raise _Damaged(f"{type(error).__name__}: {error}") from None
 
     def _view(self, column: Any, shape: list[int]) -> Any:
-        """A column as it lies in the file: (rows, size) of the stored type, no byte copied."""
+        """A column as it is in the file, not copied: (rows, size) of the stored type."""
         flat = column.storage.flatten().to_numpy(zero_copy_only=True)
         return flat.view(_STORED[self._kind]).reshape(len(column), _size(shape))
 
     def gather(self, name: str, parts: Any, offsets: Any) -> Any:
-        """Rows given by part and place in it, float32 (N, size)."""
+        """The rows at these offsets of these parts, float32 (N, size)."""
         views = self._columns[name]
         stored_type, size = views[0].dtype, views[0].shape[1]
         out = np.empty((len(parts), size), np.float32)
         if size * stored_type.itemsize >= _WIDE:
-            for to, part, offset in zip(out, parts.tolist(), offsets.tolist(), strict=True):
-                _decode(views[part][offset], self._kind, to)
+            for row, part, offset in zip(out, parts.tolist(), offsets.tolist(), strict=True):
+                _decode(views[part][offset], self._kind, row)
             return out
         stored = out if stored_type == np.float32 else np.empty(out.shape, stored_type)
         if len(views) == 1:
-            np.take(views[0], offsets, axis=0, out=stored, mode="clip")  # "raise" would copy once more
+            np.take(views[0], offsets, axis=0, out=stored, mode="clip")  # mode "raise" would copy once more
         else:
             for part in np.unique(parts):
-                here = np.flatnonzero(parts == part)
-                stored[here] = views[part][offsets[here]]
+                of_part = np.flatnonzero(parts == part)
+                stored[of_part] = views[part][offsets[of_part]]
         return out if stored is out else _decode(stored, self._kind, out)
 
 
@@ -453,24 +465,25 @@ def _open(path: str) -> Any:
 
 
 def _mapped(place: str, key: Key) -> _Mapped:
-    """An entry's files, mapped once in this process."""
+    """The files of an entry. Those on S3 are downloaded and mapped once in this process."""
     if storage.is_local(place):
         with storage.local_copy(place) as folder:
             return _Mapped(folder, key)
-    with _sharing:  # two threads shall not fetch the same
-        stamp = place, storage.read_bytes(storage.join(place, MARKER))
-        found = _shared.get(stamp)
-        if found is None:
-            # The copy is unlinked at once: maps keep its bytes, and no killed process leaves them behind.
+    with _sharing:  # so that two threads do not download the same entry
+        version = place, storage.read_bytes(storage.join(place, MARKER))
+        mapped = _shared.get(version)
+        if mapped is None:
+            # The files are deleted when the block ends, and readable while they are mapped; so a process that
+            # is killed leaves none behind.
             with storage.local_copy(place) as folder:
-                found = _shared[stamp] = _Mapped(folder, key)
-        return found
+                mapped = _shared[version] = _Mapped(folder, key)
+        return mapped
 
 
 _sharing = threading.Lock()
 _shared: weakref.WeakValueDictionary[tuple[str, bytes], _Mapped] = weakref.WeakValueDictionary()
 
-# fp16 and bf16 are handled as the integers of their bits.
+# fp16 and bf16 are handled as integers with the same bits.
 _STORED: dict[str, Any] = {
     "fp32": np.dtype("<f4"), "fp16": np.dtype("<i2"), "bf16": np.dtype("<u2"),
 }  # fmt: skip
@@ -478,19 +491,20 @@ _LARGEST = {"fp16": 65504.0, "bf16": float.fromhex("0x1.fep127")}
 
 
 def _decode(stored: Any, kind: str, out: Any) -> Any:
-    """Stored values as float32, into ``out``. numpy's own cast from fp16 takes four times as long."""
+    """Convert stored values to float32, in ``out``; four times as fast as numpy from fp16."""
     if kind == "fp32":
         out[...] = stored
     elif kind == "bf16":
         np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
     else:
-        # Exponent and mantissa move to fp32's places, the sign stays; then the exponents' bias is mended.
-        # (No infinities: the writer refuses them.)
+        # Shift exponent and mantissa to their places in fp32, keep the sign, then correct the exponent's
+        # bias. There are no infinities: the writer refuses them.
         bits = out.view(np.int32)
         np.left_shift(stored, 13, out=bits, dtype=np.int32)
         np.bitwise_and(bits, np.int32(-0x70000001), out=bits)
         np.multiply(out, np.float32(2.0**112), out=out)
-        # Subnormals of fp16 pass through those of fp32, which are 0 where training flushes them (loop.py).
+        # Subnormals of fp16 become subnormals of fp32 in between, which are lost where training flushes those
+        # to 0 (see loop.py).
         size = stored & 0x7FFF
         small = (size > 0) & (size < 0x400)
         if small.any():
@@ -503,5 +517,5 @@ def _part(number: int) -> str:
 
 
 def _size(shape: Sequence[int]) -> int:
-    """Values in a row."""
+    """The number of values in a row."""
     return int(np.prod(shape, dtype=np.int64))

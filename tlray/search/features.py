@@ -1,9 +1,9 @@
-"""The frozen part computed once: batches of features for candidates that begin behind a frozen prefix.
+"""Batches of features for trials that share a frozen prefix, which is computed once for all of them.
 
 A search gives its loop `PrefixBatches`: every batch passes the deepest frozen prefix once, and each trial
-begins at its own boundary. Features of a boundary that the plan (cost.py) keeps are read instead: from
-memory, or from Arrow shards in the feature cache (feature_cache.py), which later searches and other workers
-find.
+begins at its own boundary. Features that the plan (cost.py) keeps are computed once for the whole split and
+then read, from memory or from the feature cache (feature_cache.py), where later searches and other workers
+find them, too.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from tlray.data.augment import Augment
 from tlray.data.image import Geometry
 from tlray.data.sampler import Indices, share
 from tlray.errors import StorageError
-from tlray.models.backbone import Backbone, Boundary, Features
+from tlray.models.backbone import POOLED, Backbone, Boundary, Features
+from tlray.search.cost import IN_CACHE
 from tlray.search.feature_cache import FeatureCache, Key
 from tlray.training.batches import DeviceBatch, RenderedBatches
 from tlray.training.candidate import autocast
 from tlray.training.loop import Loop
 
-POOLED = "pooled"
 
-
-class FeatureTable(Protocol):
-    """Features of a whole split, by row."""
+class KeptFeatures(Protocol):
+    """Features of a whole split at one boundary, by row."""
 
     @property
     def nbytes(self) -> int: ...
@@ -43,19 +42,19 @@ class FeatureTable(Protocol):
 
 
 class FeaturesInMemory:
-    """A table in this process, as float32."""
+    """Features kept in this process, as float32."""
 
     def __init__(self, num_rows: int) -> None:
-        self._num_rows, self._at = num_rows, 0
+        self._num_rows, self._num_added = num_rows, 0
         self._arrays: dict[str, np.ndarray] = {}
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The next rows."""
+        """Add the next rows."""
         for name, values in arrays.items():
             if name not in self._arrays:
                 self._arrays[name] = np.empty((self._num_rows, *values.shape[1:]), np.float32)
-            self._arrays[name][self._at : self._at + len(values)] = values
-        self._at += len(values)
+            self._arrays[name][self._num_added : self._num_added + len(values)] = values
+        self._num_added += len(values)
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +65,7 @@ class FeaturesInMemory:
 
 
 def to_arrays(features: Features) -> dict[str, np.ndarray]:
-    """Features of a batch as a table keeps them."""
+    """Features of a batch as float32 arrays by name, which is how they are kept."""
     named = {str(i): x for i, x in features.maps.items()}
     if features.pooled is not None:
         named[POOLED] = features.pooled
@@ -82,106 +81,115 @@ def from_arrays(arrays: Mapping[str, np.ndarray], size: tuple[int, int]) -> Feat
 
 
 class PrefixBatches(RenderedBatches):
-    """Batches with features at every candidate's boundary.
+    """Batches with features at the boundary of every trial.
 
-    ``keep``: boundary -> "memory" or "store"; the others are computed with each batch.
+    ``keep``: the boundaries whose features are kept, each in `IN_MEMORY` or `IN_CACHE`; those of others are
+    computed with each batch.
     """
 
     def __init__(self, loop: Loop, keep: Mapping[Boundary, str] | None = None) -> None:
         config = loop.runs[0].config
         super().__init__(loop.source, loop.order, config, loop.worker)
-        # Its parts and not the loop, which holds these batches: so both are freed as soon as it ends.
+        # Not the loop itself: it refers to these batches, and a cycle would not be freed as soon as it ends.
         self.runs, self.emit, self.split = loop.runs, loop.emit, loop.split
         self.validation_split, self.num_validation = loop.validation.split, loop.validation.num_rows
-        self.num_validation_here = len(loop.validation.rows)  # of them, in this worker
+        self.num_validation_here = len(loop.validation.rows)  # those of this worker
         self.config, self.keep = config, dict(keep or {})
-        lead = max(loop.runs, key=lambda run: run.model.freeze_depth)
-        self.backbone: Backbone = lead.model.module.backbone  # type: ignore[assignment]
+        most_frozen = max(loop.runs, key=lambda run: run.model.freeze_depth)
+        self.backbone: Backbone = most_frozen.model.module.backbone  # type: ignore[assignment]
         uri = config.search.cache
-        self.store = FeatureCache(uri, config.search.cache_mb) if uri else None
-        self.tables: dict[tuple[str, int | None, Boundary], FeatureTable] = {}
+        self.cache = FeatureCache(uri, config.search.cache_mb) if uri else None
+        self.kept: dict[tuple[str, int | None, Boundary], KeptFeatures] = {}  # by split, view and boundary
         self._targets: dict[tuple[int | None, int], tuple[Any, Geometry]] = {}
         self._targets_bytes = 0
         epochs = max(run.config.train.epochs for run in loop.runs)
         self.views = {Augment.view(self.source.augment, epoch) for epoch in range(epochs)}
-        self._room = True  # for features of the validation split
-        self._digests: list[str] = []  # of the stages' weights and statistics, as far as they were asked for
+        self._keep_validation = True  # until it shows that features of this split do not fit into memory
+        self._digests: list[str] = []  # of the weights and statistics of the first stages, computed on demand
 
     def ready(self, boundary: Boundary) -> bool:
-        """Whether the store has a boundary for all views of the training split."""
-        return self.store is not None and all(self.key(v, boundary) in self.store for v in self.views)
+        """Whether the cache has the features of a boundary for all views of the training split."""
+        return self.cache is not None and all(self.key(v, boundary) in self.cache for v in self.views)
 
     def train(self, first: int, last: int) -> Iterator[DeviceBatch | None]:
-        """As `RenderedBatches.train`; no picture is opened where every candidate begins at kept features."""
+        """As `RenderedBatches.train`; no picture is opened where every trial begins at kept features."""
         step, pixels = first, None
         while step < last:
             self._prepare(step)
             if any(b is None or b not in self.keep for b in self._boundaries()):
                 pixels = pixels or super().train(step, last)
-                fed = next(pixels)
-                yield None if fed is None else self._complete(fed, step)
+                batch = next(pixels)
+                yield None if batch is None else self._add_features(batch, step)
             else:
                 if pixels is not None:
                     pixels.close()  # type: ignore[attr-defined]
                     pixels = None
                 rows = self.order.local_batch(step, self.worker.rank)
-                yield self._stored(step, rows) if len(rows) else None
+                yield self._kept_batch(step, rows) if len(rows) else None
             step += 1
 
     def one(self, epoch: int, row: Indices) -> DeviceBatch:
-        return self._complete(super().one(epoch, row), epoch * self.order.steps_per_epoch)
+        return self._add_features(super().one(epoch, row), epoch * self.order.steps_per_epoch)
 
     def validation(self, boundaries: Collection[Boundary | None]) -> Iterator[DeviceBatch]:
-        """Features are kept in memory where they fit: these pictures are plain in every epoch."""
+        """As `RenderedBatches.validation`, with features.
+
+        They are kept in memory if they fit: validation pictures are not augmented, so they are the same in
+        every epoch.
+        """
         split, behind = self.validation_split, {b for b in boundaries if b is not None}
-        known = all((split, None, b) in self.tables for b in behind)
+        known = all((split, None, b) in self.kept for b in behind)
         if known and None not in boundaries:
-            self._held.forget()  # nobody begins at the pixels any more
-            yield from self._known_features(split, behind)
+            self._held.forget()  # the rendered pictures: no trial begins at the pixels any more
+            yield from self._kept_validation(split, behind)
             return
-        tables = (
+        new = (
             {b: FeaturesInMemory(self.num_validation_here) for b in behind}
-            if not known and self._room
+            if not known and self._keep_validation
             else {}
         )
         geometries: list[Geometry] = []
-        for fed in super().validation(boundaries):
+        for batch in super().validation(boundaries):
             if known:
-                at = np.arange(len(geometries), len(geometries) + len(fed.rows))
-                fed.features = {b: self._gather(split, None, b, at) for b in behind}
+                at = np.arange(len(geometries), len(geometries) + len(batch.rows))
+                batch.features = {b: self._gather(split, None, b, at) for b in behind}
             else:
-                fed.features = self._features(fed.x_BCHW, behind, "fp32")
-            arrays = {b: to_arrays(fed.features[b]) for b in tables}
-            if tables and not geometries:
-                bytes_a_row = sum(x[0].nbytes for named in arrays.values() for x in named.values())
-                self._room = self._fits(bytes_a_row * self.num_validation_here)
-                tables = tables if self._room else {}
-            for b, table in tables.items():
-                table.add(arrays[b])
-            geometries += fed.geometries
-            yield fed
+                batch.features = self._features(batch.x_BCHW, behind, "fp32")
+            arrays = {b: to_arrays(batch.features[b]) for b in new}
+            if new and not geometries:
+                row_bytes = sum(x[0].nbytes for by_name in arrays.values() for x in by_name.values())
+                self._keep_validation = self._fits(row_bytes * self.num_validation_here)
+                new = new if self._keep_validation else {}
+            for b, features in new.items():
+                features.add(arrays[b])
+            geometries += batch.geometries
+            yield batch
         self._geometries = geometries
-        self.tables |= {(split, None, b): table for b, table in tables.items()}
+        self.kept |= {(split, None, b): features for b, features in new.items()}
 
     def _fits(self, num_bytes: int) -> bool:
-        """Whether so much more may be kept in memory, beside what the plan keeps there of all views."""
-        kept = {
-            key: table.nbytes for key, table in self.tables.items() if isinstance(table, FeaturesInMemory)
+        """Whether so many bytes more fit into memory, beside all views of what the plan keeps there."""
+        sizes = {
+            key: features.nbytes
+            for key, features in self.kept.items()
+            if isinstance(features, FeaturesInMemory)
         }
-        train = {b: size for (split, _, b), size in kept.items() if split == self.split}
-        others = sum(size for (split, _, _), size in kept.items() if split != self.split)
-        held = len(self.views) * sum(train.values()) + others + self._targets_bytes
-        return held + num_bytes <= self.config.search.memory_mb * 2**20
+        train = {b: size for (split, _, b), size in sizes.items() if split == self.split}
+        others = sum(size for (split, _, _), size in sizes.items() if split != self.split)
+        planned = len(self.views) * sum(train.values()) + others + self._targets_bytes
+        return planned + num_bytes <= self.config.search.memory_mb * 2**20
 
-    def _known_features(self, split: str, boundaries: Collection[Boundary]) -> Iterator[DeviceBatch]:
-        ours = share(self.num_validation, self.worker.rank, self.worker.world)
+    def _kept_validation(self, split: str, boundaries: Collection[Boundary]) -> Iterator[DeviceBatch]:
+        """Validation batches of kept features alone."""
+        rows = share(self.num_validation, self.worker.rank, self.worker.world)
         size = self.config.train.batch_size
-        for start in range(0, len(ours), size):
-            at = np.arange(start, min(start + size, len(ours)))
+        for start in range(0, len(rows), size):
+            at = np.arange(start, min(start + size, len(rows)))
             features = {b: self._gather(split, None, b, at) for b in boundaries}
-            yield DeviceBatch(None, features, {}, ours[at], self._geometries[start : start + size])
+            yield DeviceBatch(None, features, {}, rows[at], self._geometries[start : start + size])
 
     def _boundaries(self) -> list[Boundary | None]:
+        """Where the trials that still train begin; None: at the pixels."""
         return [run.boundary for run in self.runs if not run.over] or [None]
 
     def _features(
@@ -190,65 +198,67 @@ class PrefixBatches(RenderedBatches):
         with autocast(self.worker.device, precision):
             return self.backbone.features(x_BCHW, wanted)
 
-    def _complete(self, fed: DeviceBatch, step: int) -> DeviceBatch:
-        """Features beside the pixels of a training batch."""
+    def _add_features(self, batch: DeviceBatch, step: int) -> DeviceBatch:
+        """Add features to a training batch that has pixels."""
         wanted = {b for b in self._boundaries() if b is not None}
-        fed.features = self._features(fed.x_BCHW, wanted - self.keep.keys(), self.config.train.precision)
+        batch.features = self._features(batch.x_BCHW, wanted - self.keep.keys(), self.config.train.precision)
         if wanted & self.keep.keys():
-            fed.features |= self._stored(step, fed.rows).features
-        return fed
+            batch.features |= self._kept_batch(step, batch.rows).features
+        return batch
 
     def _prepare(self, step: int) -> None:
-        """See to the tables of a step. What cannot be kept is computed with each batch from here on."""
-        epoch, view, wanted = self._tables_of(step)
-        missing = {b for b in wanted if (self.split, view, b) not in self.tables}
+        """Have the kept features of a step; what cannot be kept is computed with each batch from now on."""
+        epoch, view, wanted = self._kept_at(step)
+        missing = {b for b in wanted if (self.split, view, b) not in self.kept}
         if not missing:
             return
         try:
             self._fill(view, epoch, set(missing))
         except StorageError as error:
-            text = f"features are not kept, and computed with each batch: {error}"
+            text = f"features are not kept, but computed with each batch: {error}"
             self.emit({"kind": "note", "run": self.config.run_uri, "text": text})
             self.keep = {b: place for b, place in self.keep.items() if b not in missing}
-            self.tables = {key: table for key, table in self.tables.items() if key[2] not in missing}
+            self.kept = {key: features for key, features in self.kept.items() if key[2] not in missing}
 
-    def _tables_of(self, step: int) -> tuple[int, int | None, set[Boundary]]:
-        """Epoch and view of a step, and the kept boundaries at which candidates begin in it."""
+    def _kept_at(self, step: int) -> tuple[int, int | None, set[Boundary]]:
+        """The epoch and view of a step, and the boundaries at which trials begin at kept features."""
         epoch = step // self.order.steps_per_epoch
         wanted = {b for b in self._boundaries() if b is not None and b in self.keep}
         return epoch, Augment.view(self.source.augment, epoch), wanted
 
-    def _stored(self, step: int, rows: Indices) -> DeviceBatch:
-        """A training batch from tables alone."""
-        epoch, view, wanted = self._tables_of(step)
-        twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as stream.to_device does
+    def _kept_batch(self, step: int, rows: Indices) -> DeviceBatch:
+        """A training batch of kept features alone."""
+        epoch, view, wanted = self._kept_at(step)
+        twice = np.concatenate([rows, rows]) if len(rows) == 1 else rows  # as loader.to_device does
         features = {b: self._gather(self.split, view, b, twice) for b in wanted}
-        found = [self._target(view, epoch, int(row)) for row in twice]
-        targets = loader.on_device(loader.collate([target for target, _ in found]), self.worker.device)
-        return DeviceBatch(None, features, targets, rows, [geometry for _, geometry in found[: len(rows)]])
+        targets, geometries = zip(*(self._target(view, epoch, int(row)) for row in twice), strict=True)
+        on_device = loader.on_device(loader.collate(list(targets)), self.worker.device)
+        return DeviceBatch(None, features, on_device, rows, list(geometries[: len(rows)]))
 
     def _target(self, view: int | None, epoch: int, row: int) -> tuple[Any, Geometry]:
+        """A row's target and geometry; kept in memory, if it fits."""
         if (view, row) not in self._targets:
-            found = loader.annotation(self.source, self._fingerprint, epoch, row)
-            num_bytes = sum(np.asarray(value).nbytes for value in found[0].values())
+            target, geometry = loader.annotation(self.source, self._fingerprint, epoch, row)
+            num_bytes = sum(np.asarray(value).nbytes for value in target.values())
             if not self._fits(num_bytes):
-                return found
-            self._targets[view, row] = found
+                return target, geometry
+            self._targets[view, row] = target, geometry
             self._targets_bytes += num_bytes
         return self._targets[view, row]
 
     def _gather(self, split: str, view: int | None, boundary: Any, rows: Indices) -> Features:
-        found = from_arrays(self.tables[split, view, boundary].gather(rows), self.source.preprocess.size)
-        return found.to(self.worker.device)
+        """Kept features of some rows, on the device."""
+        features = from_arrays(self.kept[split, view, boundary].gather(rows), self.source.preprocess.size)
+        return features.to(self.worker.device)
 
     def _fill(self, view: int | None, epoch: int, missing: set[Boundary]) -> None:
-        """Tables of one view of the training split: found in the store, or made in one pass for all."""
+        """Have the features of one view of the training split: from the cache, or computed in one pass."""
         split = self.split
         keys = {b: self.key(view, b) for b in missing}
         for b in list(missing):
-            found = self.store.find(keys[b]) if self.store and self.keep[b] == "store" else None
-            if found is not None:
-                self.tables[split, view, b] = found
+            shards = self.cache.find(keys[b]) if self.cache and self.keep[b] == IN_CACHE else None
+            if shards is not None:
+                self.kept[split, view, b] = shards
                 missing.discard(b)
         if not missing:
             return
@@ -259,37 +269,39 @@ class PrefixBatches(RenderedBatches):
         with contextlib.ExitStack() as stack:
             writers: dict[Boundary, Any] = {}
             for b in missing:
-                if self.keep[b] == "store" and self.store:
-                    writers[b] = stack.enter_context(self.store.write(keys[b], num_rows))
+                if self.keep[b] == IN_CACHE and self.cache:
+                    writers[b] = stack.enter_context(self.cache.write(keys[b], num_rows))
                 else:
-                    writers[b] = self.tables[split, view, b] = FeaturesInMemory(num_rows)
+                    writers[b] = self.kept[split, view, b] = FeaturesInMemory(num_rows)
             for batch in loader.pipeline(self.source, plan):
                 x_BCHW = batch.x_BCHW.to(self.worker.device)
                 for b, features in self._features(x_BCHW, missing, self.config.train.precision).items():
                     writers[b].add(to_arrays(features))
         for b in missing:
-            if self.keep[b] == "store" and self.store:
-                found = self.store.find(keys[b])
-                if found is None:
-                    raise StorageError(f"{self.store.uri}: {keys[b].digest} was removed as it was written")
-                self.tables[split, view, b] = found
+            if self.keep[b] == IN_CACHE and self.cache:
+                shards = self.cache.find(keys[b])
+                if shards is None:
+                    raise StorageError(
+                        f"{self.cache.uri}: {keys[b].digest} was removed just after it was written"
+                    )
+                self.kept[split, view, b] = shards
 
     def key(self, view: int | None, boundary: Boundary) -> Key:
-        """Under which a table is found again: all that its numbers depend on."""
+        """The cache's key for features of the training split: everything that their values depend on."""
         augment = self.source.augment
-        shown = {
+        rendering = {
             "preprocess": self.source.preprocess.model_dump(mode="json"),
             "augment": None if view is None or augment is None else augment.model_dump(exclude={"views"}),
             "seed": None if view is None else self.source.seed,
             "view": view,
             "precision": self.config.train.precision,
-            "device": self.worker.device.type,  # GPUs round otherwise
+            "device": self.worker.device.type,  # GPUs round differently
         }
         reads = POOLED if boundary.reads is None else ",".join(map(str, boundary.reads))
         return Key(
             data=self._fingerprint,
             split=self.split,
-            view=json.dumps(shown, sort_keys=True),
+            view=json.dumps(rendering, sort_keys=True),
             backbone=self._weights_of(boundary.depth),
             boundary=f"{boundary.depth} of {len(self.backbone.stages)}, {reads}",
             dtype=self.config.search.cache_dtype,
@@ -297,17 +309,17 @@ class PrefixBatches(RenderedBatches):
 
     def _weights_of(self, depth: int) -> str:
         """The backbone's name and a digest of the weights and statistics of its first stages."""
-        chain = self.backbone.prefix(depth)
-        for stage in list(chain.stages)[len(self._digests) :]:
+        prefix = self.backbone.prefix(depth)
+        for stage in list(prefix.stages)[len(self._digests) :]:
             self._digests.append(_digest(stage.state_dict().values()))
         digests = self._digests[:depth]
         if depth == len(self.backbone.stages):  # pooling may have weights of its own
-            staged = {id(x) for x in (*chain.parameters(), *chain.buffers())}
-            digests.append(_digest(x for x in self.backbone.parameters() if id(x) not in staged))
-        whole = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        # Dropout of any kind is off in what is frozen.
+            in_stages = {id(x) for x in (*prefix.parameters(), *prefix.buffers())}
+            digests.append(_digest(x for x in self.backbone.parameters() if id(x) not in in_stages))
+        digest = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+        # Frozen stages have no dropout of any kind, so its settings do not matter.
         spec = {k: v for k, v in self.backbone.spec().items() if k not in ("drop_rate", "drop_path_rate")}
-        return f"{json.dumps(spec, sort_keys=True)} {whole}"
+        return f"{json.dumps(spec, sort_keys=True)} {digest}"
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> str:

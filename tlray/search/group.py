@@ -1,7 +1,7 @@
-"""Trials side by side: one process, one stream of batches, one frozen prefix.
+"""Trials that train side by side: one process, the same batches, one frozen prefix.
 
-`Group` trains them; `together` and `spread` say which trials make a group. How Ray Tune asks a group for
-epochs is in members.py, and how groups come to processes in placement.py.
+`Group` trains them; `together` and `spread` say which trials make a group. members.py has how Ray Tune asks a
+group for epochs, placement.py how groups are given to processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tlray.training.worker import LocalWorker, Worker
 
 
 class Group:
-    """A process that trains groups of trials."""
+    """Trains one group of trials after another in this process."""
 
     def __init__(self, threads: int, emit: Emit) -> None:
         self._worker, self._emit = LocalWorker(threads), emit
@@ -35,12 +35,15 @@ class Group:
         self._epochs: Any = None
 
     def begin(self, trees: Sequence[str]) -> dict[str, Any]:
-        """Build these trials or go on with them: reasons of those that ``failed``, and the ``plan``."""
-        self._loop = self._epochs = None  # of the group before: its models go before others come
+        """Begin or resume these trials; ``trees``: their configurations as JSON.
+
+        Returns, by name, why trials ``failed``, and the ``plan`` as in trials.json.
+        """
+        self._loop = self._epochs = None  # free the models of the group before
         free_memory()
-        self._configs = {one.name: one for one in map(_config, trees)}
+        self._configs = {config.name: config for config in map(_config, trees)}
         began = time.perf_counter()
-        self._loop, plan = _planned(list(self._configs.values()), self._worker, self._tell)
+        self._loop, plan = _planned(list(self._configs.values()), self._worker, self._emit_for_trial)
         self._epochs = self._loop.epochs()
         for run in self._loop.runs:
             with run.isolated():
@@ -50,13 +53,13 @@ class Group:
         return {"failed": self._failed(), "plan": self._plan}
 
     def epoch(self) -> dict[str, Any]:
-        """Train for an epoch: ``records`` by name, reasons of those that ``failed``, and who is ``over``."""
+        """Train an epoch; returns ``records`` by name, why trials ``failed``, and which are ``over``."""
         records: dict[str, Record] = next(self._epochs, {})
         over = [run.name for run in self._loop.runs if run.over]
         return {"records": records, "failed": self._failed(), "over": over}
 
     def end(self, names: Sequence[str], keep: Collection[str]) -> dict[str, str]:
-        """End these trials, some of which leave their bundle; the reasons of those that failed in that."""
+        """End these trials; those in ``keep`` write their bundles. Returns, by name, why trials failed."""
         for run in self._loop.runs:
             if run.name not in names:
                 continue
@@ -68,44 +71,45 @@ class Group:
         return self._failed()
 
     def save(self, name: str) -> None:
-        """Write a checkpoint of a trial, between two epochs."""
+        """Write a checkpoint of a trial. Call it between two epochs."""
         for run in self._loop.runs:
             if run.name == name:
                 with run.isolated():
                     run.save({})
 
     def leave(self, name: str) -> None:
-        """Train a trial no further."""
+        """Stop training a trial."""
         for run in self._loop.runs:
             if run.name == name:
                 run.ended = True
 
     def over(self) -> dict[str, Any]:
-        """The group is over: its plan, with what was measured beside what was predicted."""
+        """End the group; returns its plan, with the measured times beside the predicted ones."""
         self._epochs.close()
         measured, plan = self.measured(), {**self._plan, "took_s": time.perf_counter() - self._began}
         nothing = {"seconds": 0.0, "pictures": 0}
         for depth in plan["depths"]:
-            spent = measured.get(str(depth["depth"]), nothing)
-            depth |= {"measured_s": spent["seconds"], "measured_pictures": spent["pictures"]}
+            at_depth = measured.get(str(depth["depth"]), nothing)
+            depth |= {"measured_s": at_depth["seconds"], "measured_pictures": at_depth["pictures"]}
         return plan
 
     def measured(self) -> dict[str, Any]:
-        """Where the time of the group went, by depth: seconds of steps, and pictures trained on."""
-        spent: dict[int, dict[str, float]] = {}
+        """By depth: seconds spent on training steps, and pictures trained on."""
+        by_depth: dict[int, dict[str, float]] = {}
         for run in self._loop.runs:
             boundary = run.boundary
-            row = spent.setdefault(boundary.depth if boundary else 0, {"seconds": 0.0, "pictures": 0})
-            row["seconds"] += run.spent["train"]
+            totals = by_depth.setdefault(boundary.depth if boundary else 0, {"seconds": 0.0, "pictures": 0})
+            totals["seconds"] += run.spent["train"]
             epochs = (run.now.step - run.first_step) / run.steps_per_epoch
-            row["pictures"] += epochs * self._loop.order.num_rows
-        return {str(depth): row for depth, row in spent.items()}
+            totals["pictures"] += epochs * self._loop.order.num_rows
+        return {str(depth): totals for depth, totals in by_depth.items()}
 
     def _failed(self) -> dict[str, str]:
         errors = {**self._loop.refused, **{r.name: r.error for r in self._loop.runs if r.error}}
         return {name: one_line(error, self._configs[name]) for name, error in errors.items()}
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _emit_for_trial(self, event: dict[str, Any]) -> None:
+        """Pass on a trial's steps, as ``trial_step`` events, and its notes."""
         if event["kind"] == "step":
             id_ = storage.name(event["run"])
             self._emit({**event, "kind": "trial_step", "id": id_})
@@ -115,7 +119,7 @@ class Group:
 
 def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> CostPlan:
     """What these trials would cost side by side. Raises TlrayError."""
-    configs = [_config(one["tree"]) for one in trials]
+    configs = [_config(trial["tree"]) for trial in trials]
     try:
         return _planned(configs, worker, lambda event: None)[1]
     except TlrayError:
@@ -124,17 +128,17 @@ def plan(trials: Sequence[dict[str, Any]], worker: Worker) -> CostPlan:
         raise RunError(one_line(error, configs[0])) from error
 
 
-def _planned(configs: Sequence[Config], worker: Worker, tell: Emit) -> tuple[Loop, CostPlan]:
-    """A loop over these trials whose batches are made as its plan says, and the plan."""
+def _planned(configs: Sequence[Config], worker: Worker, emit: Emit) -> tuple[Loop, CostPlan]:
+    """A loop over these trials, and the plan by which it makes batches."""
     plans: list[CostPlan] = []
 
-    def feed(made: Loop) -> PrefixBatches:
-        batches = PrefixBatches(made)
-        plans.append(measure(made, len(batches.views), batches.ready))
+    def make_batches(loop: Loop) -> PrefixBatches:
+        batches = PrefixBatches(loop)
+        plans.append(measure(loop, len(batches.views), batches.ready))
         batches.keep = plans[0].keep
         return batches
 
-    return Loop(configs, worker, tell, feed, sparing=True), plans[0]
+    return Loop(configs, worker, emit, make_batches, sparing=True), plans[0]
 
 
 def _config(tree: str) -> Config:
@@ -142,25 +146,30 @@ def _config(tree: str) -> Config:
 
 
 def together(settings: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
-    """Trials that can train side by side, ``most`` at once, in the order in which they came."""
+    """Groups of trials that can train side by side, at most ``most`` each, in the order of ``settings``."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for one in settings:
-        groups.setdefault(lineage(flatten(json.loads(one["tree"]))), []).append(one)
+    for trial in settings:
+        groups.setdefault(lineage(flatten(json.loads(trial["tree"]))), []).append(trial)
     for group in groups.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]
 
 
 def spread(groups: list[list[dict[str, Any]]], workers: int) -> list[list[dict[str, Any]]]:
-    """The same trials for as many workers as there are: depths of their own where a group is shared out."""
+    """Split groups until each worker has one. Trials of one freeze depth stay together."""
     while len(groups) < workers:
         largest = max(groups, key=len, default=[])
-        depths = sorted({str(json.loads(one["tree"])["model"]["freeze"]) for one in largest})
+        depths = sorted({_freeze(trial) for trial in largest})
         if len(depths) < 2:
             return groups
         half = set(depths[: len(depths) // 2])
-        first = [one for one in largest if str(json.loads(one["tree"])["model"]["freeze"]) in half]
-        second = [one for one in largest if one not in first]
+        first = [trial for trial in largest if _freeze(trial) in half]
+        second = [trial for trial in largest if trial not in first]
         at = groups.index(largest)
         groups[at : at + 1] = [first, second]
     return groups
+
+
+def _freeze(trial: dict[str, Any]) -> str:
+    """``model.freeze`` of a trial."""
+    return str(json.loads(trial["tree"])["model"]["freeze"])

@@ -1,8 +1,8 @@
 """Which trials stop early: successive halving (ASHA, arXiv 1810.05934) where many trials arrive together.
 
-Ray's ASHAScheduler judges each result as it comes, by those before it: of trials that train side by side
-and reach a rung in the same moment the first one always goes on, whatever it is worth. Here all trials that
-reach a rung together are judged together, beside those that reached it before.
+Ray's ASHAScheduler compares each result with those that came before it. Of trials that train side by side and
+reach a rung at the same time the first one would always continue, however bad it is. Here all trials that
+reach a rung together are judged together, and compared with those that reached it before.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tlray.tasks.base import Goal
 class SuccessiveHalving(FIFOScheduler):
     """A scheduler for Ray Tune. Rungs are grace, grace * factor, grace * factor^2, ... epochs.
 
-    A result has ``epoch``, ``record`` and ``beside``: the best values so far, by id, of the trials that ended
-    this epoch together.
+    A result has ``epoch``, ``record`` and ``beside``: the best values so far, by id, of the trials of a group
+    that have just trained this epoch.
     """
 
     def __init__(self, search: Search, goal: Goal, longest: int, spared: str | None = None) -> None:
@@ -37,13 +37,16 @@ class SuccessiveHalving(FIFOScheduler):
             self._scores[rung] = {}
             rung *= self._factor
 
-    def recall(self, row: TrialRow) -> None:
-        """Put a trial from before a restart on its rungs."""
+    def restore_trial(self, row: TrialRow) -> None:
+        """Put a trial from before a restart back on its rungs."""
         for point in row["curve"]:
             self.judge(point["epoch"], {row["id"]: point.get("best")})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Stop a trial that falls behind, when the first of those that came with it is told."""
+        """Stop a trial that falls behind.
+
+        The first result of a group judges the whole group; the results that follow only look it up.
+        """
         id_, epoch = trial.config["id"], result["epoch"]
         if "failed" in result or epoch not in self._scores:
             return str(self.CONTINUE)
@@ -54,17 +57,18 @@ class SuccessiveHalving(FIFOScheduler):
         return str(self.STOP if id_ in self._behind else self.CONTINUE)
 
     def judge(self, epoch: int, best: Mapping[str, float | None]) -> set[str]:
-        """Take the best values so far of trials that have done ``epoch`` epochs; which of them shall stop.
+        """Put trials on the rung of ``epoch`` and return those that must stop.
 
-        The best 1/factor of all that came to this rung go on, the best one in any case; equals go on together
-        or not at all, and all where there is no difference yet. NaN and None are the worst.
+        ``best``: their best values so far, by id. Of all trials on the rung the best 1/factor continue, at
+        least one. Equal trials continue together or stop together; where all are equal, all continue. NaN and
+        None are the worst values.
         """
         if epoch not in self._scores:
             return set()
         rung = self._scores[epoch]
         for id_, value in best.items():
             rung[id_] = -np.inf if value is None or value != value else self._sign * value
-        scores, places = np.array(list(rung.values())), max(1, round(len(rung) / self._factor))
+        scores, num_continue = np.array(list(rung.values())), max(1, round(len(rung) / self._factor))
         top = scores.max()
-        behind = {id_ for id_ in best if rung[id_] < top and (scores >= rung[id_]).sum() > places}
+        behind = {id_ for id_ in best if rung[id_] < top and (scores >= rung[id_]).sum() > num_continue}
         return behind - {self._spared}

@@ -1,7 +1,7 @@
-"""The process of a group of trials, in which each trial is a member with an epoch of its own at a time.
+"""The process of a group of trials: Ray Tune asks each member for its epochs, and all train together.
 
-Ray Tune asks every trial for its next epoch, and the group trains an epoch of all of them once all have been
-asked: a trial that Tune stops, or pauses, is out of the group by then.
+The group trains an epoch once Tune has asked all its members for their next one. By then trials that Tune has
+stopped or paused have left the group.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class Members:
 
     def __init__(self, group: Any, emit: Emit, direction: str) -> None:
         """``group`` makes a `tlray.search.group.Group`."""
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # Tune would go to each trial's folder, for all of them
+        # Otherwise Tune would change the working directory of the process, and so of all trials in it.
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         self.emit, self.direction = emit, direction
         self._make_group = group
-        # torch has numbers of threads, and how it rounds to 0, for each thread.
+        # All training runs in one thread: torch's number of threads and flushing to 0 are set by thread.
         self._trainer = ThreadPoolExecutor(1)
         self._changed = threading.Condition()
         self._settings: dict[str, dict[str, Any]] = {}
@@ -36,20 +37,20 @@ class Members:
         self._group: Any = None
 
     def begin(self, settings: Sequence[dict[str, Any]]) -> None:
-        """Take these trials; ``settings``: what Ray Tune makes each Trainable with."""
+        """Begin a group of these trials; ``settings``: the arguments of each Tune Trainable."""
         with self._changed:
-            self._settings = {one["config"]["id"]: one for one in settings}
+            self._settings = {trial["config"]["id"]: trial for trial in settings}
             self._members = {}
             self._begun = self._training = False
             self._best: dict[int, dict[str, float | None]] = {}
-            self._waiting: set[str] = set()  # members that ask for their next epoch
+            self._waiting: set[str] = set()  # members that were asked for their next epoch
             self._records: dict[str, deque[Record | Exception | None]] = {
                 id_: deque() for id_ in self._settings
             }
             self._changed.notify_all()
 
     def call(self, id_: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What Ray Tune calls of a trial."""
+        """Call a method of a trial, for Ray Tune."""
         with self._changed:
             self._changed.wait_for(lambda: id_ in self._settings)
             if id_ not in self._members:
@@ -57,7 +58,7 @@ class Members:
         return None if method == "__ray_ready__" else getattr(self._members[id_], method)(*args, **kwargs)
 
     def end(self, id_: str, bundle: bool) -> str | None:
-        """End a trial, which leaves its ``bundle`` or not; why that failed."""
+        """End a trial; ``bundle``: it writes its bundle. Returns why that failed, None where it did not."""
 
         def work() -> str | None:
             self._build()
@@ -67,26 +68,26 @@ class Members:
         return self._train(work)
 
     def over(self) -> dict[str, Any]:
-        """The group is over: its plan, with what was measured beside."""
+        """End the group; returns its plan with the measured times, empty where it never began."""
         return self._train(lambda: self._group.over() if self._begun else {})
 
-    # ---- what members ask for
+    # ---- called by members
 
     def records(self, id_: str) -> Iterator[Record]:
-        """Epochs of a trial, each trained when all members have asked for theirs."""
+        """Epochs of a trial, each trained once all members were asked for theirs."""
         while (record := self._next(id_)) is not None:
             yield record
 
     def beside(self, epoch: int) -> dict[str, float | None]:
-        """Best values so far, by id, of the trials whose newest epoch this is."""
+        """The best values so far, by id, of the trials that have trained this epoch together."""
         return self._best.get(epoch, {})
 
     def save(self, id_: str) -> None:
-        """A checkpoint of a trial."""
+        """Write a checkpoint of a trial."""
         self._train(lambda: self._group.save(id_) if self._begun else None)
 
     def leave(self, id_: str) -> None:
-        """A trial is no member any more."""
+        """Take a trial out of the group."""
         with self._changed:
             if self._settings.pop(id_, None) is None:
                 return
@@ -104,10 +105,10 @@ class Members:
                 self._waiting.add(id_)
                 self._train_if_all_ask()
                 self._changed.wait_for(lambda: bool(self._records[id_]))
-            told = self._records[id_].popleft()
-        if isinstance(told, Exception):
-            raise told
-        return told
+            record = self._records[id_].popleft()
+        if isinstance(record, Exception):
+            raise record
+        return record
 
     def _train_if_all_ask(self) -> None:
         if self._settings and not self._training and self._waiting == self._settings.keys():
@@ -115,32 +116,32 @@ class Members:
             self._trainer.submit(self._epoch)
 
     def _build(self) -> None:
-        """The models of the group, once."""
+        """Build the models of the group, the first time it is called."""
         if self._begun:
             return
         if self._group is None:
             self._group = self._make_group(self.emit)
-        self._group.begin([one["config"]["tree"] for one in self._settings.values()])
+        self._group.begin([trial["config"]["tree"] for trial in self._settings.values()])
         self._begun = True
 
     def _epoch(self) -> None:
-        """Train until a member has an epoch. Those that began behind the others catch up meanwhile."""
-        told: dict[str, Record | Exception] = {}
+        """Train an epoch of the trials that have the fewest, so that those that are behind catch up."""
+        results: dict[str, Record | Exception] = {}
         over: Sequence[str] = ()
         try:
             self._build()
             epoch = self._group.epoch()
-            told = epoch["records"] | {id_: RunError(reason) for id_, reason in epoch["failed"].items()}
+            results = epoch["records"] | {id_: RunError(reason) for id_, reason in epoch["failed"].items()}
             over = epoch["over"]
             for id_, record in epoch["records"].items():
                 self._best.setdefault(record["epoch"], {})[id_] = record["best"]
-        except Exception as error:  # what ends the group ends each of its trials, with the reason
-            told = dict.fromkeys(self._settings, error)
+        except Exception as error:  # an error of the whole group ends each of its trials
+            results = dict.fromkeys(self._settings, error)
         with self._changed:
             self._training = False
             for id_ in self._settings:
-                if id_ in told:
-                    self._records[id_].append(told[id_])
+                if id_ in results:
+                    self._records[id_].append(results[id_])
                 if id_ in over:
                     self._records[id_].append(None)
                 if self._records[id_]:

@@ -1,11 +1,12 @@
-"""Where Ray Tune's trials run when they train side by side: several in one process.
+"""Runs several of Ray Tune's trials in one process, where they train side by side.
 
-To Ray Tune each trial is an actor of its own. `GroupActors` starts trials that can share batches and a frozen
-prefix as one process (`tlray.search.members`) and gives Tune a `TrialHandle` for each of them. Everything
-else stays Tune's: which trial starts, its results, schedulers, searchers, callbacks and stopping criteria.
+For Ray Tune each trial is an actor of its own. `GroupActors` starts one process (`tlray.search.members`) for
+trials that can share batches and a frozen prefix, and gives Tune a `TrialHandle` for each of them. Tune does
+everything else: it decides which trial starts, and handles results, schedulers, searchers, callbacks and
+stopping criteria.
 
-Tune has no public place for this: its `TuneController` makes a ``RayActorManager`` for itself. So that name
-is replaced there for as long as a search runs (`placed`).
+Tune has no public interface for this: its `TuneController` makes a ``RayActorManager`` for itself. So that
+name is replaced there while a search runs (`placed`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ray.tune.execution import tune_controller
 
 from tlray.search.group import spread, together
 
-Settings = dict[str, Any]  # of a trial: what Tune makes a Trainable with
+Settings = dict[str, Any]  # the arguments of a Tune Trainable
 
 
 @dataclass(eq=False)
@@ -31,12 +32,12 @@ class GroupProcess:
     """A process that trains one group of trials after another."""
 
     actor: Any
-    ids: set[str] = field(default_factory=set)  # trials of the group that Tune holds
-    up: bool = False  # whether the process has answered
+    ids: set[str] = field(default_factory=set)  # trials of its group that have not ended
+    up: bool = False  # whether the process has answered yet
 
 
 class TrialHandle:
-    """One trial of a group, with the methods that Tune calls of an actor."""
+    """One trial of a group, with the methods that Tune calls on an actor."""
 
     METHODS = (
         "__ray_ready__", "get_auto_filled_metrics", "train", "save", "restore", "export_model", "stop",
@@ -51,17 +52,17 @@ class TrialHandle:
         return _Method(self.process.actor.call, (self.id, name))
 
     def end(self, bundle: bool) -> Any:
-        """A reference to why the trial could not end well (None: it could); ``bundle``: it leaves its own."""
+        """End the trial; ``bundle``: it writes its bundle. A reference to why that failed, or to None."""
         return self.process.actor.end.remote(self.id, bundle)
 
 
 @dataclass
 class _Method:
     call: Any
-    first: tuple[str, ...]
+    leading: tuple[str, ...]
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call.remote(*self.first, *args, **kwargs)
+        return self.call.remote(*self.leading, *args, **kwargs)
 
 
 @dataclass
@@ -77,12 +78,12 @@ class _Place(AcquiredResources):
         raise NotImplementedError  # places are not bundles of resources
 
     def remote(self, config: Settings, **_: Any) -> TrialHandle:
-        """As of an actor's class."""
+        """Start the trial, as the method of an actor class of this name does."""
         return TrialHandle(self.process, config["id"])
 
 
 class _Places(ResourceManager):
-    """Places of the group that starts now."""
+    """Places in the group that is about to start."""
 
     def __init__(self) -> None:
         self.clear()
@@ -91,7 +92,7 @@ class _Places(ResourceManager):
         """Places are made when a group starts."""
 
     def cancel_resource_request(self, resource_request: ResourceRequest) -> None:
-        """As if it had never been made."""
+        """Nothing to cancel: see `request_resources`."""
 
     def has_resources_ready(self, resource_request: ResourceRequest) -> bool:
         return bool(self.ids)
@@ -106,11 +107,11 @@ class _Places(ResourceManager):
 
     def clear(self) -> None:
         self.process: GroupProcess | None = None
-        self.ids: list[str] = []  # trials that still get a place
+        self.ids: list[str] = []  # trials that have no place yet
 
 
 class GroupActors(RayActorManager):
-    """Ray Tune's keeper of actors, for trials that share processes."""
+    """A ``RayActorManager`` for trials that share processes."""
 
     def __init__(
         self,
@@ -119,8 +120,10 @@ class GroupActors(RayActorManager):
         side_by_side: int,
         over: Callable[[dict[str, Any]], None],
     ) -> None:
-        """``start``: starts a process, at most ``concurrent`` at once; ``over``: takes the plan of a group
-        that is over, with what was measured beside."""
+        """``start`` starts a process; there are at most ``concurrent``, with ``side_by_side`` trials each.
+
+        ``over`` gets the plan of each group that has ended, with the measured times.
+        """
         self._places = _Places()
         super().__init__(self._places)
         self._start, self._concurrent, self._side_by_side, self._over = start, concurrent, side_by_side, over
@@ -129,35 +132,36 @@ class GroupActors(RayActorManager):
         self._all_asked = False
 
     def next(self, timeout: float | None = None) -> bool:
-        # Trials that Tune asks for in one go, or in rounds right after another, begin together.
+        # Tune asks for trials one by one. Once a round brings no new one, those asked for begin together.
         asked = set(self._pending_actors_to_attrs)
         self._all_asked, self._asked = asked == self._asked, asked
-        if not all(one.up for one in self._processes if one.ids):
-            self._end(one for one in self._processes if not one.ids)  # it may wait for what idle ones hold
+        if not all(process.up for process in self._processes if process.ids):
+            # A process that does not answer yet may be waiting for resources that idle processes hold.
+            self._end(process for process in self._processes if not process.ids)
         return bool(super().next(timeout))
 
     def _try_start_actors(self, max_actors: int | None = None) -> int:
         started = 0
         while self._all_asked and self._pending_actors_to_attrs:
-            free = self._concurrent - sum(bool(one.ids) for one in self._processes)
+            free = self._concurrent - sum(bool(process.ids) for process in self._processes)
             if free < 1:
                 break
             waiting = {
                 settings["config"]["id"]: (tracked, settings)
                 for tracked, (_, settings, _) in self._pending_actors_to_attrs.items()
             }
-            groups = list(together([one["config"] for _, one in waiting.values()], self._side_by_side))
-            ids = [one["id"] for one in spread(groups, free)[0]]
-            first = [waiting[id_][0] for id_ in ids]
+            configs = [settings["config"] for _, settings in waiting.values()]
+            ids = [config["id"] for config in spread(list(together(configs, self._side_by_side)), free)[0]]
+            leading = [waiting[id_][0] for id_ in ids]
             for line in self._resource_request_to_pending_actors.values():
-                line.sort(key=lambda tracked: first.index(tracked) if tracked in first else len(first))
+                line.sort(key=lambda tracked: leading.index(tracked) if tracked in leading else len(leading))
             self._places.process, self._places.ids = self._idle(), list(ids)
             self._places.process.actor.begin.remote([waiting[id_][1] for id_ in ids])
             started += super()._try_start_actors()
         return started
 
     def _idle(self) -> GroupProcess:
-        process = next((one for one in self._processes if not one.ids), None)
+        process = next((process for process in self._processes if not process.ids), None)
         if process is None:
             process = GroupProcess(self._start())
             self._processes.append(process)
@@ -185,14 +189,14 @@ class GroupActors(RayActorManager):
         super()._cleanup_actor(tracked_actor)
         handle.process.ids.discard(handle.id)
         if not handle.process.ids and handle.process in self._processes:
-            with suppress(ray.exceptions.RayActorError):  # lost just now; its trials are over all the same
+            with suppress(ray.exceptions.RayActorError):  # the process has died; its trials are over anyway
                 self._over(ray.get(handle.process.actor.over.remote()))
 
     def _try_kill_actor(self) -> bool:
         if not self._live_actors_to_kill:
             return False
-        tracked = self._live_actors_to_kill.pop()  # it did not stop when it was asked to: its group ends
-        self._end([self._process(tracked)])
+        tracked = self._live_actors_to_kill.pop()  # this trial did not stop when asked to
+        self._end([self._process(tracked)])  # and so its whole group ends
         self._cleanup_actor_futures(tracked)
         self._actor_stop_resolved(tracked)
         return True
@@ -210,6 +214,6 @@ class GroupActors(RayActorManager):
 
 @contextmanager
 def placed(actors: GroupActors) -> Iterator[None]:
-    """Have Ray Tune run trials in groups for the length of the block."""
+    """Have Ray Tune run trials in groups while the block runs."""
     with mock.patch.object(tune_controller, "RayActorManager", lambda resource_manager: actors):
         yield

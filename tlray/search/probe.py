@@ -1,12 +1,12 @@
-"""An exact linear probe of frozen features: the baseline that every search of a classifier is told first.
+"""An exact linear probe of frozen features: the baseline that a search of a classifier reports first.
 
-Features of the training split, without augmentation, are taken in one pass at every stage (mean over the
-places of its map) and pooled, as the head sees them. Over each of them, and over all together (Head2Toe,
-arXiv 2201.03529), a logistic regression is fitted to its optimum; a held-out fifth of the training split
-chooses how strongly it is regularised, and which features the baseline is told of. Validation only measures.
+Features of the training split, without augmentation, are computed in one pass: at every stage (the mean over
+height and width), and pooled, as the head gets them. A logistic regression is fitted to its optimum on each
+of them, and on all together (Head2Toe, arXiv 2201.03529). A held-out fifth of the training split decides how
+strongly it is regularised, and which of the probes is reported. The validation split only measures.
 
-The probe of the pooled features is a head like any other, once the standardising is folded into it: it is
-left as a bundle, which may win the search, and as a start for `model.head` (LP-FT, arXiv 2202.10054).
+With the standardising folded into it, the probe of the pooled features is a head like any other. It is saved
+as a bundle, which may win the search, and as a head that trials can begin with (LP-FT, arXiv 2202.10054).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from tlray.data.dataset import Dataset
 from tlray.data.image import Geometry
 from tlray.data.schema import Row
 from tlray.models import eager
-from tlray.models.backbone import Features
+from tlray.models.backbone import POOLED, Features
 from tlray.search.extra_bundle import leave
-from tlray.search.transferability import BATCH, POOLED, features_by_stage
+from tlray.search.transferability import BATCH, features_by_stage
 from tlray.storage.json_values import finite
 from tlray.tasks.base import TIE, Metrics
 from tlray.training.build import initial_model, is_head
 from tlray.training.rundir import HEAD, trial_folder
 
-ROWS = 20_000  # of the training split at most, drawn by class
+ROWS = 20_000  # of the training split at most, drawn from each class
 STRENGTHS = tuple(10.0 ** (1 - k / 2) for k in range(11))  # of L2, beside the mean loss: 10 to 1e-4
-VALUES = 2**27  # of all features of the training split together at most: 512 MB
+VALUES = 2**27  # in all features together at most: 512 MB
 ITERATIONS = 100
-# Multiplications of a step, above which several threads are quicker: below, two took up to 20 times as long
-# as one on a busy machine, since each of many small products waits for both.
+# With more multiplications per step several threads are used. Below, two threads took up to 20 times as long
+# as one on a busy machine: there are many small products, and each waits for both threads.
 LARGE = 2**27
-SMALL = 50  # training pictures a class below which trials begin with the probe's head
+SMALL = 50  # with fewer training pictures per class trials begin with the probe's head
 TOGETHER = "all stages pooled together"
 
 
@@ -62,10 +62,10 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """Which classes each picture shows, as the loss takes it.
+    """The classes of each picture, as the loss needs them.
 
-    ``one_each``: exactly one of them a picture (softmax); else each class for itself (sigmoid).
-    ``weight_C``: what a class weighs in the loss (of one), or where it occurs (of several); None: all 1.
+    ``one_each``: exactly one class per picture (softmax); otherwise any number of classes (sigmoid).
+    ``weight_C``: weights of classes in the loss (softmax), or of positive labels (sigmoid); None: all 1.
     """
 
     shown_NC: Tensor  # float32, 0 or 1
@@ -76,7 +76,7 @@ class Labels:
         return Labels(self.shown_NC[rows], self.one_each, self.weight_C)
 
     def loss(self, logits_NC: Tensor) -> Tensor:
-        """Mean over pictures; of several classes each adds its own."""
+        """The mean over pictures; with sigmoid the sum over classes."""
         if self.one_each:
             return F.cross_entropy(logits_NC, self.shown_NC.argmax(1), weight=self.weight_C)
         loss_NC = F.binary_cross_entropy_with_logits(
@@ -86,7 +86,7 @@ class Labels:
 
 
 def fit(x_ND: Tensor, labels: Labels, l2: float, start: Linear | None = None) -> Linear:
-    """The logistic regression of least loss + l2 / 2 * |weights|^2, by L-BFGS; the bias is not held down."""
+    """The logistic regression of least loss + l2 / 2 * |weights|^2, by L-BFGS; the bias has no penalty."""
     if start is None:
         num_classes = labels.shown_NC.shape[1]
         start = Linear(x_ND.new_zeros(num_classes, x_ND.shape[1]), x_ND.new_zeros(num_classes))
@@ -108,7 +108,7 @@ def fit(x_ND: Tensor, labels: Labels, l2: float, start: Linear | None = None) ->
 
 
 class Probe(NamedTuple):
-    """A fitted probe, for features as they come: nothing is left to standardise."""
+    """A fitted probe, for features that are not standardised."""
 
     linear: Linear
     l2: float
@@ -116,34 +116,35 @@ class Probe(NamedTuple):
 
 
 def probe(x_ND: Tensor, labels: Labels, held_N: Tensor) -> Probe:
-    """Fit on all rows, with the strength at which the others than ``held_N`` (bool) foretell those best.
+    """Fit on all rows, with the strength of L2 at which a fit on the others predicts ``held_N`` (bool) best.
 
-    From strong to weak, each fit beginning where the one before ended, until the loss of the held-out rises.
+    Strengths are tried from strong to weak, each fit starting from the one before, until the loss of the
+    held-out rows rises.
     """
     mean_D = x_ND.mean(0, dtype=torch.float64)
     z_ND = x_ND - mean_D.to(x_ND.dtype)
     std_D = z_ND.square().mean(0, dtype=torch.float64).sqrt()
-    std_D = torch.where(std_D > 1e-6 * mean_D.abs(), std_D, torch.inf)  # a constant one says nothing
+    std_D = torch.where(std_D > 1e-6 * mean_D.abs(), std_D, torch.inf)  # a constant feature has no effect
     z_ND /= std_D.to(x_ND.dtype)
     l2, least, best = STRENGTHS[len(STRENGTHS) // 2], float("nan"), None
     if held_N.any():
         z, y, z_held, y_held = z_ND[~held_N], labels[~held_N], z_ND[held_N], labels[held_N]
-        found: Linear | None = None
+        fitted: Linear | None = None
         for strength in STRENGTHS:
-            found = fit(z, y, strength, found)
-            loss = float(y_held.loss(found(z_held)))
+            fitted = fit(z, y, strength, fitted)
+            loss = float(y_held.loss(fitted(z_held)))
             if best is not None and not loss < least:
                 break
-            l2, least, best = strength, loss, found
+            l2, least, best = strength, loss, fitted
     whole = fit(z_ND, labels, l2, best)
-    # (x - mean) / std under the weights is x under weights / std.
+    # Standardising, (x - mean) / std, is folded into weights and bias.
     weight_CD = whole.weight_CD.double() / std_D
     bias_C = whole.bias_C.double() - weight_CD @ mean_D
     return Probe(Linear(weight_CD.to(x_ND.dtype), bias_C.to(x_ND.dtype)), l2, least)
 
 
 def held_out(shown_NC: np.ndarray, seed: int) -> np.ndarray:
-    """A fifth of each class's rows (bool), one where it has fewer than five, none where it has only one."""
+    """A fifth of the rows of each class (bool), but one of two to four rows, and none of a single row."""
     rng, held_N = np.random.default_rng(seed), np.zeros(len(shown_NC), bool)
     for rows in _by_class(shown_NC):
         number = max(1, len(rows) // 5) if len(rows) > 1 else 0
@@ -152,7 +153,7 @@ def held_out(shown_NC: np.ndarray, seed: int) -> np.ndarray:
 
 
 def drawn(shown_NC: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most about ``most`` rows, in order: of each class its share, and one at least."""
+    """About ``most`` rows at most, in order: the same share of each class, but at least one row."""
     if len(shown_NC) <= most:
         return np.arange(len(shown_NC))
     rng, share = np.random.default_rng(seed), most / len(shown_NC)
@@ -161,7 +162,7 @@ def drawn(shown_NC: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def _by_class(shown_NC: np.ndarray) -> list[np.ndarray]:
-    """Rows of each class; of several classes a row counts to the rarest of its own, and none is a class."""
+    """Rows of each class. A row of several classes counts for the rarest; rows of none are a class, too."""
     frequency_C = np.append(shown_NC.sum(0), len(shown_NC) + 1)
     with_none_NC = np.concatenate([shown_NC, np.ones((len(shown_NC), 1), bool)], 1)
     class_N = np.where(with_none_NC, frequency_C, len(shown_NC) + 2).argmin(1)
@@ -169,7 +170,7 @@ def _by_class(shown_NC: np.ndarray) -> list[np.ndarray]:
 
 
 def head_of(model: Model) -> nn.Linear | None:
-    """The head, where it is one linear layer over the pooled features that tells classes of pictures."""
+    """The head, where it is a single linear layer from pooled features to classes of pictures; or None."""
     kinds, head = set(model.task.columns.values()), getattr(model.module, "head", None)
     plain = isinstance(head, nn.Linear) and head.in_features == model.module.backbone.num_features  # type: ignore[union-attr]
     alone = {n for n in model.module.state_dict() if is_head(n)} == {"head.weight", "head.bias"}
@@ -178,41 +179,45 @@ def head_of(model: Model) -> nn.Linear | None:
 
 
 def start(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str | None:
-    """The head that a trial of these settings begins with; None: the one that its task makes.
+    """File of the head that a trial of these parameters begins with; None: a new head.
 
-    Where there are few pictures the probe's (see `SMALL`): it distorts the pretrained features less. Where
-    there are many that does not help, and the model comes further from a head that knows nothing.
+    With few pictures (see `SMALL`) it is the probe's, which distorts the pretrained features less. With many
+    pictures that does not help, and training from a new head gets further.
     """
     if config.model.head is not None or "model.head" in params:
         return None
-    found = _beside(probes, params)
-    if found is None:
+    row = _probe_for(probes, params)
+    if row is None:
         return None
-    asked = config.search.start_with_probe
-    begins = found["pictures_a_class"] < SMALL if asked == "auto" else asked
-    return _head(config, found) if begins else None
+    setting = config.search.start_with_probe
+    with_probe = row["pictures_a_class"] < SMALL if setting == "auto" else setting
+    return _head(config, row) if with_probe else None
 
 
-def head_beside(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str | None:
-    """The probe's head over the backbone that a trial of these settings begins with, if there is one."""
-    found = _beside(probes, params)
-    return None if found is None else _head(config, found)
+def head_for(config: Config, probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str | None:
+    """File of the probe's head for the backbone of a trial of these parameters, if there is one."""
+    row = _probe_for(probes, params)
+    return None if row is None else _head(config, row)
 
 
-def _beside(probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _probe_for(
+    probes: Sequence[Mapping[str, Any]], params: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The row of the probe with the same backbone, weights and input as a trial of these parameters."""
     same = {k: v for k, v in params.items() if k.startswith(("model.backbone", "model.weights", "input."))}
-    alike = ({k: v for k, v in one["params"].items() if k != "model.freeze"} == same for one in probes)
-    return next((one for one, fits in zip(probes, alike, strict=True) if fits), None)
+    alike = ({k: v for k, v in row["params"].items() if k != "model.freeze"} == same for row in probes)
+    return next((row for row, fits in zip(probes, alike, strict=True) if fits), None)
 
 
-def _head(config: Config, found: Mapping[str, Any]) -> str:
-    return storage.join(trial_folder(config.run_uri, found["id"]), HEAD)
+def _head(config: Config, row: Mapping[str, Any]) -> str:
+    return storage.join(trial_folder(config.run_uri, row["id"]), HEAD)
 
 
 def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Probe the frozen backbone of these settings: a row of `TrialLog.probes`, for models with a `head_of`.
+    """Probe the frozen backbone of these parameters; the model must have a `head_of`.
 
-    Leaves the probe of the pooled features in RUN/trials/ID, as a bundle and as a head.
+    Returns a row of `TrialLog.probes`. Writes the probe of the pooled features into RUN/trials/ID, as a
+    bundle and as a head.
     Raises DataError for a picture that cannot be read.
     """
     began = time.perf_counter()
@@ -241,10 +246,10 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
 
     module.head.weight.data.copy_(probes[POOLED].linear.weight_CD)
     module.head.bias.data.copy_(probes[POOLED].linear.bias_C)
-    judges = _judged(model, config, probes, device)
-    values = {place: judge.compute() for place, judge in judges.items()}
+    metrics = _evaluate(model, config, probes, device)
+    values = {place: m.compute() for place, m in metrics.items()}
     own_metrics, seconds = values[POOLED], time.perf_counter() - began
-    model = replace(model, task=task.with_thresholds(judges[POOLED]))
+    model = replace(model, task=task.with_thresholds(metrics[POOLED]))
     uri = leave(model, config, own_metrics, ("probe", seconds))
     head = {name: value for name, value in bundle.weights(module).items() if is_head(name)}
     storage.write_bytes(storage.join(config.run_uri, HEAD), save(head))
@@ -256,16 +261,16 @@ def measure(config: Config, id_: str, params: Mapping[str, Any], threads: int) -
         "told": min(probes, key=lambda place: (finite(probes[place].loss) or 0.0, place != POOLED)),
         "places": [
             {
-                "place": place, "dimensions": x_by_place[place].shape[1], "l2": one.l2,
-                "held_out_loss": finite(one.loss), "value": finite(values[place][task.goal.name]),
+                "place": place, "dimensions": x_by_place[place].shape[1], "l2": fitted.l2,
+                "held_out_loss": finite(fitted.loss), "value": finite(values[place][task.goal.name]),
             }
-            for place, one in probes.items()
+            for place, fitted in probes.items()
         ],
     }  # fmt: skip
 
 
 def _shown(model: Model, rows: Sequence[Row]) -> tuple[np.ndarray, bool]:
-    """Which classes each row shows, (N, C) bool, and whether that is one by the kind of label."""
+    """The classes of each row, (N, C) bool, and whether this kind of label has exactly one per row."""
     column, kind = next(iter(model.task.columns.items()))
     shown_NC = np.zeros((len(rows), len(model.labels)), bool)
     for i, row in enumerate(rows):
@@ -276,9 +281,9 @@ def _shown(model: Model, rows: Sequence[Row]) -> tuple[np.ndarray, bool]:
 def _features(
     model: Model, config: Config, split: str, rows: np.ndarray, device: torch.device
 ) -> tuple[dict[str, Tensor], list[Geometry]]:
-    """Features (N, D) of a split's rows at every stage, pooled, and together.
+    """Features (N, D) of a split's rows: at every stage, pooled, and all together.
 
-    What is pooled comes from the last stage's map, which is therefore left out of those together.
+    The last stage is left out of "all together": the pooled features are computed from its map.
     """
     backbone: Any = model.module.backbone
     source = loader.Source(
@@ -291,28 +296,28 @@ def _features(
         for stage, x_BD in features_by_stage(backbone, batch.x_BCHW.to(device)).items():
             parts.setdefault(stage, []).append(x_BD.float())
         geometries += batch.geometries
-    found = {stage: torch.cat(x) for stage, x in parts.items()}
-    together = [x_ND for stage, x_ND in found.items() if stage != backbone.stages[-1]]
-    return {**found, TOGETHER: torch.cat(together, dim=1)}, geometries
+    x_by_place = {stage: torch.cat(x) for stage, x in parts.items()}
+    together = [x_ND for stage, x_ND in x_by_place.items() if stage != backbone.stages[-1]]
+    return {**x_by_place, TOGETHER: torch.cat(together, dim=1)}, geometries
 
 
-def _judged(
+def _evaluate(
     model: Model, config: Config, probes: Mapping[str, Probe], device: torch.device
 ) -> dict[str, Metrics]:
-    """What each probe says of the validation split, as metrics."""
+    """Metrics of each probe on the validation split."""
     split, task = config.data.validation_split, model.task
     rows = Dataset.open(config.data.uri).read(split, list(task.columns)).to_pylist()
     everything = np.arange(len(rows), dtype=np.int64)
     x_by_place, geometries = _features(model, config, split, everything, device)
-    found = {}
-    for place, one in probes.items():
-        found[place] = task.metrics(model.labels)
+    metrics = {}
+    for place, fitted in probes.items():
+        metrics[place] = task.metrics(model.labels)
         for start in range(0, len(rows), BATCH):
             at = slice(start, start + BATCH)
             x_BD = x_by_place[place][at]
-            if place == POOLED:  # as the bundle will predict
-                said = model.predict_rendered(Features({}, x_BD, torch.Size()), geometries[at], device)  # type: ignore[arg-type]
+            if place == POOLED:  # in the way that the bundle predicts
+                predictions = model.predict_rendered(Features({}, x_BD, torch.Size()), geometries[at], device)  # type: ignore[arg-type]
             else:
-                said = task.decode(one.linear(x_BD), geometries[at], model.labels)
-            found[place].update(said, rows[at])
-    return found
+                predictions = task.decode(fitted.linear(x_BD), geometries[at], model.labels)
+            metrics[place].update(predictions, rows[at])
+    return metrics

@@ -1,4 +1,4 @@
-"""What happens to trials: from Ray Tune into the table, and on to whoever shows progress."""
+"""Writes what happens to trials into the log of trials, and reports it as events."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ from tlray.search.placement import TrialHandle
 from tlray.search.trial_log import TrialLog
 
 
+class NoDisplay(tune.ProgressReporter):
+    """In place of Ray Tune's display in notebooks, which would clear what the cell has printed."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
+        """Nothing."""
+
+
 class TrialReporter(tune.Callback):
     """Ray Tune's callback of a search."""
 
-    def __init__(self, table: TrialLog, emit: Emit, epochs: int, side_by_side: int = 1) -> None:
-        """``epochs``: of a trial that is not stopped early; ``side_by_side``: trials of a process at most."""
-        self.table, self.emit, self.epochs = table, emit, epochs
+    def __init__(self, trial_log: TrialLog, emit: Emit, epochs: int, side_by_side: int = 1) -> None:
+        """``epochs``: of a trial that is not stopped early; ``side_by_side``: at most, of a process."""
+        self.trial_log, self.emit, self.epochs = trial_log, emit, epochs
         self.lost = "the trial's process died (out of memory, or its machine was lost)"
         if side_by_side > 1:
-            self.lost += f"; with less memory at once: search.side_by_side = {side_by_side // 2}"
+            self.lost += f"; to use less memory: search.side_by_side = {side_by_side // 2}"
 
-    # Tune saves and copies its callbacks for Tuner.restore, which is not how a search goes on here.
+    # Tune saves and copies its callbacks for Tuner.restore, which is not how a search is continued here.
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
@@ -33,7 +43,7 @@ class TrialReporter(tune.Callback):
         id_, params = trial.config["id"], trial.config["params"]
         if trial.last_result.get("epoch"):  # it was paused, or its process died
             return
-        self.table.start(id_, params, [trial.config["id"] for trial in trials])
+        self.trial_log.start(id_, params, [trial.config["id"] for trial in trials])
         self._emit("trial_start", id_, params=params, epochs=self.epochs)
 
     def on_trial_result(
@@ -42,10 +52,10 @@ class TrialReporter(tune.Callback):
         if "record" not in result:
             return
         id_, record = trial.config["id"], result["record"]
-        # Where the trial begins anew, in another process, it does not tell these epochs again.
+        # If the trial begins again in another process, it does not report these epochs again.
         trial.config["epochs_told"] = result["epoch"]
-        if self.table.epoch(id_, record):
-            facts = {"goal_name": self.table.goal.name, "again": result["again"]}
+        if self.trial_log.epoch(id_, record):
+            facts = {"goal_name": self.trial_log.goal.name, "again": result["again"]}
             self._emit("trial_epoch", id_, **{**record, **facts})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -55,8 +65,8 @@ class TrialReporter(tune.Callback):
             return
         status, bundle = "finished" if last.get("ended") else "stopped", True
         if isinstance(handle, TrialHandle):
-            # Trials that train side by side write a bundle only where one is needed.
-            bundle = any(row["id"] == id_ for row in self.table.with_bundles([id_]))
+            # Trials that train side by side write their bundles only where the log needs them.
+            bundle = any(row["id"] == id_ for row in self.trial_log.with_bundles([id_]))
             try:
                 reason = ray.get(handle.end(bundle))
             except ray.exceptions.RayError:
@@ -73,21 +83,21 @@ class TrialReporter(tune.Callback):
         self._over(trial.config["id"], "failed", self.lost if died else lines[-1][:300])
 
     def rule_out(self, id_: str, params: dict[str, Any], reason: str) -> None:
-        """A trial is not worth running."""
-        self.table.rule_out(id_, params, reason)
-        self._emit_end(self.table.rows[id_])
+        """A trial will not be run, for this reason."""
+        self.trial_log.rule_out(id_, params, reason)
+        self._emit_end(self.trial_log.rows[id_])
 
     def _over(self, id_: str, status: str, reason: str | None = None, bundle: bool = True) -> None:
         """A trial is over; ``bundle``: whether it has left one."""
-        self._emit_end(self.table.end(id_, status, reason, bundle))
+        self._emit_end(self.trial_log.end(id_, status, reason, bundle))
 
     def _emit_end(self, row: dict[str, Any]) -> None:
         facts = {k: row[k] for k in ("status", "epochs", "best", "seconds", "params")}
-        best = self.table.best
+        best = self.trial_log.best
         self._emit(
             "trial_end", row["id"], **facts, **({"reason": row["reason"]} if "reason" in row else {}),
-            goal_name=self.table.goal.name, winner=best["id"] if best else None,
+            goal_name=self.trial_log.goal.name, winner=best["id"] if best else None,
         )  # fmt: skip
 
     def _emit(self, kind: str, id_: str, **facts: Any) -> None:
-        self.emit({"kind": kind, "run": self.table.run_uri, "id": id_, **facts})
+        self.emit({"kind": kind, "run": self.trial_log.run_uri, "id": id_, **facts})

@@ -13,7 +13,7 @@ from tlray.training.rundir import TRIALS
 
 
 def result_grid(run_uri: str) -> ResultGrid:
-    """What ``Tuner.fit`` would have returned: also for trials that trained side by side, without Tune.
+    """What ``Tuner.fit`` would have returned, read from the search's folder.
 
     ``get_best_result()`` has ``config`` (the trial's settings), ``metrics`` (of its last epoch, the best
     value so far as ``best``) and ``path`` (its folder); ``get_dataframe()`` is the whole table.
@@ -40,7 +40,7 @@ def result_grid(run_uri: str) -> ResultGrid:
 
 
 def _result(row: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """An epoch of a trial as Tune tells it."""
+    """An epoch of a trial as a result of Tune."""
     return {
         "trial_id": row["id"], "training_iteration": point["epoch"], "time_total_s": point["seconds"],
         "done": point is row["curve"][-1], "config": row["params"],

@@ -1,13 +1,13 @@
-"""What a search ends with: averages of weights across its trials, and between its probe and its winner.
+"""Averages at the end of a search: of the weights of its best trials, and of its probe and its winner.
 
 Trials that began with the same weights end close to each other, and their average is often better than each
-of them: a greedy soup (Wortsman et al., Model soups, arXiv 2203.05482) starts with the best one and takes in
-the others as long as validation does not suffer. Between the linear probe, which leaves the backbone as it
-is, and the winner WiSE-FT (arXiv 2109.01903) looks for a mean that is better than both. Each is kept only
-where validation is better by more than the noise of the comparison.
+of them: a greedy soup (Wortsman et al., Model soups, arXiv 2203.05482) starts with the best one and adds each
+of the others unless validation gets worse. WiSE-FT (arXiv 2109.01903) looks for a weighted mean of the winner
+and the linear probe, whose backbone is the pretrained one, that is better than both. An average is kept only
+where it is better on validation by more than the noise of the comparison.
 
-Running statistics of batch norm fit the weights that they were taken with. Those of an average are therefore
-estimated anew, from pictures as training shows them.
+Running statistics of batch norm belong to the weights that they were computed with. For an average they are
+therefore computed again, from augmented pictures as in training.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tlray.training.average import NO_AVERAGE, Weights, greedy, outcome
 from tlray.training.build import initial_model
 from tlray.training.rundir import METRICS, trial_folder
 
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the winner, between it and the probe
-PICTURES = 1024  # of the training split, by which statistics of batch norm are estimated
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the winner in the mean with the probe
+PICTURES = 1024  # of the training split, for the statistics of batch norm
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -47,8 +47,8 @@ T = TypeVar("T")
 def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, threads: int) -> Row:
     """Average the bundles of these trials, the best one first: a row of `TrialLog.averages`.
 
-    ``head``: a file with the probe's head, where there is a probe of the first one's backbone.
-    Leaves the average, where it is kept, in RUN/trials/ID. Raises BundleError, DataError.
+    ``head``: file of the probe's head, where there is a probe of the best trial's backbone.
+    Writes the average into RUN/trials/ID, where it is kept. Raises BundleError, DataError.
     """
     began = time.perf_counter()
     torch.set_num_threads(threads)
@@ -56,35 +56,39 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
     manifests = {row["id"]: bundle.read_manifest(row["bundle"]) for row in trials}
     first = manifests[trials[0]["id"]]
     alike = [row for row in trials if _start(manifests[row["id"]]) == _start(first)]
-    held = {row["id"]: weights.read(storage.join(row["bundle"], bundle.WEIGHTS), row["id"]) for row in alike}
-    ids, (best, *others) = list(held), held.values()
-    judge = _Judge(parse(first.config, f"trial {ids[0]}"), list(held.values()))
+    weights_by_id = {
+        row["id"]: weights.read(storage.join(row["bundle"], bundle.WEIGHTS), row["id"]) for row in alike
+    }
+    ids, (best, *others) = list(weights_by_id), weights_by_id.values()
+    judge = _Judge(parse(first.config, f"trial {ids[0]}"), list(weights_by_id.values()))
     goal = judge.model.task.goal
 
     before = judge(best)
-    chosen, found, taken = _driven(greedy(best, before, others, goal), judge.average)
-    of = [ids[0], *(ids[1 + number] for number in taken)]
-    outcomes = [outcome(f"soup of trials {', '.join(of)}", (best, before), (chosen, found), goal)]
+    chosen, evaluation, taken = _driven(greedy(best, before, others, goal), judge.average)
+    ids_averaged = [ids[0], *(ids[1 + number] for number in taken)]
+    kind = f"soup of trials {', '.join(ids_averaged)}"
+    outcomes = [outcome(kind, (best, before), (chosen, evaluation), goal)]
     if not outcomes[0].kept:
-        of = of[:1]
+        ids_averaged = ids_averaged[:1]
     if head is not None:
         winner, judged = outcomes[0].weights, outcomes[0].evaluation
         probe = {**judge.initial, **weights.read(head, "probe")}
-        chosen, found, share = _between(winner, judged, probe, judge, goal)
+        chosen, evaluation, share = _between(winner, judged, probe, judge, goal)
         kind = f"{share:.2g} of the winner, {1 - share:.2g} of the probe" if share < 1 else NO_AVERAGE
-        outcomes.append(outcome(kind, (winner, judged), (chosen, found), goal))
+        outcomes.append(outcome(kind, (winner, judged), (chosen, evaluation), goal))
 
     last, seconds = outcomes[-1], time.perf_counter() - began
     row = {
-        "id": id_, "params": trials[0]["params"], "of": of, "status": "finished", "epochs": 0, "curve": [],
+        "id": id_, "params": trials[0]["params"], "of": ids_averaged,
+        "status": "finished", "epochs": 0, "curve": [],
         "best": None, "tie": None, "seconds": seconds, "bundle": None,
-        "told": [one.line(goal) for one in outcomes if one.kind != NO_AVERAGE],
+        "told": [result.line(goal) for result in outcomes if result.kind != NO_AVERAGE],
     }  # fmt: skip
-    if not any(one.kept for one in outcomes):
+    if not any(result.kept for result in outcomes):
         return row
     module = judge.model.module
     module.load_state_dict(last.weights, strict=False)
-    depth = min(manifests[one].freeze_depth for one in of)
+    depth = min(manifests[trial].freeze_depth for trial in ids_averaged)
     task = judge.model.task.with_thresholds(last.evaluation.whole)
     model = replace(judge.model, task=task, freeze_depth=depth)
     own = judge.config.override({"name": id_, "runs": f"{config.run_uri}/trials"}, "average")
@@ -95,18 +99,18 @@ def measure(config: Config, id_: str, trials: Sequence[Row], head: str | None, t
 
 
 def _start(manifest: Manifest) -> Any:
-    """What two trials must have alike for an average of their weights to make sense."""
+    """What must be equal in two trials for an average of their weights to make sense."""
     config, model = manifest.config, manifest.config["model"]
     begins = {key: model[key] for key in ("backbone", "weights", "head")}
     return begins, config["input"], config["task"], config["seed"], manifest.labels
 
 
-def _driven(asking: Generator[Weights, Evaluation, T], judge: Any) -> T:
-    """What a generator comes to that asks for the judgement of one average after the other."""
+def _driven(generator: Generator[Weights, Evaluation, T], judge: Any) -> T:
+    """Run a generator of weights, which is sent the evaluation of each; its return value."""
     try:
-        asked = next(asking)
+        proposal = next(generator)
         while True:
-            asked = asking.send(judge(asked))
+            proposal = generator.send(judge(proposal))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -115,7 +119,7 @@ def _driven(asking: Generator[Weights, Evaluation, T], judge: Any) -> T:
 def _between(
     winner: Weights, judged: Evaluation, probe: Weights, judge: _Judge, goal: Goal
 ) -> tuple[Weights, Evaluation, float]:
-    """The best mean of a winner and a probe, how good it is, and the winner's share; 1: the winner itself."""
+    """The best mean of winner and probe, its evaluation, and the winner's share; 1: the winner itself."""
     best = winner, judged, 1.0
     for share in SHARES:
         mean = {name: _mixed(probe[name], value, share) for name, value in winner.items()}
@@ -130,15 +134,15 @@ def _mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 class _Judge:
-    """Weights in, metrics of the validation split out: one model, and pictures that are rendered once."""
+    """Evaluates weights on the validation split, with one model and pictures that are rendered once."""
 
     def __init__(self, config: Config, trained: Sequence[Weights]) -> None:
-        """``trained``: weights of all trials, which tell the batch norms that have learned."""
+        """``trained``: weights of all trials; they show which batch norms were trained."""
         self.config, data = config, Dataset.open(config.data.uri)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = initial_model(config, data)
         split, task = config.data.train_split, self.model.task
-        own = bundle.weights(self.model.module)  # on a CPU it would change with the model
+        own = bundle.weights(self.model.module)  # copied: on a CPU they are the model's own
         self.initial = {name: value.clone() for name, value in own.items()}
         self._module = self.model.module.to(self.device).eval()
         self._norms = [
@@ -157,7 +161,7 @@ class _Judge:
         self._rows = data.read(validation, list(task.columns)).to_pylist()
 
     def _training(self, source: loader.Source, num_rows: int) -> Iterator[Tensor]:
-        """Some pictures as training shows them, in batches of its size."""
+        """Some pictures, augmented as in training, in batches of the training's size."""
         rng = np.random.default_rng(self.config.seed)
         rows = np.sort(rng.permutation(num_rows)[:PICTURES])
         size = max(1, len(rows) // self.config.train.batch_size)
@@ -168,28 +172,28 @@ class _Judge:
 
     @torch.inference_mode()
     def __call__(self, weights: Weights) -> Evaluation:
-        """How good weights are."""
+        """Evaluate weights."""
         self._module.load_state_dict(weights, strict=False)
         task = self.model.task
         parts = SplitEvaluation(partial(task.metrics, self.model.labels), by=tasks.identity(task))
         for batch in self._held:
-            told = self.model.predict_rendered(batch.x_BCHW, batch.geometries, self.device)
-            parts.update(told, [self._rows[int(i)] for i in batch.rows])
+            predictions = self.model.predict_rendered(batch.x_BCHW, batch.geometries, self.device)
+            parts.update(predictions, [self._rows[int(i)] for i in batch.rows])
         return parts.evaluation()
 
     @torch.inference_mode()
     def average(self, weights: Weights) -> Evaluation:
-        """How good an average is with statistics of its own, which are written into it."""
+        """Evaluate an average with its own statistics of batch norm, which are put into ``weights``."""
         if self._norms:
             self._module.load_state_dict(weights, strict=False)
-            usual = [norm.momentum for norm in self._norms]
+            momentums = [norm.momentum for norm in self._norms]
             for norm in self._norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
                 norm.train()
             for x_BCHW in self._shown:
                 self._module(x_BCHW.to(self.device))
-            for norm, momentum in zip(self._norms, usual, strict=True):
+            for norm, momentum in zip(self._norms, momentums, strict=True):
                 norm.momentum = momentum
                 norm.eval()
             state = self._module.state_dict()
@@ -198,5 +202,6 @@ class _Judge:
 
 
 def _differ(initial: Weights, trained: Weights, name: str) -> bool:
+    """Whether training has changed the statistics of a batch norm."""
     key = f"{name}.running_mean"
     return key in initial and not torch.equal(initial[key], trained[key])

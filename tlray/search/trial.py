@@ -1,8 +1,8 @@
-"""One trial as Ray Tune runs it: one step is one epoch, whoever trains it.
+"""One trial as Ray Tune runs it: one step is one epoch.
 
-A trial of one worker trains in this process, which then takes the next trial: torch is imported once
-for all of them. A trial of several workers runs Ray Train; its epochs come back through a queue, each
-as it happens, so that the scheduler sees every one of them.
+A trial of one worker trains in this process, which then takes the next trial, so that torch is imported once
+for all of them. A trial of several workers runs Ray Train; its epochs come back through a queue as soon as
+they end, so that the scheduler sees every one of them.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 STOP_TIMEOUT_S = 30.0
-WORST = 1e30  # stands for "no value yet": a scheduler cannot compare NaN
+WORST = 1e30  # with the goal's sign, the score of a trial without a value: schedulers cannot compare NaN
 
 
 class Trial(tune.Trainable):
-    """See the module's docstring. ``threads``: what this process may use; ``emit``: where progress goes."""
+    """See the module's docstring. ``threads``: for this process; ``emit`` gets ``trial_step`` events."""
 
     def setup(  # type: ignore[override]  # as with_parameters calls it
         self, config: dict[str, Any], emit: Emit, threads: int, direction: str
@@ -51,13 +51,13 @@ class Trial(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End a trial and begin the next one in the same process."""
+        """End the trial and begin the next one in the same process."""
         self._end()
         self._begin(new_config)
         return True
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """Before Tune pauses a trial. Tune keeps nothing: the trial's own folder has its checkpoints."""
+        """Called before Tune pauses the trial. Saves nothing: checkpoints are in the trial's own folder."""
         return SimpleNamespace(checkpoint=None)
 
     def cleanup(self) -> None:
@@ -67,29 +67,30 @@ class Trial(tune.Trainable):
     def _begin(self, settings: dict[str, Any]) -> None:
         self._id = settings["id"]
         self._config: Config = parse(_tree(settings["tree"]), f"trial {self._id}")
-        # What happened before the search was interrupted is told again, so that schedulers judge the whole
-        # curve; not what this search was told already, before Tune paused the trial or its process died.
-        past = story(self._config.run_uri)
-        told = settings.get("epochs_told", 0)
-        self._past = deque(record for record in past if record["epoch"] > told)
-        self._last: Record | None = next((record for record in past if record["epoch"] == told), None)
-        self._epochs_told = told
-        self._team: RayTrainThread | None = None
+        # Epochs from before an interruption of the search are reported again: schedulers judge the whole
+        # curve; not those that Tune has seen in this search, before it paused the trial or its process died.
+        history = story(self._config.run_uri)
+        last_epoch = settings.get("epochs_told", 0)
+        self._to_repeat = deque(record for record in history if record["epoch"] > last_epoch)
+        reported = (record for record in history if record["epoch"] == last_epoch)
+        self._last: Record | None = next(reported, None)
+        self._num_reported = last_epoch
+        self._ray_train: RayTrainThread | None = None
         self._records: Iterator[Record] | None = None
 
     def _end(self) -> None:
         records, self._records = self._records, None
-        team, self._team = self._team, None
-        if team is not None:
-            team.stop()
+        ray_train, self._ray_train = self._ray_train, None
+        if ray_train is not None:
+            ray_train.stop()
         close = getattr(records, "close", None)
         if close is not None:
             close()
         del records, close
         free_memory()
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        """Progress inside an epoch; epochs themselves go through Tune."""
+    def _emit_step(self, event: dict[str, Any]) -> None:
+        """Pass on progress within an epoch; Tune itself reports epochs."""
         if event.get("kind") == "step":
             self._emit({**event, "kind": "trial_step", "id": self._id})
 
@@ -97,82 +98,81 @@ class Trial(tune.Trainable):
         config = self._config
         storage.write_json(storage.join(config.run_uri, rundir.CONFIG), config.model_dump(mode="json"))
         if config.scale.num_workers > 1:
-            self._team = RayTrainThread(config, self._tell)
-            return self._team.records()
-        return loop.epochs(config, LocalWorker(self._threads), self._tell)
+            self._ray_train = RayTrainThread(config, self._emit_step)
+            return self._ray_train.records()
+        return loop.epochs(config, LocalWorker(self._threads), self._emit_step)
 
     def step(self) -> dict[str, Any]:
-        """One epoch. What goes wrong in the trial ends the trial, and neither this process nor the search."""
+        """Train one epoch. An error ends the trial, but neither this process nor the search."""
         try:
             return self._step()
-        except Exception as error:
-            # The boundary of a trial: whatever it is, it is written down, and the search goes on.
+        except Exception as error:  # whatever it is: the search goes on with other trials
             reason = one_line(error, self._config)
-            if not isinstance(error, TlrayError):  # whose line says all
+            if not isinstance(error, TlrayError):  # for a TlrayError its line is enough
                 with contextlib.suppress(StorageError):
                     text = "".join(traceback.format_exception(error))
                     storage.write_bytes(storage.join(self._config.run_uri, rundir.ERROR), text.encode())
-            error.__traceback__ = None  # holds the loop's tensors
+            error.__traceback__ = None  # it would keep the loop's tensors in memory
             self._end()
             return {"epoch": 0, SCORE: self._worst, "failed": reason, "done": True}
 
     def _step(self) -> dict[str, Any]:
-        if self._past:
-            return self._result(self._past.popleft(), again=True)
+        if self._to_repeat:
+            return self._result(self._to_repeat.popleft(), again=True)
         if self._records is None:
             self._records = self._train()
         for record in self._records:
-            if record["epoch"] > self._epochs_told:
+            if record["epoch"] > self._num_reported:
                 return self._result(record)
-        # No more: it stopped itself early, or had ended before an interruption.
+        # No more epochs: the trial has stopped itself early, or had ended before the search was interrupted.
         assert self._last is not None, "a training without an epoch"
         return {**self._result(self._last, again=True), "ended": True, "done": True}
 
     def _result(self, record: Record, again: bool = False) -> dict[str, Any]:
-        self._last, self._epochs_told = record, record["epoch"]
+        self._last, self._num_reported = record, record["epoch"]
         ended = record["epoch"] >= self._config.train.epochs
         if ended and self._records is not None:
-            deque(self._records, maxlen=0)  # let it close what it has open
-        # The best so far is what the trial would deliver, so that is what trials are compared by.
+            deque(self._records, maxlen=0)  # let the training finish and close its files
+        # Trials are compared by their best value so far: the bundle is that of the best epoch.
         best = record["best"]
         score = self._worst if best is None or not math.isfinite(best) else best
-        shown = {k: v for k, v in record.items() if k.startswith("val_") or k in ("train_loss", "lr")}
+        metrics = {k: v for k, v in record.items() if k.startswith("val_") or k in ("train_loss", "lr")}
         return {
-            **shown, "epoch": record["epoch"], "training_iteration": record["epoch"], SCORE: score,
+            **metrics, "epoch": record["epoch"], "training_iteration": record["epoch"], SCORE: score,
             "record": record, "again": again, "ended": ended, "done": ended,
         }  # fmt: skip
 
 
 class RayTrainThread:
-    """Ray Train in a thread of this process; its epochs as an iterator; an end that frees what it holds."""
+    """Runs Ray Train in a thread: `records` gives its epochs, `stop` ends it and frees its resources."""
 
     def __init__(self, config: Config, emit: Emit) -> None:
         self._config, self._emit = config, emit
         self._inbox: queue.Queue[Record | BaseException | None] = queue.Queue()
-        self._leader: queue.Queue[Any] = queue.Queue()
+        self._controller: queue.Queue[Any] = queue.Queue()
         self._thread = threading.Thread(target=self._fit, name="tlray-team", daemon=True)
         self._thread.start()
 
     def _fit(self) -> None:
         end: BaseException | None = None
         try:
-            with runtime.events(self._hear) as tell:
-                fit.fit(self._config, tell, [ControllerHandle(tell)])
+            with runtime.events(self._receive) as emit:
+                fit.fit(self._config, emit, [ControllerHandle(emit)])
         except BaseException as error:
             end = error
         self._inbox.put(end)
 
-    def _hear(self, event: dict[str, Any]) -> None:
+    def _receive(self, event: dict[str, Any]) -> None:
         if event["kind"] == "epoch":
             added = ("kind", "run", "goal_name", "epochs")
             self._inbox.put({k: v for k, v in event.items() if k not in added})
         elif event["kind"] == "leader":
-            self._leader.put(event["actor"])
+            self._controller.put(event["actor"])
         else:
             self._emit(event)
 
     def records(self) -> Iterator[Record]:
-        """One a epoch, as it ends."""
+        """The record of each epoch, as soon as it ends. Raises the error that ended the training."""
         while (item := self._inbox.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -181,44 +181,47 @@ class RayTrainThread:
     def stop(self) -> None:
         """End the workers now and free their resources.
 
-        Ray Train's controller ends with its owner, this process, which Tune ends next; but then its
-        placement group is freed by another actor, late, and never where the dashboard is off
-        (github.com/ray-project/ray/issues/54305). And where the placement group is removed behind the
-        controller's back, it starts the workers anew. So the controller is told, as Ray does on Ctrl-C.
+        Ray Train's controller would end with its owner, this process, which Tune ends next. But its placement
+        group would then be freed late, by another actor, and never where the dashboard is off
+        (github.com/ray-project/ray/issues/54305); and if it were removed here, the controller would start the
+        workers again. So the controller itself is asked to abort, as Ray does on Ctrl-C.
         """
         if not self._thread.is_alive():
             return
         try:
-            # A stop follows an epoch; every epoch is reported to the controller, which then says who it is.
-            ray.get(self._leader.get(timeout=STOP_TIMEOUT_S).abort.remote(), timeout=STOP_TIMEOUT_S)
+            # There is at least one epoch before a stop, and after each epoch the controller sends its handle.
+            ray.get(self._controller.get(timeout=STOP_TIMEOUT_S).abort.remote(), timeout=STOP_TIMEOUT_S)
         except ray.exceptions.RayActorError:
-            pass  # gone: that is what was wanted
+            pass  # it has ended already
         except (queue.Empty, ray.exceptions.GetTimeoutError):
-            log.warning("%s: its workers could not be ended; Ray will", self._config.run_uri)
+            log.warning("%s: its workers could not be ended now; Ray will end them", self._config.run_uri)
             return
         self._thread.join(STOP_TIMEOUT_S)
 
 
 def story(run_uri: str) -> list[Record]:
-    """Records of the epochs that a run's newest readable checkpoint has behind it."""
+    """Records of the epochs before a run's newest readable checkpoint."""
     for name in reversed(checkpoint.listing(run_uri)):
         try:
             state = storage.read_json(storage.join(run_uri, rundir.CHECKPOINTS, name, checkpoint.STATE))
             return list(state["history"] or [])
         except (StorageError, ValueError, KeyError):
-            continue  # damaged: training passes it over, too
+            continue  # damaged: training skips it, too
     return []
 
 
 def free_memory() -> None:
-    """Free what a training that has ended still holds: an exception and its frames refer to each other."""
+    """Free the memory of a training that has ended.
+
+    An exception and its frames refer to each other, so that only the garbage collector frees their tensors.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def one_line(error: BaseException, config: Config) -> str:
-    """Why a trial failed."""
+    """The reason why a trial failed, in one line."""
     if isinstance(error, TlrayError):
         return str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
