@@ -10,7 +10,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
 from ray.tune.search import Searcher
 
-from tests.search.test_tuner import check_epochs, draw, settings, table
+from tests.search.test_tuner import check_epochs, draw, settings, stored
 from tlray import search
 from tlray.errors import ConfigError
 from tlray.search.result_grid import result_grid
@@ -68,14 +68,14 @@ def test_hyperband_pauses_and_stops_trials_and_callbacks_see_every_epoch(
     config = config.override({"train.epochs": 4})
     scheduler = HyperBandScheduler(max_t=4, reduction_factor=2)
     result = search.tune(config, events.append, options=TuneOptions(scheduler=scheduler, callbacks=[seen]))
-    rows = table(config)["trials"]
+    rows = stored(config)["trials"]
     states = [row["status"] for row in rows]
     assert len(rows) == 6 and states.count("finished") >= 4 and "stopped" in states
     # The second bracket paused at 2 epochs, where one trial is stopped without more.
     assert seen.paused and {row["epochs"] for row in rows if row["status"] == "stopped"} == {2}
     check_epochs(config, events, rows)
     assert seen.epochs == {row["id"]: list(range(1, row["epochs"] + 1)) for row in rows}
-    assert len(table(config)["plans"]) >= 2  # trials that went on made a group of their own
+    assert len(stored(config)["plans"]) >= 2  # trials that went on made a group of their own
     best = result_grid(config.run_uri).get_best_result()
     assert best.metrics["best"] == result.value == max(row["best"] for row in rows)
 
@@ -85,7 +85,7 @@ def test_a_searcher_proposes_and_a_criterion_stops(ray_local: Any, data: str, tm
     config = config.override({"search.sampler": "tpe", "search.num_trials": 6})
     options = TuneOptions(MedianStoppingRule(time_attr="epoch"), rates, [seen], {"training_iteration": 2})
     result = search.tune(config, options=options)
-    rows = table(config)["trials"]
+    rows = stored(config)["trials"]
     assert {row["params"]["optim.lr"] for row in rows} == {0.02, 1e-7, 0.03}
     assert {row["status"] for row in rows} == {"stopped"} and {row["epochs"] for row in rows} <= {1, 2}
     assert seen.epochs[result.best] == [1, 2]
