@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,3 +96,11 @@ def test_what_fails_has_its_reason() -> None:
     broken, _ = group("broken")
     with pytest.raises(RunError, match="no data"):
         epochs(broken, "broken")
+
+
+def test_a_trial_that_has_left_is_still_stopped() -> None:
+    members, _ = group("a", "b")
+    members._members["a"] = SimpleNamespace(stop=lambda: "stopped")  # type: ignore[assignment]
+    members.leave("a")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(members.call, "a", "stop").result(20) == "stopped"

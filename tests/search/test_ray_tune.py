@@ -95,5 +95,5 @@ def test_a_searcher_proposes_and_a_criterion_stops(ray_local: Any, data: str, tm
 
 
 def test_what_cannot_work_is_refused(data: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"PopulationBasedTraining: changes a trial's settings.*accepted: .*ASHA"):
+    with pytest.raises(ConfigError, match=r"PopulationBasedTraining: changes a trial's.*accepted: .*ASHA"):
         TuneOptions(PopulationBasedTraining(hyperparam_mutations={"optim.lr": [0.1, 0.2]}))

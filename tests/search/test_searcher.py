@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune import Stopper
 from ray.tune.search import Searcher
 
 from tlray import storage
 from tlray.config import Config, parse
 from tlray.errors import ConfigError
 from tlray.search import space as spaces
+from tlray.search.reporter import TrialStopper
 from tlray.search.searcher import SCORE, TrialSearcher
 from tlray.search.trial_log import TrialLog
 from tlray.search.tuner import halving
@@ -226,3 +228,63 @@ def test_ray_tune_users_find_what_they_know(tmp_path: Path) -> None:
     told = grid.get_dataframe()
     assert sorted(told["best"].dropna()) == pytest.approx([0.1 * n for n in range(6)])
     assert list(grid.get_best_result().metrics_dataframe["val_accuracy"]) == [0.5, 0.5]
+
+
+class Proposals(Searcher):
+    """A user's searcher that gives these values of optim.lr, None where it waits."""
+
+    def __init__(self, *rates: float | None) -> None:
+        super().__init__()
+        self.rates = list(rates)
+
+    def suggest(self, trial_id: str) -> Any:
+        rate = self.rates.pop(0) if self.rates else Searcher.FINISHED
+        return {"optim.lr": rate} if isinstance(rate, float) else rate
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Learns nothing."""
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_searcher_of_the_users_may_wait_and_may_end(tmp_path: Path, fuse: bool) -> None:
+    space = {"optim.lr": {"choice": [0.1, 0.2]}}
+    config = settings(tmp_path, space, fuse=fuse, extend=True)
+    trial_log = TrialLog(config, spaces.build(config), GOAL, "f")
+    sampler = TrialSearcher(config, trial_log.space, trial_log, inner=Proposals(0.1, None, 0.2))
+    tried, waits = [], 0
+    while (one := sampler.suggest(f"t{len(tried)}")) != Searcher.FINISHED:
+        if one is None:
+            waits += 1
+            continue
+        rate = one["params"]["optim.lr"]
+        trial_log.start(one["id"], one["params"])
+        trial_log.epoch(one["id"], {"epoch": 1, "goal": rate, "seconds": 1.0})
+        trial_log.end(one["id"], "finished")
+        sampler.on_trial_complete(f"t{len(tried)}", {SCORE: rate})
+        tried.append(rate)
+    # Once the searcher has ended, the axis that the winner ends is extended.
+    assert waits == 1 and tried == [0.1, 0.2, 0.4, 0.8]
+    again = TrialSearcher(config, trial_log.space, trial_log, inner=Proposals(0.1))
+    assert again.suggest("again") == Searcher.FINISHED
+
+
+def test_criteria_that_end_a_search_stop_each_trial_in_order(tmp_path: Path) -> None:
+    class Enough(Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return True
+
+    sampler, _ = opened(settings(tmp_path, sampler="grid"))
+    stopper = TrialStopper(Enough(), sampler.stop)
+    assert isinstance(sampler.suggest("a"), dict)
+    assert not stopper("a", {"failed": "no memory"}) and not stopper.stop_all()
+    assert stopper("a", {"epoch": 1}) and sampler.suggest("b") is None
+    sampler.on_trial_complete("a", {SCORE: 0.5})
+    assert sampler.suggest("b") == Searcher.FINISHED
+    lowest = TrialStopper({"epoch": 2}, sampler.stop)
+    assert [lowest("a", {"epoch": n}) for n in (1, 2, 3)] == [False, True, True]
+    assert not lowest("a", {"score": 1.0})

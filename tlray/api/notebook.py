@@ -441,7 +441,8 @@ def list_backbones(pattern: str = "*", pretrained: bool = True) -> list[str]:
 
 def _batches(pictures: Sequence[Picture]) -> Iterator[tuple[list[str], list[bytes]]]:
     """Names and files of `BATCH_SIZE` pictures at a time. Raises DataError for a single picture."""
-    if isinstance(pictures, str | bytes | bytearray | os.PathLike | Image.Image):
+    array = isinstance(pictures, np.ndarray) and (pictures.ndim == 2 or pictures.shape[2:] == (3,))
+    if array or isinstance(pictures, str | bytes | bytearray | os.PathLike | Image.Image):
         raise DataError(
             f"pictures: one {type(pictures).__name__}; accepted: a list; one picture alone: model(picture)"
         )

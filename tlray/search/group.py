@@ -75,7 +75,7 @@ class Group:
         for run in self._loop.runs:
             if run.name == name:
                 with run.isolated():
-                    run.save({})
+                    run.save_checkpoint({})
 
     def leave(self, name: str) -> None:
         """Stop training a trial."""

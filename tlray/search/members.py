@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 
 class Members:
-    """A Ray actor whose methods run in threads; see the module's docstring."""
+    """A Ray actor whose methods run in threads; see the module's docstring.
+
+    The driver calls `begin` for a group, then `call` for each method that Ray Tune calls of a trial, `end`
+    for each trial, and `over`. Trials of the group call the methods below.
+    """
 
     def __init__(self, group: Any, emit: Emit, direction: str) -> None:
         """``group`` makes a `tlray.search.group.Group`."""
@@ -41,7 +45,7 @@ class Members:
         with self._changed:
             self._settings = {trial["config"]["id"]: trial for trial in settings}
             self._members = {}
-            self._begun = self._training = False
+            self._built = self._training = False
             self._best: dict[int, dict[str, float | None]] = {}
             self._waiting: set[str] = set()  # members that were asked for their next epoch
             self._records: dict[str, deque[Record | Exception | None]] = {
@@ -52,7 +56,7 @@ class Members:
     def call(self, id_: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of a trial, for Ray Tune."""
         with self._changed:
-            self._changed.wait_for(lambda: id_ in self._settings)
+            self._changed.wait_for(lambda: id_ in self._settings or id_ in self._members)
             if id_ not in self._members:
                 self._members[id_] = Member(self, **self._settings[id_])
         return None if method == "__ray_ready__" else getattr(self._members[id_], method)(*args, **kwargs)
@@ -69,7 +73,7 @@ class Members:
 
     def over(self) -> dict[str, Any]:
         """End the group; returns its plan with the measured times, empty where it never began."""
-        return self._train(lambda: self._group.over() if self._begun else {})
+        return self._train(lambda: self._group.over() if self._built else {})
 
     # ---- called by members
 
@@ -84,14 +88,14 @@ class Members:
 
     def save(self, id_: str) -> None:
         """Write a checkpoint of a trial."""
-        self._train(lambda: self._group.save(id_) if self._begun else None)
+        self._train(lambda: self._group.save(id_) if self._built else None)
 
     def leave(self, id_: str) -> None:
         """Take a trial out of the group."""
         with self._changed:
             if self._settings.pop(id_, None) is None:
                 return
-            if self._begun:
+            if self._built:
                 self._group.leave(id_)
             self._waiting.discard(id_)
             self._train_if_all_ask()
@@ -117,17 +121,23 @@ class Members:
 
     def _build(self) -> None:
         """Build the models of the group, the first time it is called."""
-        if self._begun:
+        if self._built:
             return
         if self._group is None:
             self._group = self._make_group(self.emit)
-        self._group.begin([trial["config"]["tree"] for trial in self._settings.values()])
-        self._begun = True
+        with self._changed:
+            settings = dict(self._settings)
+        self._group.begin([trial["config"]["tree"] for trial in settings.values()])
+        with self._changed:
+            self._built = True
+            for id_ in settings.keys() - self._settings.keys():  # those that left meanwhile
+                self._group.leave(id_)
 
     def _epoch(self) -> None:
         """Train an epoch of the trials that have the fewest, so that those that are behind catch up."""
         results: dict[str, Record | Exception] = {}
         over: Sequence[str] = ()
+        failure: Exception | None = None
         try:
             self._build()
             epoch = self._group.epoch()
@@ -135,10 +145,12 @@ class Members:
             over = epoch["over"]
             for id_, record in epoch["records"].items():
                 self._best.setdefault(record["epoch"], {})[id_] = record["best"]
-        except Exception as error:  # an error of the whole group ends each of its trials
-            results = dict.fromkeys(self._settings, error)
+        except Exception as error:
+            failure = error
         with self._changed:
             self._training = False
+            if failure is not None:  # an error of the whole group ends each of its trials
+                results = dict.fromkeys(self._settings, failure)
             for id_ in self._settings:
                 if id_ in results:
                     self._records[id_].append(results[id_])
@@ -154,23 +166,23 @@ class Member(Trial):
     """A trial of a group."""
 
     def __init__(self, members: Members, **settings: Any) -> None:
-        self._group = members
+        self._members = members
         super().__init__(**settings)
 
     def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
-        super().setup(config, self._group.emit, 0, self._group.direction)
+        super().setup(config, self._members.emit, 0, self._members.direction)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        self._group.save(self._id)
+        self._members.save(self._id)
         return super().save(checkpoint_dir)
 
     def _train(self) -> Iterator[Record]:
-        return self._group.records(self._id)
+        return self._members.records(self._id)
 
     def _result(self, record: Record, again: bool = False) -> dict[str, Any]:
         result = super()._result(record, again)
-        return result if again else {**result, "beside": self._group.beside(record["epoch"])}
+        return result if again else {**result, "beside": self._members.beside(record["epoch"])}
 
     def _end(self) -> None:
         self._records = None
-        self._group.leave(self._id)
+        self._members.leave(self._id)

@@ -12,7 +12,7 @@ name is replaced there while a search runs (`placed`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -189,8 +189,10 @@ class GroupActors(RayActorManager):
         super()._cleanup_actor(tracked_actor)
         handle.process.ids.discard(handle.id)
         if not handle.process.ids and handle.process in self._processes:
-            with suppress(ray.exceptions.RayActorError):  # the process has died; its trials are over anyway
+            try:
                 self._over(ray.get(handle.process.actor.over.remote()))
+            except ray.exceptions.RayError:  # its trials are over; the next group needs a sound process
+                self._end([handle.process])
 
     def _try_kill_actor(self) -> bool:
         if not self._live_actors_to_kill:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -20,6 +22,37 @@ class NoDisplay(tune.ProgressReporter):
 
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
         """Nothing."""
+
+
+class TrialStopper(tune.Stopper):
+    """The user's stopping criteria, asked for each trial.
+
+    Tune ends trials at once where a stopper ends the whole search; they would leave no bundle. So in that
+    case each trial stops after its present epoch, and ``stop_search`` keeps new ones from starting.
+    """
+
+    def __init__(self, criteria: Any, stop_search: Callable[[], None]) -> None:
+        """``criteria``: as of tune.RunConfig: a Stopper, a function, or lowest values by metric."""
+        self._criteria, self._stop_search = criteria, stop_search
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if "failed" in result:  # it has ended, and has no metrics
+            return False
+        if isinstance(self._criteria, Mapping):
+            return any(result.get(name, -math.inf) >= value for name, value in self._criteria.items())
+        if isinstance(self._criteria, tune.Stopper) and self._criteria.stop_all():
+            self._stop_search()
+            return True
+        return bool(self._criteria(trial_id, result))
+
+    def stop_all(self) -> bool:
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: Any) -> TrialStopper:
+        return self
 
 
 class TrialReporter(tune.Callback):

@@ -65,6 +65,7 @@ class TrialSearcher(Searcher):
             inner.set_search_properties(SCORE, trial_log.goal.direction, _tune_space(space))
         elif self.num_new and config.search.sampler != "grid":
             self.inner = _optuna(config, space, trial_log)
+        self._own_sampler = inner is None
         self._decode = space.decode if inner is None else partial(_checked, config, space)
         default = default_trial(config, space)
         if self.inner is not None and self.num_new and default and trial_id(default) not in self.proposed:
@@ -74,9 +75,11 @@ class TrialSearcher(Searcher):
             self.num_new -= 1
         self.rule_out = trial_log.rule_out
         self._side_by_side = side_by_side(config)
-        self._wave_size = -(-self.num_left // 3)
+        self._wave_size = max(1, -(-self.num_left // 3))
         self._steps: list[list[Proposal]] = []  # of the present wave: each step waits for the one before
         self._ready: list[Proposal] = []  # of the present step, not started yet
+        self._inner_waits = False  # whether the user's searcher has no proposal before others have ended
+        self._stopped = False
         self._keys = itertools.count()
         self._num_replaced = 0  # trials that were ruled out and have others in their place
         # The inner searcher's ids, by the proposal's key, and by Tune's id once the trial has started.
@@ -116,21 +119,27 @@ class TrialSearcher(Searcher):
                 if key in self._inner_ids:
                     self._inner_ids[trial_id] = self._inner_ids.pop(key)
                 return settings
-        return None if self.running else Searcher.FINISHED
+        waits = self.running or (self.num_left and not self._stopped)
+        return None if waits else Searcher.FINISHED
 
     def _next_step(self) -> bool:
         """Begin the next step, of the next wave if need be; False: there is none now."""
-        if self.running and self._side_by_side:
+        if (self.running and self._side_by_side) or self._stopped:
             return False
         while not self._ready:
             if not self._steps:
                 if not (self.num_left or self.extend()):
                     return False
                 self._steps = self.steps()
+                if self._inner_waits and not any(self._steps):
+                    return False
             self._ready = self._steps.pop(0)
-            if not (self._ready or self._steps or self.num_left):
-                return False
         return True
+
+    def stop(self) -> None:
+        """Propose no more trials."""
+        self._stopped = True
+        self._ready, self._steps = [], []
 
     def extend(self) -> bool:
         """Once all trials are over, queue trials beyond the ends of axes; False: there are none."""
@@ -173,6 +182,7 @@ class TrialSearcher(Searcher):
         """
         size = self.num_left if self.inner is None else min(self.num_left, self._wave_size)
         proposals: list[Proposal] = []
+        self._inner_waits = False
         for _ in range(size if self._side_by_side else 1):
             key = f"proposal-{next(self._keys)}"
             if (params := self._propose(key)) is not None:
@@ -191,8 +201,12 @@ class TrialSearcher(Searcher):
         for number in range(TRIES if self.inner is not None else 0):
             inner_id = f"{key}-{number}"
             raw = self.inner.suggest(inner_id)
-            if raw is None or raw == Searcher.FINISHED:  # the user's searcher waits for results, or is done
-                self.num_new = 0 if raw is not None else self.num_new + 1
+            if raw is None:
+                self._inner_waits = True
+                self.num_new += 1
+                return None
+            if raw == Searcher.FINISHED:
+                self.num_new = 0
                 return None
             params = self._decode(raw)
             if trial_id(params) not in self.proposed:
@@ -229,7 +243,7 @@ class TrialSearcher(Searcher):
         inner_id = self._inner_ids.pop(trial_id, None)
         if inner_id is not None:
             self.inner.on_trial_complete(inner_id, None if failed else result, error=failed)
-        elif not failed and result is not None and isinstance(self.inner, OptunaSearch):
+        elif not failed and result is not None and self._own_sampler:
             point = self.space.encode(params)
             if point is not None:  # the sampler does not know values beyond the ends of axes
                 self.inner.add_evaluated_point(point, result[SCORE])

@@ -124,6 +124,7 @@ class Trial(tune.Trainable):
         for record in self._records:
             if record["epoch"] > self._num_reported:
                 return self._result(record)
+            self._last = record
         # No more epochs: the trial has stopped itself early, or had ended before the search was interrupted.
         assert self._last is not None, "a training without an epoch"
         return {**self._result(self._last, again=True), "ended": True, "done": True}

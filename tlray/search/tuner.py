@@ -41,7 +41,7 @@ from tlray.search.members import Members
 from tlray.search.placement import GroupActors, placed
 from tlray.search.probe import head_of
 from tlray.search.probe_first import ProbeFirst
-from tlray.search.reporter import NoDisplay, TrialReporter
+from tlray.search.reporter import NoDisplay, TrialReporter, TrialStopper
 from tlray.search.resources import TrialResources, trial_resources
 from tlray.search.searcher import (
     MANY,
@@ -71,6 +71,7 @@ REFUSED = {  # schedulers that cannot work here, and why
 }
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune writes no csv, json or tensorboard files
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last result of a trial that failed has no metrics
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own handler would end the search as if it were finished
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -324,11 +325,14 @@ def _run_trials(
     )
     if options.scheduler is not None:  # no effect where it was made with a metric and a mode
         options.scheduler.set_search_properties(SCORE, trial_log.goal.direction)
+    stop = None if options.stop is None else TrialStopper(options.stop, searcher.stop)
     folder = tempfile.mkdtemp(prefix="tlray-search-")
     try:
         with _environment(pending=MANY if fused else 1), contextlib.ExitStack() as stack:
             if fused:
-                stack.enter_context(placed(_group_actors(config, trial_log, worker_emit, resources)))
+                actors = _group_actors(config, trial_log, worker_emit, resources)
+                stack.callback(actors.cleanup)  # Tune does not do it on Ctrl-C
+                stack.enter_context(placed(actors))
             tuner = tune.Tuner(
                 tune.with_resources(
                     trainable, tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v}])
@@ -348,7 +352,7 @@ def _run_trials(
                     storage_path=folder,
                     verbose=0,
                     progress_reporter=NoDisplay() if IS_NOTEBOOK else None,
-                    stop=options.stop,
+                    stop=stop,
                     callbacks=[reporter, *options.callbacks],
                     # A process that dies is started again and resumes; an exception ends the trial.
                     failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
